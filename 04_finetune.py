@@ -1,0 +1,418 @@
+"""Fine-tune a student on accepted paths, or (--orm) an outcome reward model on annotated ones.
+
+Reads:  verified.jsonl   id, question, images, sample, response, status, finish, origin; with --orm also error_step, error_analysis
+        (or a training file: rows with messages, images, id, sample, origin)
+Writes: OUTPUT/          a model folder that `from_pretrained` loads, with train_log.jsonl (step, loss, lr, grad_norm, tokens) and training.json
+        train.jsonl      the rows trained on: messages and images as TRL, ms-swift and LLaMA-Factory read them, + id, sample, origin
+
+    python 04_finetune.py --input verified.jsonl --output model --model toy/base --lr 1e-3 --batch-size 32
+    accelerate launch --num_processes 8 04_finetune.py --input verified.jsonl --output model --model Qwen/Qwen2-VL-7B-Instruct --freeze-vision
+"""
+
+import argparse
+import json
+import math
+import random
+import re
+import shutil
+import time
+from array import array
+from collections import defaultdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common import (
+    MAX_PIXELS, chat_parts, check_flags, check_model, encode_prompts, fail, finished, harmless, judge_messages, load_model, load_processor,
+    open_image, processes, read_rows, relative_images, setup_kernels, solve_messages,
+)  # fmt: skip
+
+# AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128; Qwen2-VL: 1e-5 with warm-up 0.1,
+# CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
+BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
+KEEP_CHECKPOINTS = 2
+PROCESSOR_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
+IGNORE = -100
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", nargs="+", required=True, help="verified.jsonl or train.jsonl files")
+    parser.add_argument("--output", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--train-file", type=Path, help="training file to write (default OUTPUT.train.jsonl)")
+    parser.add_argument("--model", required=True, help="the base: model folder or hub id")
+    parser.add_argument("--previous", help="the model of the round before, for --init previous")
+    parser.add_argument("--init", choices=["base", "previous"], default="base", help="weights to start from; the optimizer always starts anew (default %(default)s)")
+    parser.add_argument("--orm", action="store_true", help="train a judge on correct and wrong paths instead of a student on correct ones")
+    parser.add_argument("--per-problem", type=int, default=4, help="different paths a problem, at most; with --orm of each kind (default %(default)s)")
+    parser.add_argument("--epochs", type=float, default=1.0, help="passes over the training rows (default %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-5, help="peak learning rate (default %(default)s)")
+    parser.add_argument("--warmup", type=float, default=0.1, help="share of the steps (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=128, help="rows an optimizer step, over all processes (default %(default)s)")
+    parser.add_argument("--micro-batch", type=int, default=4, help="rows a forward pass of one process, at most (default %(default)s)")
+    parser.add_argument("--max-length", type=int, default=4096, help="tokens; longer rows are left out and counted (default %(default)s)")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="as in sampling (default %(default)s)")
+    parser.add_argument("--freeze-vision", action="store_true", help="train the language model and the projector only")
+    parser.add_argument("--save-steps", type=int, default=200, help=f"checkpoint every N steps, the last {KEEP_CHECKPOINTS} are kept (default %(default)s, 0: none)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (default %(default)s, 0: none)")
+    parser.add_argument("--limit", type=int, default=0, help="only the first N training rows (default %(default)s: all)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default %(default)s)")
+    return parser.parse_args()
+
+
+# ---------------------------------------------------------------- which rows
+
+
+def target(row: dict, orm: bool) -> tuple[list[dict], str]:
+    """(prompt messages, the reply to learn)"""
+    if not orm:
+        return solve_messages(row), harmless(row["response"])
+    wrong = row["status"] == "wrong"
+    reply = {"status": "WRONG" if wrong else "CORRECT"} | {name: row[name] if wrong else None for name in ("error_step", "error_analysis")}
+    return judge_messages(row), harmless(json.dumps(reply, ensure_ascii=False))
+
+
+def pick_diverse(rows: list[tuple[str, str]], count: int) -> list[str]:
+    """Keys of `count` of the (key, response) pairs: the first, then always the one least like those taken; no text twice.
+
+    Likeness is the share of common word pairs (Jaccard). Numbers count as words: two ways to a result differ.
+    """
+    texts = {" ".join(response.split()): key for key, response in reversed(rows)}
+    words = [(key, text.split()) for text, key in reversed(texts.items())]
+    left = [(key, set(zip(text, text[1:]))) for key, text in words]
+    taken = [left.pop(0)] if left else []
+    while left and len(taken) < count:
+        alike = [max(len(pairs & other) / (len(pairs | other) or 1) for _, other in taken) for _, pairs in left]
+        taken.append(left.pop(alike.index(min(alike))))
+    return [key for key, _ in taken]
+
+
+def choose_rows(args: argparse.Namespace) -> set[tuple[str, str, int]]:
+    """The (file, id, sample) to train on. Responses are held for one pass only, a problem's worth each."""
+    groups, labels = defaultdict(list), ("correct", "wrong") if args.orm else ("correct",)
+    for path in args.input:
+        for row in read_rows(path, ("id", "question", "sample", "response", "status")):
+            explained = row["status"] == "correct" or row.get("error_analysis")  # a judge cannot learn why from nothing
+            if row["status"] in labels and explained and row.get("finish", "stop") == "stop" and row["response"].strip():
+                groups[row["status"], row["id"]].append(((str(path), row["id"], row["sample"]), row["response"]))
+    chosen = {label: [key for (status, _), rows in groups.items() if status == label for key in pick_diverse(rows, args.per_problem)] for label in labels}
+    if args.orm:  # balanced
+        count = min(map(len, chosen.values()))
+        chosen = {label: random.Random(args.seed).sample(keys, count) for label, keys in chosen.items()}
+    return {key for keys in chosen.values() for key in keys}
+
+
+def write_training_file(args: argparse.Namespace, path: Path) -> None:
+    """The training rows in the order of the input files, or the rows of a training file as they are."""
+    with Path(args.input[0]).open(encoding="utf-8") as file:
+        ready = '"messages"' in file.readline()
+    chosen = None if ready else choose_rows(args)
+    part, count = Path(f"{path}.part"), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("w", encoding="utf-8") as file:
+        for source in args.input:
+            for row in read_rows(source, ("id", "messages", "images") if ready else ("id", "question", "sample", "response", "status")):
+                if not ready and (str(source), row["id"], row["sample"]) not in chosen or args.limit and count >= args.limit:
+                    continue
+                if not ready:
+                    messages, reply = target(row, args.orm)
+                    origin = {"origin": row.get("origin", "sample")} | ({"status": row["status"]} if args.orm else {})
+                    row = {"messages": [*messages, {"role": "assistant", "content": reply}], "images": row["images"], "id": row["id"], "sample": row["sample"]} | origin
+                file.write(json.dumps(relative_images(row, path.parent), ensure_ascii=False) + "\n")
+                count += 1
+    if not count:
+        fail(f"{args.input[0]}: status: no row to train on; is anything verified as correct{' and as wrong' if args.orm else ''}?")
+    part.replace(path)
+
+
+class TrainingRows:
+    """Random access to the rows of a training file by their byte offsets: only the offsets are in memory."""
+
+    def __init__(self, path: Path):
+        self.path, self.offsets, self.sizes = path, array("q"), array("l")
+        with path.open("rb") as file:
+            while line := file.readline():
+                self.offsets.append(file.tell() - len(line))
+                self.sizes.append(len(line))
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, index: int) -> dict:
+        with self.path.open("rb") as file:
+            file.seek(self.offsets[index])
+            row = json.loads(file.readline())
+        return row | {"images": [str(self.path.parent / image) for image in row["images"]]}
+
+
+# ---------------------------------------------------------------- batches
+
+
+def plan_steps(rows: TrainingRows, args: argparse.Namespace, world: int) -> list[list[list[list[int]]]]:
+    """steps[s][r]: the micro-batches (lists of row numbers) of process r in step s. The same on every process and on a rerun.
+
+    Every epoch is a permutation by the seed. A step's rows are sorted by length, so that a micro-batch pads little,
+    and dealt out so that all processes have as many micro-batches of nearly equal length (empty ones fill up).
+    """
+    order = []
+    for epoch in range(math.ceil(args.epochs)):
+        numbers = list(range(len(rows)))
+        random.Random(f"{args.seed} {epoch}").shuffle(numbers)
+        order += numbers[: round(len(rows) * min(1.0, args.epochs - epoch))]
+    steps = []
+    for start in range(0, len(order), args.batch_size):
+        batch = sorted(order[start : start + args.batch_size], key=lambda number: (rows.sizes[number], number))
+        size = min(args.micro_batch, math.ceil(len(batch) / world))
+        micro = [batch[index : index + size] for index in range(0, len(batch), size)]
+        micro += [[] for _ in range(-len(micro) % world)]
+        steps.append([micro[rank::world] for rank in range(world)])
+    return steps
+
+
+class MicroBatches:
+    """Dataset of prepared micro-batches: (B, T) tensors with labels on reply and end token only; None if no row is usable."""
+
+    def __init__(self, rows: TrainingRows, micro_batches: list[list[int]], processor, args: argparse.Namespace):
+        self.rows, self.micro_batches, self.processor = rows, micro_batches, processor
+        self.max_pixels, self.max_length = args.max_pixels, args.max_length
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)
+
+    def __getitem__(self, index: int) -> tuple[dict | None, int]:
+        """(inputs, number of rows left out)"""
+        chats, replies = [], []
+        for number in self.micro_batches[index]:
+            row = self.rows[number]
+            try:
+                images = [open_image(image, self.max_pixels) for image in row["images"]]
+            except (OSError, ValueError):
+                continue
+            chats.append(chat_parts(row["messages"][:-1], images))
+            replies.append(row["messages"][-1]["content"])
+        inputs = encode_rows(self.processor, chats, replies, self.max_length) if chats else None
+        if inputs is None and len(chats) > 1:  # leave out only what is too long
+            kept = [pair for pair in zip(chats, replies) if encode_rows(self.processor, [pair[0]], [pair[1]], self.max_length)]
+            chats = [chat for chat, _ in kept]
+            inputs = encode_rows(self.processor, chats, [reply for _, reply in kept], 1 << 30) if kept else None
+        return inputs, len(self.micro_batches[index]) - (len(inputs["input_ids"]) if inputs is not None else 0)
+
+
+def encode_rows(processor, chats: list, replies: list[str], max_length: int) -> dict | None:
+    """Prompts exactly as sampling renders them, replies appended: nothing in front of the labels differs from generation."""
+    import torch
+
+    inputs = dict(encode_prompts(processor, chats))
+    if int(inputs["attention_mask"].sum(1).max()) + max(len(reply) for reply in replies) // 8 > max_length:
+        return None
+    tokenizer = processor.tokenizer
+    ends = []
+    for chat, reply in zip(chats, replies):
+        bare = [{"role": message["role"], "content": [{"type": part["type"]} | ({"text": part["text"]} if "text" in part else {}) for part in message["content"]]} for message in chat]
+        head = processor.apply_chat_template(bare, add_generation_prompt=True)
+        full = processor.apply_chat_template([*bare, {"role": "assistant", "content": [{"type": "text", "text": reply}]}])
+        ends.append(full.removeprefix(head) if full.startswith(head) else reply + tokenizer.eos_token)
+    encoded = tokenizer(ends, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+    mask = torch.cat([inputs["attention_mask"], encoded["attention_mask"]], 1)
+    if int(mask.sum(1).max()) > max_length:
+        return None
+    labels = torch.cat([torch.full_like(inputs["input_ids"], IGNORE), encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, IGNORE)], 1)
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], torch.zeros_like(encoded["input_ids"])], 1)
+    return inputs | {"input_ids": torch.cat([inputs["input_ids"], encoded["input_ids"]], 1), "attention_mask": mask, "labels": labels}
+
+
+# ---------------------------------------------------------------- training
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Linear warm-up over the first share of the steps, then a cosine to zero."""
+    rise = max(1, round(steps * warmup))
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def sum_loss(model, inputs: dict, label_tokens: int):
+    """Cross-entropy summed over this micro-batch's labels, divided by the whole step's; logits at label positions only."""
+    import torch.nn.functional as F
+
+    labels = inputs.pop("labels")
+    shifted = F.pad(labels, (0, 1), value=IGNORE)[:, 1:]
+    keep = shifted != IGNORE
+    return model(**inputs, labels=labels, shift_labels=shifted[keep], logits_to_keep=keep, use_cache=False, num_items_in_batch=label_tokens).loss
+
+
+def make_accelerator():
+    """bf16 on GPUs; with several processes the model is sharded by FSDP2, set up here, not in a YAML file."""
+    import torch
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+
+    plugin = None
+    if processes()[1] > 1 and torch.cuda.is_available():
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False)
+    return Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", fsdp_plugin=plugin), plugin
+
+
+def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
+    """Train in `part`, from its last checkpoint if there is one; returns the summary that becomes training.json."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    device, _, attention = setup_kernels()
+    torch.manual_seed(args.seed)
+    accelerator, plugin = make_accelerator()
+    processor = load_processor(spec, args.trust_remote_code)
+    model = load_model(spec, "cpu" if plugin else device, torch.float32, attention, args.trust_remote_code).train()
+    if args.freeze_vision:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = not re.search(r"\b(visual|vision_tower|vision_model)\b(?!.*\bmerger\b)", name)
+    if device != "cpu":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if plugin:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)})
+    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups, lr=args.lr, betas=BETAS))
+
+    steps = plan_steps(rows, args, accelerator.num_processes)
+    first = resume(accelerator, part)
+    mine = [step[accelerator.process_index] for step in steps[first:]]
+    batches = MicroBatches(rows, [micro for step in mine for micro in step], processor, args)
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None))
+    log = (part / "train_log.jsonl").open("a", encoding="utf-8") if accelerator.is_main_process else None
+    start, total_tokens, left_out, loss_value = time.monotonic(), 0, 0, float("nan")
+    bar = tqdm(total=len(steps), initial=first, desc="fine-tune", unit="step", disable=None if accelerator.is_main_process else True)
+    for step, micro_batches in enumerate(mine, first):
+        prepared = [next(loader) for _ in micro_batches]
+        label_tokens = sum(int((inputs["labels"] != IGNORE).sum()) for inputs, _ in prepared if inputs is not None)
+        counts = torch.tensor([label_tokens, sum(missing for _, missing in prepared)], device=accelerator.device)
+        label_tokens, missing = accelerator.reduce(counts, "sum").tolist()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, len(steps), args.lr, args.warmup)
+        loss_sum = torch.zeros((), device=accelerator.device)
+        for index, (inputs, _) in enumerate(prepared):
+            if inputs is None:
+                if accelerator.num_processes == 1:
+                    continue
+                inputs = idle_batch(processor, args)  # every process must take part in every forward pass; its weight is zero
+                weight = 0.0
+            else:
+                weight = float(accelerator.num_processes)  # gradients are averaged over processes
+            inputs = {name: value.to(accelerator.device) for name, value in inputs.items()}
+            with accelerator.no_sync(model) if index + 1 < len(prepared) else torch.enable_grad():
+                loss = sum_loss(model, inputs, max(1, label_tokens)) * weight
+                accelerator.backward(loss)
+            loss_sum += loss.detach() / accelerator.num_processes
+        norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
+        loss_value = accelerator.reduce(loss_sum, "sum").item()
+        if not math.isfinite(loss_value):
+            fail(f"step {step}: the loss is {loss_value}; lower --lr, or look at the rows of this step; the last checkpoint in {part} is kept")
+        optimizer.step()
+        optimizer.zero_grad()
+        total_tokens, left_out = total_tokens + label_tokens, left_out + missing
+        if log:
+            entry = {"step": step, "loss": loss_value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "tokens": label_tokens}
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+        bar.set_postfix(loss=f"{loss_value:.3f}")
+        bar.update()
+        if args.save_steps and (step + 1) % args.save_steps == 0 and step + 1 < len(steps):
+            save_checkpoint(accelerator, part, step + 1)
+    bar.close()
+    save_model(accelerator, model, spec, part)
+    seconds = round(time.monotonic() - start, 1)
+    return {"rows": len(rows), "steps": len(steps), "loss": loss_value, "label_tokens": total_tokens, "rows_left_out": left_out, "seconds": seconds, "init": spec}
+
+
+def idle_batch(processor, args: argparse.Namespace) -> dict:
+    return encode_rows(processor, [chat_parts([{"role": "user", "content": "-"}])], ["-"], args.max_length)
+
+
+def save_checkpoint(accelerator, part: Path, step: int) -> None:
+    """A checkpoint folder gets its final name when it is complete."""
+    accelerator.save_state(str(part / "checkpoint.part"))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (part / "checkpoint.part").rename(part / f"checkpoint-{step}")
+        for old in sorted(part.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))[:-KEEP_CHECKPOINTS]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def resume(accelerator, part: Path) -> int:
+    """Load the last checkpoint in `part` and cut the log back to it; the step to go on with."""
+    steps = sorted(int(folder.name.split("-")[1]) for folder in part.glob("checkpoint-*"))
+    first = steps[-1] if steps else 0
+    if first:
+        accelerator.load_state(str(part / f"checkpoint-{first}"))
+        accelerator.print(f"resumed at step {first}")
+    log = part / "train_log.jsonl"
+    if accelerator.is_main_process:
+        shutil.rmtree(part / "checkpoint.part", ignore_errors=True)
+        if log.exists():
+            log.write_text("".join(line for line in log.read_text().splitlines(keepends=True)[:first]))
+    accelerator.wait_for_everyone()
+    return first
+
+
+def save_model(accelerator, model, spec: str, part: Path) -> None:
+    """Weights as safetensors (bf16 where the computation was), the processor's files copied as they are."""
+    state = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        if accelerator.mixed_precision == "bf16":
+            state = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        accelerator.unwrap_model(model).save_pretrained(part, state_dict=state)
+        copy_processor(spec, part)
+    accelerator.wait_for_everyone()
+
+
+def copy_processor(spec: str, folder: Path) -> None:
+    """The processor's files as they are: saving a loaded processor again can change them."""
+    from transformers.utils import cached_file
+
+    for name in PROCESSOR_FILES:
+        source = cached_file(spec, name, _raise_exceptions_for_missing_entries=False)
+        if source:
+            shutil.copy(source, folder / name)
+    for code in Path(spec).glob("*.py"):
+        shutil.copy(code, folder / code.name)
+
+
+def main() -> None:
+    args = parse_args()
+    check_flags(args)
+    if args.init == "previous" and not args.previous:
+        fail("--previous: needed for --init previous; name the model folder of the round before")
+    spec = args.previous if args.init == "previous" else args.model
+    if finished(args.output):
+        return
+    check_model(spec)
+    train_file = args.train_file or Path(f"{args.output}.train.jsonl")
+    rank, _ = processes()
+    if rank == 0 and not train_file.exists():
+        write_training_file(args, train_file)
+    while not train_file.exists():  # the other processes wait for the first
+        time.sleep(0.2)
+    part = Path(f"{args.output}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    summary = train(args, spec, TrainingRows(train_file), part)
+    if rank == 0:
+        for checkpoint in part.glob("checkpoint*"):
+            shutil.rmtree(checkpoint)
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        (part / "training.json").write_text(json.dumps(summary | {"settings": settings}, indent=1) + "\n", encoding="utf-8")
+        part.replace(args.output)
+        print(f"{args.output}: {summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}, {summary['rows_left_out']} rows left out, {summary['seconds']} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Where problems come from: files, hub data sets and benchmarks in their own form -> problem records.
+
+A source is written PATH.jsonl (records as in the README), NAME:PATH for a benchmark (BENCHMARKS), or hf:NAME:SPLIT for a data
+set that `datasets` loads from the hub or from a local folder, with its columns named by --columns.
+
+Writes: problems.jsonl   id, question, images, answer, optional options, solution, subject, source; pictures that come inside rows go to images/
+
+    python benchmarks.py --input mathvision:MATH-V/testmini --output problems.jsonl
+    python benchmarks.py --input hf:MathLLMs/MathVision:test --columns images=decoded_image --output problems.jsonl --limit 100
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import re
+from itertools import islice
+from pathlib import Path
+from typing import Iterator
+
+from tqdm import tqdm
+
+from common import PLACEHOLDERS, check_row, fail, finished, open_image, read_rows, relative_images
+
+FIELDS = ("id", "question", "images", "answer", "options", "solution", "subject", "source", "level")
+
+
+def mathvision(folder: Path) -> Iterator[dict]:
+    """MATH-V in its source form: problems.jsonl (or test.jsonl, testmini.jsonl) beside images/.
+
+    Its <image1> marks are dropped when there is one; several (all drawn and labelled in one picture) stay, as text.
+    """
+    for row in source_rows(folder, ("problems.jsonl", "testmini.jsonl", "test.jsonl")):
+        question = row["question"]
+        if len(set(re.findall(r"<image\d+>", question))) == 1:
+            question = re.sub(r"\s*<image\d+>\s*", " ", question).strip()
+        yield {
+            "id": f"mathvision/{row['id']}", "question": question, "images": [str(folder.absolute() / row["image"])],
+            "answer": row["answer"], "options": row.get("options") or [], "subject": row.get("subject"), "level": row.get("level"), "source": "mathvision",
+        }  # fmt: skip
+
+
+BENCHMARKS = {"mathvision": mathvision}
+
+
+def source_rows(folder: Path, names: tuple[str, ...]) -> Iterator[dict]:
+    """Rows of the first of these files that is in the folder."""
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        fail(f"{folder}: none of {', '.join(names)} in it")
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                fail(f"{path}:{number}: not JSON ({error})")
+
+
+def hub_rows(spec: str, columns: dict[str, str], pictures: Path) -> Iterator[dict]:
+    """hf:NAME:SPLIT, streamed. `columns`: our field -> column; an id is made from the content where there is none."""
+    from datasets import load_dataset
+
+    name, _, split = spec.removeprefix("hf:").rpartition(":")
+    if not name:
+        fail(f"--input: {spec}: a hub data set is written hf:NAME:SPLIT, for example hf:owner/name:train")
+    try:
+        rows = load_dataset(name, split=split, streaming=True)
+    except (OSError, ValueError) as error:  # not found, no such split, no network
+        fail(f"--input: {spec}: cannot be loaded: {str(error).splitlines()[0]}")
+    for number, row in enumerate(rows, 1):
+        record = {field: row.get(columns.get(field, field)) for field in FIELDS}
+        if missing := [columns.get(field, field) for field in ("question", "answer") if columns.get(field, field) not in row]:
+            fail(f"{spec}:{number}: {missing[0]}: no such column; it has {', '.join(row)}; set COLUMNS, for example \"question=problem\"")
+        values = record["images"] if isinstance(record["images"], list) else [record["images"]] if record["images"] is not None else []
+        record["images"] = [save_picture(value, pictures, f"{spec}:{number}") for value in values if value is not None]
+        content = json.dumps([record["question"], record["options"], record["images"]], ensure_ascii=False)
+        record["id"] = str(record["id"]) if record["id"] is not None else hashlib.sha256(content.encode()).hexdigest()[:16]
+        question = re.sub(r"\s*" + PLACEHOLDERS.pattern, "", str(record["question"])) if record["images"] else record["question"]
+        yield {name: value for name, value in record.items() if value is not None} | {"question": question.strip(), "source": record["source"] or name}
+
+
+def save_picture(value: object, folder: Path, where: str) -> str:
+    """A picture in a row (PIL image, bytes, or path) -> the path of a file; the same picture is written once."""
+    if isinstance(value, str):
+        return str(Path(value).absolute())
+    if isinstance(value, dict):
+        if not value.get("bytes"):
+            return str(Path(value["path"]).absolute())
+        data, ending = value["bytes"], ".img"
+    elif hasattr(value, "save"):
+        buffer, ending = io.BytesIO(), ".png"
+        value.save(buffer, "PNG")
+        data = buffer.getvalue()
+    else:
+        fail(f"{where}: images: a {type(value).__name__} is not a picture; name the right column in COLUMNS")
+    path = folder / (hashlib.sha256(data).hexdigest()[:24] + ending)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_bytes(data)
+        part.replace(path)
+    return str(path.absolute())
+
+
+def load_problems(spec: str, pictures: Path, columns: dict[str, str] | None = None) -> tuple[str, Iterator[dict]]:
+    """(name, problem records with absolute image paths) of a source, streamed and checked."""
+    name, _, path = spec.partition(":")
+    if name == "hf":
+        return path.rpartition(":")[0].replace("/", "_"), checked(hub_rows(spec, columns or {}, pictures), spec)
+    if name in BENCHMARKS:
+        if not Path(path).is_dir():
+            fail(f"{spec}: no folder {path or '(none given)'}; write {name}:PATH")
+        return name, checked(BENCHMARKS[name](Path(path)), spec)
+    if not Path(spec).is_file():
+        fail(f"{spec}: no such file; a source is a problems.jsonl, hf:NAME:SPLIT, or NAME:PATH with NAME in {', '.join(BENCHMARKS)}")
+    return (Path(spec).parent.name + "_" if Path(spec).stem in ("problems", "test") else "") + Path(spec).stem, read_rows(spec)
+
+
+def checked(rows: Iterator[dict], spec: str) -> Iterator[dict]:
+    seen = set()
+    for number, row in enumerate(rows, 1):
+        check_row(row, f"{spec}:{number}", ("id", "question", "answer"))
+        if row["id"] in seen:
+            fail(f"{spec}:{number}: id: {row['id']!r} stands there already; make it unique")
+        seen.add(row["id"])
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, help="PATH.jsonl, NAME:PATH or hf:NAME:SPLIT")
+    parser.add_argument("--output", type=Path, required=True, help="problems.jsonl to write")
+    parser.add_argument("--columns", default="", help='columns of a hub data set, for example "question=problem images=image"')
+    parser.add_argument("--limit", type=int, default=0, help="only the first N problems (default %(default)s: all)")
+    args = parser.parse_args()
+    if finished(args.output):
+        return
+    columns = dict(pair.partition("=")[::2] for pair in args.columns.split())
+    if unknown := [field for field in columns if field not in FIELDS]:
+        fail(f"--columns: {unknown[0]}: not a field of a problem; they are {', '.join(FIELDS)}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    _, rows = load_problems(args.input, args.output.parent / "images", columns)
+    part, count = Path(f"{args.output}.part"), 0
+    with part.open("w", encoding="utf-8") as file:
+        for row in tqdm(islice(rows, args.limit or None), desc="problems", unit="row", disable=None):
+            for image in row["images"]:  # decoded once here, so that no later stage meets a broken file
+                try:
+                    open_image(image, max_pixels=0)
+                except (OSError, ValueError, SyntaxError) as error:
+                    fail(f"{args.input}:{count + 1}: images: {image}: cannot be decoded ({error}); repair the file or remove the row")
+            file.write(json.dumps(relative_images(row, args.output.parent), ensure_ascii=False) + "\n")
+            count += 1
+    if not count:
+        fail(f"{args.input}: no problems in it")
+    os.replace(part, args.output)
+    print(f"{args.output}: {count} problems from {args.input}")
+
+
+if __name__ == "__main__":
+    main()

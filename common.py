@@ -1,0 +1,388 @@
+"""What two or more stages must share: records on disk, prompts that sampling and training must render alike, seeds,
+pictures, the kernel set-up and the loading of models. Nothing happens at import; torch is imported where it is needed."""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Iterable, Iterator, NoReturn
+
+# The prompt of teacher, student and evaluation (01, 04, 05), and the prompt of the ORM (02, 04). Image and question
+# come first in both, so that what is computed for them can serve every sample and every candidate of a question.
+SOLVE_PROMPT = """You are an expert mathematics teacher. Solve the problem below from its text and its image, step by step: \
+first say what the image shows, then write down every calculation and its reason. End with the sentence \
+"The answer to this problem is" and the final result (for a multiple-choice problem, the letter of the choice).
+
+Problem: {question}"""
+
+JUDGE_PROMPT = """Problem: {question}
+
+Proposed solution:
+{response}
+
+You are a strict mathematics examiner. Check every step of the proposed solution against the image and the problem. \
+Reply with JSON only: {"status": "CORRECT" or "WRONG", "error_step": the first wrong step or null, "error_analysis": why it is wrong or null}"""
+
+IMAGE = "<image>"  # stands for one picture in a message's text, as in the training files of TRL, ms-swift and LLaMA-Factory
+PLACEHOLDERS = re.compile(r"<image>|<\|image_pad\|>|<\|vision_start\|>|<\|vision_end\|>|<IMG_CONTEXT>|<fake_token_around_image>|<video>|<\|im_start\|>|<\|im_end\|>")
+MAX_PIXELS = 1280 * 28 * 28  # 1280 visual tokens of Qwen2-VL; larger pictures are scaled down
+MAX_IMAGE_PIXELS = 100_000_000  # a picture beyond this is refused: it would decompress to gigabytes
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with one line on stderr and exit code 2: a mistake that the user can mend."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# ---------------------------------------------------------------- records
+
+
+def read_rows(path: str | Path, required: Iterable[str] = ("id", "question")) -> Iterator[dict]:
+    """The rows of a problems, samples or verified file, checked, in order, one in memory at a time.
+
+    Image paths come back absolute. (id, sample) must be unique. Any fault ends the command: file:line: field: what to do.
+    """
+    path, keys, number = Path(path), {}, 0
+    if not path.is_file():
+        fail(f"{path}: no such file")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:  # bad UTF-8 and bad JSON alike
+                fail(f"{where}: not a JSON object in UTF-8 ({error}); mend or remove this line")
+            if not isinstance(row, dict):
+                fail(f"{where}: a {type(row).__name__} instead of a JSON object")
+            check_row(row, where, required)
+            if (key := row_key(row)) in keys:
+                fail(f"{where}: id: {row['id']!r}, sample {row.get('sample', '-')} stands already in line {keys[key]}; make it unique")
+            keys[key] = number
+            row["images"] = [str(path.parent.absolute() / image) for image in row.get("images") or []]
+            yield row
+    if number == 0:
+        fail(f"{path}: the file is empty")
+
+
+def check_row(row: dict, where: str, required: Iterable[str]) -> None:
+    """End the command if a row breaks the record table of the README. Pictures are checked by their header only."""
+    for field in required:
+        if field not in row:
+            fail(f"{where}: {field}: missing; this stage needs {', '.join(required)}")
+    for field in ("id", "question", "response"):
+        if field in row and (not isinstance(row[field], str) or (field != "response" and not row[field].strip())):
+            fail(f"{where}: {field}: {row[field]!r} is not a string with text in it")
+    images, options = row.get("images"), row.get("options")
+    if images is not None and not (isinstance(images, list) and all(isinstance(image, str) for image in images)):
+        fail(f"{where}: images: must be a list of paths, not {images!r}; write [\"picture.png\"]")
+    if options is not None and not (isinstance(options, list) and all(isinstance(option, (str, int, float)) for option in options)):
+        fail(f"{where}: options: must be a list of strings, not {options!r}")
+    if not isinstance(row.get("answer"), (str, int, float, list, type(None))):
+        fail(f"{where}: answer: must be a string, a number or null, not {row['answer']!r}")
+    if found := PLACEHOLDERS.search(row.get("question", "")):
+        fail(f"{where}: question: holds the image placeholder {found.group()!r}; remove it: pictures are put in front of the question")
+    for image in images or []:
+        if problem := image_problem(Path(where.rsplit(":", 1)[0]).parent / image):
+            fail(f"{where}: images: {image}: {problem}")
+
+
+def row_key(row: dict) -> str:
+    """What is unique in a file: problem and sample, and in predictions the benchmark."""
+    return json.dumps([row["id"], row.get("sample", 0), row.get("benchmark")])
+
+
+def relative_images(row: dict, folder: Path) -> dict:
+    """The row with its image paths written relative to `folder`, where its new file lies."""
+    return row | {"images": [os.path.relpath(image, folder.absolute()) for image in row.get("images", [])]}
+
+
+class Output:
+    """A JSONL file that survives a kill: rows are appended to OUT.part, which becomes OUT when all are there.
+
+    Several processes may append to one file: every write is one whole line under a lock.
+    `done` holds the keys that an earlier, interrupted call has written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path, self.part = Path(path), Path(f"{path}.part")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.part.open("a+b")
+        with self.locked():
+            self.file.seek(0)
+            text = self.file.read()
+            whole = text.rfind(b"\n") + 1
+            self.file.truncate(whole)  # a torn last line
+            self.done = {row_key(json.loads(line)) for line in text[:whole].splitlines()}
+
+    @contextlib.contextmanager
+    def locked(self):
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.file, fcntl.LOCK_UN)
+
+    def write(self, row: dict) -> None:
+        line = json.dumps(relative_images(row, self.path.parent), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        with self.locked():
+            self.file.write(line)
+            self.file.flush()
+
+    def finish(self, expected: int) -> None:
+        """Rename to the final name once `expected` rows are there; with several processes the last one to finish does it."""
+        with self.locked():
+            os.fsync(self.file.fileno())
+            if self.part.exists() and sum(1 for _ in self.part.open("rb")) >= expected:
+                self.part.replace(self.path)
+
+
+def finished(path: str | Path) -> bool:
+    """True, with a line that says so, if the output stands already."""
+    if Path(path).exists():
+        print(f"skip {path}: it is complete", flush=True)
+    return Path(path).exists()
+
+
+def processes() -> tuple[int, int]:
+    """(rank, number of processes) as `accelerate launch` and `torchrun` tell them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 31 bits from names, not from order: (run seed, round, problem id, sample)."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big") >> 1
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def fill(prompt: str, **fields: object) -> str:
+    """Put fields into a prompt in one pass: braces in questions, responses and JSON examples stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda match: harmless(str(fields[match[1]])) if match[1] in fields else match[0], prompt)
+
+
+def harmless(text: str) -> str:
+    """Text of a model in which no special token or placeholder is left whole: a space is put into each."""
+    return PLACEHOLDERS.sub(lambda match: match[0][0] + " " + match[0][1:], text)
+
+
+def question_text(problem: dict) -> str:
+    """Question and lettered choices; options that bring their own letters keep them."""
+    text, options = problem["question"].strip(), [str(option) for option in problem.get("options") or []]
+    letters = [chr(65 + index) for index in range(len(options))]
+    if not options or options == letters:
+        return text
+    lettered = all(re.match(rf"\(?{letter}[).:]", option) for letter, option in zip(letters, options))
+    return text + "\nChoices:\n" + "\n".join(option if lettered else f"{letter}. {option}" for letter, option in zip(letters, options))
+
+
+def user_message(prompt: str, images: list) -> list[dict]:
+    return [{"role": "user", "content": IMAGE * len(images) + prompt}]
+
+
+def solve_messages(problem: dict) -> list[dict]:
+    return user_message(fill(SOLVE_PROMPT, question=question_text(problem)), problem["images"])
+
+
+def judge_messages(row: dict) -> list[dict]:
+    return user_message(fill(JUDGE_PROMPT, question=question_text(row), response=row["response"]), row["images"])
+
+
+def add_model_flags(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """The flags of every stage that generates text."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default %(default)s)")
+    group.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest tokens of this total probability (default %(default)s: all)")
+    group.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens (default %(default)s: all)")
+    group.add_argument("--max-tokens", type=int, default=max_tokens, help="new tokens a reply, at most (default %(default)s)")
+    group.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger pictures are scaled down to it (default %(default)s)")
+    group.add_argument("--batch-size", type=int, default=64, help="replies decoded together, local models (default %(default)s)")
+    group.add_argument("--concurrency", type=int, default=32, help="requests in flight, endpoints (default %(default)s)")
+    group.add_argument("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
+    group.add_argument("--seed", type=int, default=0, help="the run's seed (default %(default)s)")
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """End the command if a number makes no sense."""
+    for name, value in vars(args).items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and (value < 0 or value != value):
+            fail(f"--{name.replace('_', '-')}: {value}: must not be negative")
+        if name in {"samples", "max_tokens", "batch_size", "concurrency", "epochs", "per_problem", "max_length", "drafts"} and value == 0:
+            fail(f"--{name.replace('_', '-')}: must be at least 1")
+    if not 0 < getattr(args, "top_p", 1) <= 1:
+        fail(f"--top-p: {args.top_p}: must lie in (0, 1]")
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def image_problem(path: Path) -> str | None:
+    """What is wrong with a picture, by its header, or None."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            width, height = image.size
+    except OSError as error:
+        return "no such file" if isinstance(error, FileNotFoundError) else f"not a picture that can be read ({type(error).__name__})"
+    except Image.DecompressionBombError:
+        width = height = MAX_IMAGE_PIXELS
+    return None if width * height <= MAX_IMAGE_PIXELS else f"more than {MAX_IMAGE_PIXELS} pixels; scale it down"
+
+
+def open_image(path: str, max_pixels: int):
+    """A picture as RGB, turned as its EXIF says, transparency on white, scaled down to at most `max_pixels`. Raises OSError."""
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        if image.format == "JPEG" and max_pixels:  # decode large photographs at a fraction of their size
+            scale = max(1.0, (image.width * image.height / max_pixels) ** 0.5)
+            image.draft("RGB", (int(image.width / scale), int(image.height / scale)))
+        image = ImageOps.exif_transpose(image)
+        if "A" in image.getbands() or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+    if max_pixels and image.width * image.height > max_pixels:
+        scale = (max_pixels / (image.width * image.height)) ** 0.5
+        image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.BICUBIC)
+    return image
+
+
+# ---------------------------------------------------------------- models
+
+
+def is_endpoint(spec: str) -> bool:
+    return spec.startswith(("http://", "https://"))
+
+
+def check_model(spec: str) -> None:
+    """End the command if the spec cannot be a model: checked before anything is loaded."""
+    if is_endpoint(spec):
+        if "#" not in spec:
+            fail(f"--model: {spec}: an endpoint is written http://host:port/v1#model-name")
+        return
+    folder = Path(spec)
+    if not folder.is_dir():
+        if folder.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+            fail(f"--model: {spec}: no such folder; give a model folder, a hub id (owner/name) or http://host:port/v1#model-name")
+        return  # a hub id
+    if not (folder / "config.json").is_file():
+        fail(f"--model: {spec}: no config.json in it; is it a model folder?")
+    if not list(folder.glob("*.safetensors")):
+        fail(f"--model: {spec}: no *.safetensors weights in it; other formats are not loaded")
+
+
+def setup_kernels(threads: int = 0) -> tuple[str, object, str]:
+    """Choose device, compute type and attention by what is installed, and say so in one line: (device, dtype, attention)."""
+    import importlib.util
+
+    import torch
+
+    torch.set_float32_matmul_precision("high")  # TF32 in what stays in fp32
+    if threads:
+        torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        device, dtype = f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.bfloat16
+        torch.cuda.set_device(device)
+        attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
+        name = torch.cuda.get_device_name()
+    else:
+        device, dtype, attention, name = "cpu", torch.float32, "sdpa", f"{torch.get_num_threads()} threads"
+    if processes()[0] == 0:
+        print(f"kernels: {device} ({name}), {str(dtype).removeprefix('torch.')}, attention {attention}, torch {torch.__version__}", flush=True)
+    return device, dtype, attention
+
+
+def load_processor(spec: str, trust_remote_code: bool = False):
+    """Any image-text-to-text model's processor, left-padding. Without torchvision the video part, which needs it, is left out."""
+    from transformers import AutoProcessor, processing_utils
+    from transformers.utils import is_torchvision_available, logging
+
+    if not is_torchvision_available():
+        logging.get_logger("transformers").setLevel("ERROR")  # one warning a load about the slower image processors
+        processing_utils.MODALITY_TO_BASE_CLASS_MAPPING["video_processor"] = "ImageProcessingMixin"
+        names = processing_utils._LazyAutoProcessorMapping._MAPPING_NAMES
+        names["video_processor"] = names["image_processor"]
+    try:
+        processor = AutoProcessor.from_pretrained(spec, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        fail(f"--model: {spec}: its processor cannot be loaded: {str(error).splitlines()[0]}")
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
+
+
+def load_model(spec: str, device: str, dtype, attention: str = "sdpa", trust_remote_code: bool = False):
+    """Any image-text-to-text model, from safetensors only. An attention that it lacks falls back to transformers' own choice."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    for implementation in (attention, None):
+        try:
+            return AutoModelForImageTextToText.from_pretrained(
+                spec, dtype=dtype, attn_implementation=implementation, use_safetensors=True, trust_remote_code=trust_remote_code
+            ).to(device)
+        except (ImportError, ValueError, OSError) as error:
+            if implementation is None or isinstance(error, OSError) or "AutoModel" in str(error):
+                fail(f"--model: {spec}: cannot be loaded as an image-text-to-text model: {str(error).splitlines()[0]}")
+
+
+def chat_parts(messages: list[dict], images: list | None = None) -> list[dict]:
+    """Messages with IMAGE marks -> the content lists that chat templates (and, given data URLs, endpoints) read."""
+    pictures, chat = iter(images or []), []
+    for message in messages:
+        parts = []
+        for index, text in enumerate(message["content"].split(IMAGE) if message["role"] == "user" else [message["content"]]):
+            if index:
+                parts.append({"type": "image"} | ({"image": next(pictures)} if images else {}))
+            if text:
+                parts.append({"type": "text", "text": text})
+        chat.append({"role": message["role"], "content": parts})
+    return chat
+
+
+def encode_prompts(processor, chats: list[list[dict]]) -> dict:
+    """Chats with pictures -> left-padded tensors (B, T) with what the vision tower needs: the one rendering for sampling and training."""
+    return processor.apply_chat_template(
+        chats, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
+    )
+
+
+# ---------------------------------------------------------------- a run's settings
+
+
+def check_config(path: Path, settings: dict[str, str]) -> None:
+    """Write a run's settings with versions and commit; end the command if the run has begun with other settings."""
+    import platform
+    import subprocess
+    from importlib.metadata import PackageNotFoundError, version
+
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        changed = [f"{name} was {before.get(name)!r}, is {value!r}" for name, value in settings.items() if before.get(name) != value]
+        if changed:
+            fail(f"{path}: {'; '.join(changed)}; set it back, or choose another RUN")
+        return
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    content = {"settings": settings, "versions": versions, "git_commit": git.stdout.strip() or None}
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    check_config(Path(sys.argv[1]), dict(pair.split("=", 1) for pair in sys.argv[2:]))

@@ -1,0 +1,277 @@
+"""Text from a model: one call for local models and for OpenAI-compatible endpoints.
+
+`open_model(spec, args)` returns a function that takes requests and yields a reply for each of their samples as it
+finishes. A local model encodes a question's pictures and prompt once for all its samples (the cache is repeated, not
+recomputed), rows that have finished leave the batch, and every sample draws its randomness from its own seed, so that
+it does not depend on what else is in the batch. An endpoint gets one request a sample, many at a time.
+"""
+
+import argparse
+import base64
+import concurrent.futures
+import io
+import itertools
+import os
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Iterable, Iterator
+
+from common import chat_parts, check_model, encode_prompts, fail, is_endpoint, load_model, load_processor, open_image, setup_kernels
+
+TRIES = 6  # of one endpoint request
+TIMEOUT = 600  # seconds an endpoint may take for one reply
+KEY_VARIABLE = "OPENAI_API_KEY"
+RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+LOOK_AHEAD = 16  # batches of requests that are sorted by length together
+
+
+@dataclass
+class Request:
+    """`seeds[k]` is the seed of sample k; `key` and `row` are the caller's."""
+
+    row: dict
+    messages: list[dict]
+    seeds: dict[int, int]
+
+
+@dataclass
+class Reply:
+    """`finish`: stop, length (cut off at the token limit) or error (then `text` is empty and `reason` says why)."""
+
+    row: dict
+    sample: int
+    text: str = ""
+    finish: str = "stop"
+    tokens: int = 0
+    prompt_tokens: int = 0
+    reason: str | None = None
+    seed: int = 0
+
+
+Generate = Callable[[Iterable[Request]], Iterator[Reply]]
+
+
+def open_model(spec: str, args: argparse.Namespace) -> Generate:
+    """Check and load the model; `args` holds the flags of common.add_model_flags."""
+    check_model(spec)
+    return open_endpoint(spec, args) if is_endpoint(spec) else open_local(spec, args)
+
+
+# ---------------------------------------------------------------- local models
+
+
+def open_local(spec: str, args: argparse.Namespace) -> Generate:
+    import torch
+    from transformers import GenerationConfig
+
+    device, dtype, attention = setup_kernels()
+    processor = load_processor(spec, args.trust_remote_code)
+    model = load_model(spec, device, dtype, attention, args.trust_remote_code).eval()
+    ends = model.generation_config.eos_token_id or []
+    ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id}
+    # A model folder's own habits (Qwen2-VL: top-k 1, a repetition penalty) would silently override the flags.
+    model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=processor.tokenizer.pad_token_id)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30)
+
+    def run(batch: list[Request]) -> list[Reply]:
+        """All samples of a batch of requests. A batch that fails is halved until the faulty request stands alone."""
+        try:
+            chats = [chat_parts(request.messages, [open_image(image, args.max_pixels) for image in request.row["images"]]) for request in batch]
+            inputs = encode_prompts(processor, chats).to(device)
+            lengths = inputs["attention_mask"].sum(1).tolist()
+            if max(lengths) + 1 > context:
+                raise ValueError(f"prompt of {max(lengths)} tokens in a context of {context}")
+            limit = min(args.max_tokens, context - max(lengths))
+            with torch.inference_mode():
+                tokens, seeds = decode_batch(model, inputs, [list(request.seeds.values()) for request in batch], limit, args)
+        except (OSError, ValueError, RuntimeError, IndexError, TypeError) as error:  # RuntimeError: out of memory too
+            if len(batch) > 1:
+                torch.cuda.empty_cache() if device != "cpu" else None
+                return run(batch[: len(batch) // 2]) + run(batch[len(batch) // 2 :])
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return [Reply(batch[0].row, sample, finish="error", reason=reason, seed=seed) for sample, seed in batch[0].seeds.items()]
+        replies, owners = [], [(request, length, *item) for request, length in zip(batch, lengths) for item in request.seeds.items()]
+        for (request, length, sample, seed), row in zip(owners, tokens.tolist()):
+            end = next((index for index, token in enumerate(row) if token in ends), None)
+            text = processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+            count = len(row) if end is None else end + 1
+            replies.append(Reply(request.row, sample, text, "length" if end is None else "stop", count, length, None, seed))
+        return replies
+
+    def generate(requests: Iterable[Request]) -> Iterator[Reply]:
+        requests = iter(requests)
+        first = next(requests, None)
+        if first is None:
+            return
+        size = max(1, args.batch_size // max(1, len(first.seeds)))
+        requests = itertools.chain([first], requests)
+        while window := list(itertools.islice(requests, size * LOOK_AHEAD)):
+            window.sort(key=lambda request: (len(request.row["images"]), len(request.messages[-1]["content"])))
+            for start in range(0, len(window), size):
+                yield from run(window[start : start + size])
+
+    return generate
+
+
+def decode_batch(model, inputs: dict, seeds: list[list[int]], limit: int, args: argparse.Namespace):
+    """Decode len(seeds[b]) samples of each prompt b: (new tokens (rows, T), padded with the pad token; flat list of seeds).
+
+    `inputs`: left-padded prompts (B, T). Prompts and pictures pass through the model once; then the cache is repeated.
+    """
+    import torch
+
+    counts = torch.tensor([len(group) for group in seeds], device=inputs["input_ids"].device)
+    flat = [seed for group in seeds for seed in group]
+    greedy = args.temperature == 0
+    if not greedy:  # one stream of uniform numbers a sample, drawn on the CPU: the same on every device and in every batch
+        uniform = torch.stack([torch.rand(limit, generator=torch.Generator().manual_seed(seed)) for seed in flat]).to(counts.device)
+
+    def repeat(tensor, dim: int):
+        return tensor.repeat_interleave(counts, dim) if tensor.shape[dim] == len(counts) else tensor.expand_as(tensor)
+
+    def per_row(state: dict, change: Callable) -> dict:  # M-RoPE positions are (3 or 4, rows, T), everything else (rows, T)
+        names = ("attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids")
+        return state | {name: change(state[name], int(state[name].ndim == 3)) for name in names if state.get(name) is not None}
+
+    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **state):
+        """generate()'s own loop, but for the repeated cache, the rows that leave, and each row's own randomness."""
+        out = model(**model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **state), return_dict=True)
+        keep_keys = ("attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids", "past_key_values", "use_cache", "logits_to_keep")
+        state = model._update_model_kwargs_for_generation(out, {key: value for key, value in state.items() if key in keep_keys})
+        cache, ids = state["past_key_values"], input_ids.repeat_interleave(counts, 0)
+        logits = out.logits[:, -1].float().repeat_interleave(counts, 0)
+        cache.batch_select_indices(torch.arange(len(counts), device=ids.device).repeat_interleave(counts))
+        state = per_row(state, repeat)
+        prompt = ids.shape[1]
+        result = torch.full((len(flat), limit), generation_config.pad_token_id, device=ids.device)
+        rows = torch.arange(len(flat), device=ids.device)
+        while True:
+            scores = logits_processor(ids, logits)
+            if greedy:
+                token = scores.argmax(-1, keepdim=True)
+            else:  # inverse of the cumulative distribution at the sample's own number
+                total = scores.softmax(-1).cumsum(-1)
+                point = uniform[rows, ids.shape[1] - prompt].unsqueeze(1) * total[:, -1:]
+                token = torch.searchsorted(total, point, right=True).clamp_max(total.shape[1] - 1)
+            ids = torch.cat([ids, token], 1)
+            stop = stopping_criteria(ids, None)
+            if stop.any():
+                result[rows[stop], : ids.shape[1] - prompt] = ids[stop, prompt:]
+                if stop.all():
+                    return result[:, : ids.shape[1] - prompt]
+                going = (~stop).nonzero().squeeze(1)
+                ids, rows = ids[going], rows[going]
+                cache.batch_select_indices(going)
+                state = per_row(state, lambda tensor, dim: tensor.index_select(dim, going))
+            out = model(**model.prepare_inputs_for_generation(ids, next_sequence_length=1, **state), return_dict=True)
+            state = model._update_model_kwargs_for_generation(out, state)
+            logits = out.logits[:, -1].float()
+
+    settings = {} if greedy else {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    tokens = model.generate(**inputs, max_new_tokens=limit, do_sample=not greedy, custom_generate=decode, **settings)
+    return tokens, flat
+
+
+# ---------------------------------------------------------------- endpoints
+
+
+@dataclass
+class Endpoint:
+    """An OpenAI-compatible server; the key is read from the environment and is in no message, log or file."""
+
+    url: str
+    model: str
+    headers: dict = field(repr=False)
+
+
+def open_endpoint(spec: str, args: argparse.Namespace) -> Generate:
+    import httpx
+
+    url, _, name = spec.partition("#")
+    key = os.environ.get(KEY_VARIABLE)
+    endpoint = Endpoint(url.rstrip("/"), name, {"Authorization": f"Bearer {key}"} if key else {})
+    limits = httpx.Limits(max_connections=args.concurrency)
+    client = httpx.Client(timeout=httpx.Timeout(TIMEOUT, connect=10), limits=limits, headers=endpoint.headers, trust_env=True)
+    try:
+        status = client.get(f"{endpoint.url}/models").status_code
+    except httpx.HTTPError as error:
+        fail(f"--model: {spec}: the endpoint cannot be reached ({type(error).__name__}); is the server running?")
+    if status in (401, 403):
+        fail(f"--model: {spec}: the endpoint refuses the key (HTTP {status}); set {KEY_VARIABLE}")
+
+    def generate(requests: Iterable[Request]) -> Iterator[Reply]:
+        jobs = ((request, sample, seed) for request in requests for sample, seed in request.seeds.items())
+        with concurrent.futures.ThreadPoolExecutor(args.concurrency) as pool:
+            running = set()
+            try:
+                while True:
+                    for job in itertools.islice(jobs, 2 * args.concurrency - len(running)):
+                        running.add(pool.submit(ask, client, endpoint, *job, args))
+                    if not running:
+                        return
+                    ready, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                    yield from (future.result() for future in ready)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    return generate
+
+
+def ask(client, endpoint: Endpoint, request: Request, sample: int, seed: int, args: argparse.Namespace) -> Reply:
+    """One reply, after up to TRIES tries with growing, jittered pauses; a failure becomes a reply with finish `error`."""
+    import httpx
+
+    def failed(reason: str) -> Reply:
+        return Reply(request.row, sample, finish="error", reason=reason[:300], seed=seed)
+
+    try:
+        urls = [{"url": data_url(image, args.max_pixels)} for image in request.row["images"]]
+    except (OSError, ValueError) as error:
+        return failed(f"{type(error).__name__}: {error}")
+    chat = chat_parts(request.messages, urls)
+    for part in (part for message in chat for part in message["content"] if part["type"] == "image"):
+        part["type"], part["image_url"] = "image_url", part.pop("image")
+    body = {"model": endpoint.model, "messages": chat, "max_tokens": args.max_tokens, "temperature": args.temperature, "top_p": args.top_p, "seed": seed}
+    body |= {"top_k": args.top_k} if args.top_k else {}
+    for attempt in range(TRIES):
+        pause = min(60.0, 2.0**attempt) * random.uniform(0.5, 1.0)
+        try:
+            answer = client.post(f"{endpoint.url}/chat/completions", json=body)
+            if answer.status_code in RETRY_STATUS:
+                reason = f"HTTP {answer.status_code}"
+                if (after := answer.headers.get("retry-after", "")).replace(".", "", 1).isdigit():
+                    pause = min(120.0, float(after)) + random.random()
+            elif answer.status_code != 200:
+                return failed(f"HTTP {answer.status_code}: {answer.text}")
+            else:
+                content = answer.json()
+                choice, usage = content["choices"][0], content.get("usage") or {}
+                finish = {"stop": "stop", "length": "length"}.get(choice.get("finish_reason") or "stop")
+                if finish and isinstance(text := choice["message"]["content"], str):
+                    used = int(usage.get("completion_tokens") or 0), int(usage.get("prompt_tokens") or 0)
+                    return Reply(request.row, sample, text.strip(), finish, *used, None, seed)
+                reason = f"no text, finish reason {choice.get('finish_reason')!r}"
+        except httpx.HTTPError as error:
+            reason = type(error).__name__
+        except (ValueError, LookupError, TypeError, AttributeError):
+            reason = "a reply that is no chat completion"
+        if attempt + 1 < TRIES:
+            time.sleep(pause)
+    return failed(f"{reason} ({TRIES} tries)")
+
+
+def data_url(path: str, max_pixels: int) -> str:
+    """A picture as a data URL: small PNG and JPEG files as they are, others re-encoded."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        as_is = image.format in ("PNG", "JPEG") and image.width * image.height <= (max_pixels or 1 << 62) and not image.getexif()
+        kind = (image.format or "PNG").lower()
+    data = Path(path).read_bytes()
+    if not as_is:
+        buffer, kind = io.BytesIO(), "png"
+        open_image(path, max_pixels).save(buffer, "PNG")
+        data = buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

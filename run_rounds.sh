@@ -1,0 +1,162 @@
+#!/usr/bin/env bash
+# The whole evolution (MathSE, Algorithm 1), from a base model to the last reflected one.
+#
+#   bash run_rounds.sh                          the toy world: 2 cores, no GPU, no key
+#   RUN=smoke LIMIT=32 ROUNDS=1 bash run_rounds.sh
+#   DRY_RUN=1 GPUS=8 MODEL=Qwen/Qwen2-VL-7B-Instruct TEACHER=https://api.openai.com/v1#gpt-4o \
+#     DATA=problems.jsonl TEST=mathvision:MATH-V/testmini bash run_rounds.sh
+#
+# A killed run goes on where it stopped when called again; what is complete is skipped.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+toy=0; [[ -n ${MODEL:-} ]] || toy=1
+toy_or() { if [[ $toy == 1 ]]; then echo "$1"; else echo "$2"; fi; }  # default of the toy model, default of a real one
+
+RUN="${RUN:-default}"                              # name of the run folder, runs/NAME
+MODEL="${MODEL:-toy/base}"                         # M_base: model folder or hub id
+TEACHER="${TEACHER:-}"                             # http://host:port/v1#model or a model; empty: toy/teacher.py, from the problems' own solutions
+ORM="${ORM:-}"                                     # an existing ORM, model or endpoint; empty: one is trained
+REFLECTOR="${REFLECTOR:-}"                         # who reflects; empty: the teacher; student: the last round's model
+DATA="${DATA:-toy/train.jsonl}"                    # problems.jsonl, NAME:PATH or hf:NAME:SPLIT
+COLUMNS_OF_DATA="${COLUMNS:-}"; [[ $COLUMNS_OF_DATA == *=* ]] || COLUMNS_OF_DATA=   # COLUMNS="question=problem images=image" (a shell's own COLUMNS is a width)
+TEST="${TEST:-toy/test.jsonl}"                     # test sets, separated by spaces
+ROUNDS="${ROUNDS:-3}"                              # K, self-evolving rounds
+SAMPLES="${SAMPLES:-$(toy_or 4 8)}"                # paths a problem and round
+DISTILL="${DISTILL:-}"                             # |D0|; empty: 12 % of the toy problems, 30 % of real ones
+ACCEPT="${ACCEPT:-both}"                           # status of a path by: orm, answer, both
+REFLECT="${REFLECT:-final}"                        # final, every, none
+INIT="${INIT:-base}"                               # each fine-tuning starts from: base, previous
+LIMIT="${LIMIT:-0}"                                # first N problems of DATA and of each test set (0: all)
+SEED="${SEED:-0}"
+GPUS="${GPUS:-1}"                                  # processes a local model runs on
+TEMPERATURE="${TEMPERATURE:-1.0}"; TOP_P="${TOP_P:-1.0}"
+MAX_TOKENS="${MAX_TOKENS:-$(toy_or 128 2048)}"     # new tokens a path
+MAX_PIXELS="${MAX_PIXELS:-1003520}"                # larger pictures are scaled down
+ROWS="${ROWS:-$(toy_or 256 64)}"                   # paths decoded together in a process
+PER_PROBLEM="${PER_PROBLEM:-$(toy_or 2 4)}"        # correct paths a problem to train on
+EPOCHS="${EPOCHS:-$(toy_or 6 1)}"; LR="${LR:-$(toy_or 1e-3 1e-5)}"; BATCH="${BATCH:-$(toy_or 32 128)}"; MICRO_BATCH="${MICRO_BATCH:-$(toy_or 32 4)}"
+ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths train the ORM; empty: half of the toy problems, D0 of real ones
+ORM_SAMPLES="${ORM_SAMPLES:-$(toy_or 6 8)}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:-4}"   # paths a problem: sampled; kept of each kind
+ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 4 1)}"; ORM_LR="${ORM_LR:-$LR}"
+DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and its size, run nothing
+
+die() { echo "error: $*" >&2; exit 2; }
+for name in ROUNDS SAMPLES GPUS; do [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name: ${!name}: must be a whole number of at least 1"; done
+for name in LIMIT SEED; do [[ ${!name} =~ ^[0-9]+$ ]] || die "$name: ${!name}: must be a whole number"; done
+[[ -z $DISTILL || $DISTILL =~ ^[1-9][0-9]*$ ]] || die "DISTILL: $DISTILL: must be a whole number of at least 1"
+[[ $ACCEPT =~ ^(orm|answer|both)$ ]] || die "ACCEPT: $ACCEPT: must be orm, answer or both"
+[[ $REFLECT =~ ^(final|every|none)$ ]] || die "REFLECT: $REFLECT: must be final, every or none"
+[[ $INIT =~ ^(base|previous)$ ]] || die "INIT: $INIT: must be base or previous"
+[[ $RUN =~ ^[A-Za-z0-9._-]+$ ]] || die "RUN: $RUN: letters, digits, dot, dash and underscore only"
+
+# The environment: PYTHON, or an active one, or .venv made from requirements.txt.
+if [[ -n ${PYTHON:-} ]]; then :
+elif [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} || $DRY_RUN == 1 ]]; then PYTHON=python3
+else
+  PYTHON=.venv/bin/python
+  [[ -e .venv/complete ]] || { python3 -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt && touch .venv/complete; }
+fi
+export TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+launch() { if [[ $GPUS -gt 1 ]]; then echo "$PYTHON -m accelerate.commands.launch --num_processes $GPUS"; else echo "$PYTHON"; fi; }
+
+run=runs/$RUN
+teacher_pid=
+trap '[[ -z $teacher_pid ]] || kill $teacher_pid 2>/dev/null || true' EXIT
+
+step() {  # step OUTPUT MODEL-CALLS COMMAND...: skip what is complete, else run it and note its seconds
+  local out=$1 calls=$2 start=$SECONDS; shift 2
+  if [[ $DRY_RUN == 1 ]]; then
+    echo "+ $*"
+    [[ $calls == 0 ]] || echo "    at most $calls model calls, about $((calls * $(toy_or 150 1600))) tokens in and $((calls * $(toy_or 60 400))) out"
+    return
+  fi
+  if [[ -e $out ]]; then echo "skip $out"; return; fi
+  if [[ -z $TEACHER && " $* " == *" TEACHER "* ]]; then start_teacher; fi
+  local command=(); for word in "$@"; do [[ $word == TEACHER ]] && word=$TEACHER; command+=("$word"); done
+  echo "+ ${command[*]}"
+  "${command[@]}"
+  [[ -e $out ]] || { echo "error: $out was not written; call again to go on" >&2; exit 1; }
+  printf '%s\t%s\n' "${out#"$run"/}" $((SECONDS - start)) >> "$run/timings.tsv"
+}
+
+start_teacher() {  # the toy teacher, on a free port, for the problems of this run
+  rm -f "$run/teacher.port"
+  $PYTHON toy/teacher.py --problems "$run/problems.jsonl" --port-file "$run/teacher.port" --seed "$SEED" > "$run/teacher.log" 2>&1 &
+  teacher_pid=$!
+  for _ in $(seq 300); do [[ -s $run/teacher.port ]] && break; kill -0 $teacher_pid 2>/dev/null || break; sleep 0.1; done
+  [[ -s $run/teacher.port ]] || { cat "$run/teacher.log" >&2; die "the toy teacher did not start"; }
+  TEACHER="http://127.0.0.1:$(cat "$run/teacher.port")/v1#teacher"
+}
+
+if [[ $DATA == toy/train.jsonl || " $TEST " == *" toy/test.jsonl "* ]] && [[ ! -e toy/train.jsonl && $DRY_RUN != 1 ]]; then
+  $PYTHON toy/problems.py --output toy
+fi
+if [[ $DRY_RUN != 1 ]]; then
+  mkdir -p "$run"
+  settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
+    MAX_PIXELS PER_PROBLEM EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
+  $PYTHON common.py "$run/config.json" "${settings[@]}"  # refuses a run with other settings
+fi
+
+generate=(--max-tokens "$MAX_TOKENS" --max-pixels "$MAX_PIXELS" --batch-size "$ROWS" --seed "$SEED")
+finetune=(--model "$MODEL" --init "$INIT" --batch-size "$BATCH" --micro-batch "$MICRO_BATCH" --max-pixels "$MAX_PIXELS" --seed "$SEED")
+student=("${finetune[@]}" --epochs "$EPOCHS" --lr "$LR" --per-problem "$PER_PROBLEM")
+accept=(--accept "$ACCEPT"); [[ $ACCEPT == answer ]] || accept+=(--model "${ORM:-$run/orm/model}")
+read -ra tests <<< "$TEST"
+count() { if [[ -f $1 ]]; then wc -l < "$1"; else echo "${LIMIT/#0/$(toy_or 1200 341346)}"; fi; }
+evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" "${generate[@]}"; }
+
+# D: all problems, checked; the base model's accuracy
+step "$run/problems.jsonl" 0 $PYTHON benchmarks.py --input "$DATA" --output "$run/problems.jsonl" --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
+N=$(count "$run/problems.jsonl"); [[ $DRY_RUN != 1 || ! -f $DATA ]] || { N=$(wc -l < "$DATA"); ((LIMIT == 0 || N < LIMIT)) || N=$LIMIT; }
+DISTILL="${DISTILL:-$((N * $(toy_or 12 30) / 100 + 1))}"
+ORM_PROBLEMS="${ORM_PROBLEMS:-$(toy_or $((N / 2 > DISTILL ? N / 2 : DISTILL)) "$DISTILL")}"
+evaluate base "$MODEL"
+
+# 1-2  D_SFT: the teacher's solutions of D0 that verify as correct; M0
+step "$run/round_0/samples.jsonl" "$DISTILL" $PYTHON 01_sample.py --input "$run/problems.jsonl" --output "$run/round_0/samples.jsonl" --model TEACHER --draw "$DISTILL" --origin teacher "${generate[@]}"
+step "$run/round_0/verified.jsonl" 0 $PYTHON 02_verify.py --input "$run/round_0/samples.jsonl" --output "$run/round_0/verified.jsonl" --accept answer
+verified=("$run/round_0/verified.jsonl")
+step "$run/round_0/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$run/round_0/model" --train-file "$run/round_0/train.jsonl" "${student[@]}" --previous "$MODEL"
+evaluate round_0 "$run/round_0/model"
+
+# The ORM: paths of M0, the wrong ones annotated by the teacher, as many correct ones; fine-tuned from the base
+if [[ -z $ORM && $ACCEPT != answer ]]; then
+  step "$run/orm/samples.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES)) $(launch) 01_sample.py --input "$run/problems.jsonl" --output "$run/orm/samples.jsonl" --model "$run/round_0/model" \
+    --draw "$ORM_PROBLEMS" --samples "$ORM_SAMPLES" --temperature "$TEMPERATURE" --top-p "$TOP_P" --origin orm "${generate[@]}"
+  step "$run/orm/annotated.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES / 2)) $PYTHON 02_verify.py --annotate --input "$run/orm/samples.jsonl" \
+    --balance-with "$run/round_0/verified.jsonl" --output "$run/orm/annotated.jsonl" --model TEACHER --seed "$SEED"
+  step "$run/orm/model" 0 $(launch) 04_finetune.py --orm --input "$run/orm/annotated.jsonl" "$run/round_0/verified.jsonl" --output "$run/orm/model" --train-file "$run/orm/train.jsonl" "${finetune[@]}" \
+    --init base --epochs "$ORM_EPOCHS" --lr "$ORM_LR" --per-problem "$ORM_PER_PROBLEM"
+fi
+
+reflect() {  # reflect FOLDER NAME VERIFIED...: reconsider what is still wrong, verify it, add it to D_SFT
+  local folder=$1 name=$2 by=${REFLECTOR:-TEACHER}; shift 2
+  [[ $by == student ]] && by=$previous
+  step "$folder/reflected.jsonl" $((N - DISTILL)) $PYTHON 03_reflect.py --input "$@" --output "$folder/reflected.jsonl" --model "$by" "${generate[@]}"
+  step "$folder/$name" $((N - DISTILL)) $(launch) 02_verify.py --input "$folder/reflected.jsonl" --output "$folder/$name" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
+  verified+=("$folder/$name")
+}
+
+# 4-10  K rounds: sample what is unsolved, verify, fine-tune on all that is accepted so far
+previous=$run/round_0/model
+for ((i = 1; i <= ROUNDS; i++)); do
+  round=$run/round_$i
+  step "$round/samples.jsonl" $(((N - DISTILL) * SAMPLES)) $(launch) 01_sample.py --input "$run/problems.jsonl" --output "$round/samples.jsonl" --model "$previous" \
+    --unsolved-in "${verified[@]}" --samples "$SAMPLES" --temperature "$TEMPERATURE" --top-p "$TOP_P" --origin "round-$i" "${generate[@]}"
+  step "$round/verified.jsonl" $(((N - DISTILL) * SAMPLES)) $(launch) 02_verify.py --input "$round/samples.jsonl" --output "$round/verified.jsonl" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
+  verified+=("$round/verified.jsonl")
+  [[ $REFLECT != every ]] || reflect "$round" reflected_verified.jsonl "${verified[@]}"
+  step "$round/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$round/model" --train-file "$round/train.jsonl" "${student[@]}" --previous "$previous"
+  previous=$round/model
+  evaluate "round_$i" "$previous"
+done
+
+# 11-13  reflect on what is still wrong; the final model
+if [[ $REFLECT == final ]]; then
+  reflect "$run/final" verified.jsonl "${verified[@]}"
+  step "$run/final/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$run/final/model" --train-file "$run/final/train.jsonl" "${student[@]}" --previous "$previous"
+  evaluate final "$run/final/model"
+fi
+step "$run/metrics.json" 0 $PYTHON 05_evaluate.py --run "$run"

@@ -1,0 +1,370 @@
+"""The toy world: small mathematics problems whose numbers can only be read from a picture.
+
+Writes: train.jsonl and test.jsonl (id, question, images, answer, options, solution, subject, source) and images/*.png.
+
+    python toy/problems.py --output toy
+    python toy/problems.py --output /tmp/more --train 5000 --test 500 --seed 7
+
+A family (FAMILIES) is one kind of problem: how its numbers are drawn, what its picture shows ("facts"), its question,
+and its worked solution as a list of calculations. From these come problems with pictures, the same problems in
+words, worked solutions, and solutions with one known mistake: what a teacher, a judge and a base model are made of.
+Every digit is centred on a cell of 16 x 16 pixels, the size of one visual token of the toy base model.
+"""
+
+import argparse
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+from PIL import Image, ImageDraw, ImageFont
+
+CELL, CELLS = 16, 7  # pixels a cell, cells a side: pictures of 112 x 112 pixels
+OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+MULTIPLE_CHOICE_SHARE = 0.25
+
+
+# ---------------------------------------------------------------- pictures
+
+
+class Canvas:
+    """A white picture of CELLS x CELLS cells; `write` centres one character on each cell, from left to right."""
+
+    def __init__(self):
+        self.image = Image.new("RGB", (CELL * CELLS, CELL * CELLS), "white")
+        self.draw = ImageDraw.Draw(self.image)
+        self.font = ImageFont.load_default(size=15)
+
+    def write(self, column: int, row: int, text: object, colour: str = "black") -> None:
+        for offset, character in enumerate(str(text)):
+            centre = ((column + offset + 0.5) * CELL, (row + 0.5) * CELL)
+            self.draw.text(centre, character, fill=colour, font=self.font, anchor="mm")
+
+    def box(self, left: float, top: float, right: float, bottom: float, **style) -> None:
+        """A rectangle, its corners in cells."""
+        corners = [left * CELL, top * CELL, right * CELL - 1, bottom * CELL - 1]
+        self.draw.rectangle(corners, **({"outline": "navy", "width": 2} | style))
+
+    def line(self, *points: tuple[float, float], colour: str = "navy", width: int = 2) -> None:
+        self.draw.line([(x * CELL, y * CELL) for x, y in points], fill=colour, width=width)
+
+
+def draw_rectangle(n: dict, rng: random.Random, canvas: Canvas) -> None:
+    left, top, right, bottom = rng.randint(0, 1), rng.randint(0, 2), rng.randint(4, 5), rng.randint(4, 6)
+    canvas.box(left, top, right, bottom)
+    canvas.write(rng.randint(left + 1, right - 2), bottom, n["a"])
+    canvas.write(right, rng.randint(top, bottom - 1), n["b"])
+    if "c" in n:  # a square hole around its own label
+        column, row = rng.randint(left + 1, right - 2), rng.randint(top, bottom - 1)
+        canvas.box(column, row, column + 1, row + 1, width=1)
+        canvas.write(column, row, n["c"])
+
+
+def draw_triangle(n: dict, rng: random.Random, canvas: Canvas) -> None:
+    apex, base = rng.uniform(2.5, 4.5), rng.randint(5, 6)
+    canvas.line((1, base), (6, base), (apex, 1), (1, base))
+    canvas.write(rng.randint(0, 1), 2, n["a"])
+    canvas.write(rng.randint(5, 6) - 1, 2, n["b"])
+    canvas.write(rng.randint(2, 4), base, n["c"])
+
+
+def draw_angles(n: dict, rng: random.Random, canvas: Canvas) -> None:
+    apex, base = rng.uniform(2.5, 4.5), rng.randint(5, 6)
+    canvas.line((0, base), (7, base), (apex, rng.randint(0, 2)), (0, base))
+    canvas.write(1, base - 1, n["a"])
+    canvas.write(4, base - 1, n["b"])
+
+
+def draw_bars(n: dict, rng: random.Random, canvas: Canvas) -> None:
+    for column, name in zip((0, 2, 4, 6), "ABCD"):
+        top = 6 - n[name] / 2  # half a cell for each unit
+        canvas.box(column + 0.1, top, column + 0.9, 6, fill="lightsteelblue", width=1)
+        canvas.write(column, int(top) - 1, n[name])
+        canvas.write(column, 6, name)
+
+
+def draw_number_line(n: dict, rng: random.Random, canvas: Canvas) -> None:
+    row = rng.randint(2, 5)
+    canvas.line((0, row + 0.5), (7, row + 0.5))
+    for mark in range(CELLS):
+        canvas.line((mark + 0.5, row + 0.2), (mark + 0.5, row + 0.8))
+    canvas.write(0, row + 1, n["a"])
+    canvas.write(1, row + 1, n["b"])
+    x = n["k"] + 0.5
+    canvas.line((x, row - 0.9), (x, row), colour="crimson")
+    canvas.line((x - 0.25, row - 0.3), (x, row), (x + 0.25, row - 0.3), colour="crimson")
+
+
+def draw_points(n: dict, rng: random.Random, canvas: Canvas) -> None:
+    for value in range(1, CELLS):
+        canvas.write(value, 6, value, "grey")
+        canvas.write(0, 6 - value, value, "grey")
+    canvas.line((1, 0), (1, 6), (7, 6), width=1)
+    canvas.write(n["a"], 6 - n["b"], "P", "crimson")
+    canvas.write(n["c"], 6 - n["d"], "Q", "crimson")
+
+
+def draw_shapes(n: dict, rng: random.Random, canvas: Canvas) -> None:
+    def shape(kind: str, column: int, row: int) -> None:
+        corners = [column * CELL + 2, row * CELL + 2, (column + 1) * CELL - 3, (row + 1) * CELL - 3]
+        if kind == "circle":
+            canvas.draw.ellipse(corners, fill="crimson")
+        else:
+            canvas.draw.rectangle(corners, fill="seagreen")
+
+    for column, kind, value in ((0, "circle", n["p"]), (4, "square", n["q"])):
+        shape(kind, column, 0)
+        canvas.write(column + 1, 0, f"={value}")
+    canvas.line((0, 1.5), (7, 1.5), colour="grey", width=1)
+    cells = rng.sample([(column, row) for column in range(CELLS) for row in range(2, CELLS)], n["m"] + n["k"])
+    for index, (column, row) in enumerate(cells):
+        shape("circle" if index < n["m"] else "square", column, row)
+
+
+# ---------------------------------------------------------------- families
+
+
+@dataclass
+class Family:
+    """One kind of problem. `steps`: (what is calculated, left, operation, right, name of the result) over named numbers."""
+
+    numbers: Callable[[random.Random], dict]  # the named numbers that the picture shows
+    facts: str  # the numbers in words
+    question: str
+    steps: list[tuple[str, object, str, object, str]]
+    draw: Callable[[dict, random.Random, Canvas], None]
+    readable: str  # names of the numbers that a reader of the picture can get wrong
+
+
+def draw_numbers(**ranges: tuple[int, int]) -> Callable[[random.Random], dict]:
+    return lambda rng: {name: rng.randint(*bounds) for name, bounds in ranges.items()}
+
+
+def bar_numbers(rng: random.Random) -> dict:
+    heights = dict(zip("ABCD", rng.sample(range(1, 10), 4)))
+    first, second = sorted(rng.sample("ABCD", 2), key=heights.get, reverse=True)
+    return heights | {"x": first, "y": second}
+
+
+def line_numbers(rng: random.Random) -> dict:
+    start = rng.randint(0, 6)
+    return {"a": start, "b": rng.randint(start + 2, 9), "k": rng.randint(2, 6)}
+
+
+def angle_numbers(rng: random.Random) -> dict:
+    return {"a": 5 * rng.randint(4, 16), "b": 5 * rng.randint(4, 16)}
+
+
+def point_numbers(rng: random.Random) -> dict:
+    (left, right), (low, high) = sorted(rng.sample(range(1, 7), 2)), sorted(rng.sample(range(1, 7), 2))
+    return {"a": left, "b": low, "c": right, "d": high}
+
+
+BARS = "bars A {A}, B {B}, C {C} and D {D}"
+FAMILIES = {
+    "rectangle_area": Family(
+        draw_numbers(a=(3, 12), b=(2, 9)),
+        "a rectangle with sides {a} and {b}",
+        "What is the area of the rectangle?",
+        [("The area is", "a", "*", "b", "r")],
+        draw_rectangle, "ab",
+    ),
+    "rectangle_perimeter": Family(
+        draw_numbers(a=(3, 19), b=(2, 9)),
+        "a rectangle with sides {a} and {b}",
+        "What is the perimeter of the rectangle?",
+        [("Half the way around is", "a", "+", "b", "s"), ("The perimeter is", 2, "*", "s", "r")],
+        draw_rectangle, "ab",
+    ),
+    "triangle_perimeter": Family(
+        draw_numbers(a=(3, 19), b=(3, 19), c=(3, 19)),
+        "a triangle with sides {a}, {b} and {c}",
+        "What is the perimeter of the triangle?",
+        [("Two sides make", "a", "+", "b", "s"), ("The perimeter is", "s", "+", "c", "r")],
+        draw_triangle, "abc",
+    ),
+    "triangle_angle": Family(
+        angle_numbers,
+        "a triangle with angles {a} and {b}",
+        "What is the third angle of the triangle, in degrees?",
+        [("The two angles make", "a", "+", "b", "s"), ("The third angle is", 180, "-", "s", "r")],
+        draw_angles, "ab",
+    ),
+    "bars_difference": Family(
+        bar_numbers,
+        BARS,
+        "How much higher is bar {x} than bar {y}?",
+        [("Bar {x} less bar {y} is", "x", "-", "y", "r")],
+        draw_bars, "ABCD",
+    ),
+    "bars_total": Family(
+        bar_numbers,
+        BARS,
+        "How much do the four bars make together?",
+        [("A and B make", "A", "+", "B", "s"), ("With C it is", "s", "+", "C", "t"), ("With D it is", "t", "+", "D", "r")],
+        draw_bars, "ABCD",
+    ),
+    "number_line": Family(
+        line_numbers,
+        "a number line from {a} to {b} at the first mark and an arrow at mark {k}",
+        "Which number does the arrow show?",
+        [("One mark is", "b", "-", "a", "s"), ("The arrow is further by", "k", "*", "s", "t"), ("It shows", "a", "+", "t", "r")],
+        draw_number_line, "abk",
+    ),
+    "points_area": Family(
+        point_numbers,
+        "the points P ({a}, {b}) and Q ({c}, {d})",
+        "P and Q are opposite corners of an upright rectangle. What is its area?",
+        [("The width is", "c", "-", "a", "s"), ("The height is", "d", "-", "b", "t"), ("The area is", "s", "*", "t", "r")],
+        draw_points, "abcd",
+    ),
+    "shapes_value": Family(
+        draw_numbers(m=(1, 5), k=(1, 5), p=(2, 9), q=(2, 9)),
+        "{m} circles for {p} and {k} squares for {q}",
+        "How much are all the shapes below the line worth together?",
+        [("The circles are", "m", "*", "p", "s"), ("The squares are", "k", "*", "q", "t"), ("Together they are", "s", "+", "t", "r")],
+        draw_shapes, "mkpq",
+    ),
+    "frame_area": Family(
+        draw_numbers(a=(6, 12), b=(4, 9), c=(2, 4)),
+        "a rectangle with sides {a} and {b} and a square hole with side {c}",
+        "What area is left of the rectangle without its hole?",
+        [("The rectangle is", "a", "*", "b", "s"), ("The hole is", "c", "*", "c", "t"), ("What is left is", "s", "-", "t", "r")],
+        draw_rectangle, "abc",
+    ),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- solutions
+
+
+def work_out(family: Family, numbers: dict, slip_at: int = -1, slip: int = 0) -> tuple[list[str], int]:
+    """The calculations, one a line, and the result. With `slip_at`, that calculation comes out wrong by `slip`."""
+    values = dict(numbers)
+
+    def value_of(name: object) -> int:
+        value = values.get(name, name)
+        return values[value] if value in values else value  # a bar is named by a number's name
+
+    lines = []
+    for index, (text, left, operation, right, result) in enumerate(family.steps):
+        left, right = value_of(left), value_of(right)
+        values[result] = OPERATIONS[operation](left, right) + (slip if index == slip_at else 0)
+        lines.append(f"{text.format(**numbers)} {left} {operation} {right} = {values[result]}.")
+    return lines, values["r"]
+
+
+def solution_text(family: Family, numbers: dict, options: list[str], opening: str, **slip) -> tuple[str, str]:
+    """(a worked solution that starts with `opening` and the facts, its answer); the letter is given if the answer is a choice."""
+    lines, result = work_out(family, numbers, **slip)
+    lines = [f"{opening} {family.facts.format(**numbers)}.", *lines]
+    steps = [f"Step {index}: {line}" for index, line in enumerate(lines, 1)]
+    answer = "ABCD"[options.index(str(result))] if str(result) in options else str(result)
+    return "\n".join([*steps, f"The answer to this problem is {answer}."]), str(result)
+
+
+def wrong_solution(family: Family, numbers: dict, options: list[str], opening: str, rng: random.Random) -> tuple[str, int]:
+    """A solution with one mistake, carried on consistently to a wrong answer, and the index of its first wrong line (from 0)."""
+    right_text, right = solution_text(family, numbers, options, opening)
+    while True:
+        misread, slip, kind = dict(numbers), {}, rng.choices(["misread", "slip", "answer"], [5, 4, 1])[0]
+        if kind == "answer":  # everything is right, but the wrong result or letter is given
+            given = rng.choice("ABCD") if options else str(misread_number(int(right), rng))
+            lines = right_text.split("\n")
+            if (answer_line := f"The answer to this problem is {given}.") != lines[-1]:
+                return "\n".join([*lines[:-1], answer_line]), len(lines) - 1
+            continue
+        if kind == "misread":
+            wrong_line, name = 0, rng.choice(family.readable)
+            misread[name] = misread_number(numbers[name], rng)
+        else:
+            wrong_line = rng.randint(1, len(family.steps))
+            slip = {"slip_at": wrong_line - 1, "slip": rng.choice([-10, -3, -2, -1, 1, 2, 3, 10])}
+        text, answer = solution_text(family, misread, options, opening, **slip)
+        if answer != right and int(answer) >= 0:
+            return text, wrong_line
+
+
+def misread_number(value: int, rng: random.Random) -> int:
+    """Another number of as many digits: one digit is read wrongly."""
+    digits = list(str(value))
+    place = rng.randrange(len(digits))
+    allowed = [digit for digit in "0123456789"[place == 0 :] if digit != digits[place]]
+    return int("".join([*digits[:place], rng.choice(allowed), *digits[place + 1 :]]))
+
+
+def draw_options(right: int, rng: random.Random) -> list[str]:
+    near = [right + step for step in (-10, -4, -3, -2, -1, 1, 2, 3, 4, 10) if right + step > 0]
+    options = [str(value) for value in [right, *rng.sample(near, 3)]]
+    rng.shuffle(options)
+    return options
+
+
+def picture(name: str, numbers: dict, rng: random.Random) -> Image.Image:
+    canvas = Canvas()
+    FAMILIES[name].draw(numbers, rng, canvas)
+    return canvas.image
+
+
+def parse_numbers(problem: dict) -> dict:
+    """The numbers of a toy problem, read back from its question and solution."""
+    family, numbers = FAMILIES[problem["subject"]], {}
+    for template, text in ((family.facts, problem["solution"]), (family.question, problem["question"])):
+        found = re.search(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+|[A-D])", re.escape(template)), text)
+        numbers |= {name: int(value) if value.isdigit() else value for name, value in found.groupdict().items()}
+    return numbers
+
+
+def make_problem(name: str, rng: random.Random) -> tuple[dict, dict, Image.Image]:
+    """(problem record without id and images, its numbers, its picture)"""
+    family, numbers = FAMILIES[name], FAMILIES[name].numbers(rng)
+    _, right = work_out(family, numbers)
+    options = draw_options(right, rng) if rng.random() < MULTIPLE_CHOICE_SHARE else []
+    solution, _ = solution_text(family, numbers, options, "The picture shows")
+    record = {
+        "question": family.question.format(**numbers),
+        "answer": str(right),
+        **({"options": options} if options else {}),
+        "solution": solution,
+        "subject": name,
+        "source": "toy",
+    }
+    return record, numbers, picture(name, numbers, rng)
+
+
+# ---------------------------------------------------------------- files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("toy"), help="folder to write (default %(default)s)")
+    parser.add_argument("--train", type=int, default=1200, help="training problems (default %(default)s)")
+    parser.add_argument("--test", type=int, default=300, help="test problems, none of them a training problem (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same problems (default %(default)s)")
+    args = parser.parse_args()
+    rng, seen, names = random.Random(args.seed), set(), list(FAMILIES)
+    (args.output / "images").mkdir(parents=True, exist_ok=True)
+    # The test file is drawn first: its problems do not change with the number of training problems.
+    for split, count in (("test", args.test), ("train", args.train)):
+        rows = []
+        while len(rows) < count:
+            name = names[len(rows) % len(names)]
+            record, _, image = make_problem(name, rng)
+            if (key := image.tobytes() + record["question"].encode()) in seen:
+                continue
+            seen.add(key)
+            path = f"images/{split}_{len(rows):05d}.png"
+            image.save(args.output / path)
+            rows.append({"id": f"toy/{split}/{len(rows):05d}", "images": [path]} | record)
+        rng.shuffle(rows)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        part = args.output / f"{split}.jsonl.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(args.output / f"{split}.jsonl")
+    print(f"{args.train} training and {args.test} test problems of {len(names)} families in {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The toy world's teacher: an OpenAI-compatible server that knows the problems of a file and answers the three prompts of the loop.
+
+It is asked exactly as GPT-4o would be (01: solve, 02 --annotate: feedback, 03: reflect), finds the problem by question and
+picture, and answers from its solution; for problems of the toy world it also sees which step of a response fails.
+A seeded share of its solutions is wrong, so that verification matters.
+
+    python toy/teacher.py --problems toy/train.jsonl --port 8001
+    python 01_sample.py --input toy/train.jsonl --output distilled.jsonl --model http://127.0.0.1:8001/v1#teacher --limit 100
+"""
+
+import argparse
+import base64
+import hashlib
+import importlib
+import io
+import json
+import random
+import re
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from PIL import Image
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import problems as toy
+from common import SOLVE_PROMPT, fail, question_text, read_rows
+
+ANSWER_SENTENCE = "The answer to this problem is"
+
+
+def prompt_pattern(prompt: str) -> re.Pattern:
+    """A prompt with {fields} -> a pattern with named groups: a prompt changed in its script is still understood here."""
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.*?)", re.escape(prompt)) + r"\Z", re.DOTALL)
+
+
+def picture_key(data: bytes) -> bytes:
+    """By the decoded pixels, so that another encoding of the same picture is found."""
+    with Image.open(io.BytesIO(data)) as image:
+        return hashlib.sha256(image.convert("RGB").tobytes()).digest()
+
+
+def problem_key(question: str, pictures: list[bytes]) -> bytes:
+    return hashlib.sha256(question.encode() + b"".join(pictures)).digest()
+
+
+class Teacher:
+    """Answers a prompt with pictures. `wrong`: the share of its solutions that are wrong, by `seed` and problem."""
+
+    def __init__(self, path: Path, wrong: float, seed: int):
+        self.wrong, self.seed, self.problems, self.by_question = wrong, seed, {}, {}
+        for row in read_rows(path):
+            text = question_text(row)
+            self.problems[problem_key(text, [picture_key(Path(image).read_bytes()) for image in row["images"]])] = row
+            self.by_question.setdefault(text, row)
+        stages = {name: importlib.import_module(name) for name in ("02_verify", "03_reflect")}
+        self.prompts = {
+            "solve": prompt_pattern(SOLVE_PROMPT),
+            "feedback": prompt_pattern(stages["02_verify"].FEEDBACK_PROMPT),
+            "reflect": prompt_pattern(stages["03_reflect"].REFLECT_PROMPT),
+        }
+
+    def answer(self, text: str, pictures: list[bytes], request_seed: int) -> str | None:
+        """The reply, or None for an unknown prompt or problem."""
+        kind, fields = next(((kind, match.groupdict()) for kind, pattern in self.prompts.items() if (match := pattern.match(text))), (None, {}))
+        if kind is None:
+            return None
+        row = self.problems.get(problem_key(fields["question"], [picture_key(data) for data in pictures]))
+        if row is None and len(self.by_question) == len(self.problems):  # scaled-down pictures: the question alone decides, if it can
+            row = self.by_question.get(fields["question"])
+        if row is None:
+            return None
+        rng = random.Random(f"{self.seed} {row['id']} {kind} {request_seed}")
+        if kind == "feedback":
+            return self.feedback(row, fields["response"])
+        return self.solution(row, rng)
+
+    def solution(self, row: dict, rng: random.Random) -> str:
+        """The worked solution; in a seeded share of cases one that is wrong."""
+        steps = (row.get("solution") or "").strip()
+        if rng.random() >= self.wrong:
+            return steps if ANSWER_SENTENCE in steps else f"{steps}\n{ANSWER_SENTENCE} {row['answer']}.".strip()
+        family = toy.FAMILIES.get(row.get("subject"))
+        numbers = toy.parse_numbers(row) if family else None
+        if numbers:
+            return toy.wrong_solution(family, numbers, row.get("options") or [], "The picture shows", rng)[0]
+        others = [option for option in row.get("options") or [] if option != row["answer"]] or [f"not {row['answer']}"]
+        return f"{steps.replace(str(row['answer']), others[0])}\n{ANSWER_SENTENCE} {others[0]}."
+
+    def feedback(self, row: dict, response: str) -> str:
+        """The first step that differs from the worked solution, and what is wrong with it, without the right answer."""
+        right = (row.get("solution") or "").strip().split("\n")
+        given = [line.strip() for line in response.strip().split("\n") if line.strip()] or [""]
+        index = next((i for i, line in enumerate(given) if i >= len(right) or line != right[i].strip()), None)
+        if index is None and len(given) == len(right):
+            return json.dumps({"status": "CORRECT", "error_step": None, "error_analysis": None, "improvement_suggestion": None})
+        index = len(given) - 1 if index is None else index
+        step = given[index]
+        if row.get("subject") not in toy.FAMILIES:
+            analysis = "This does not follow from what the image shows."
+        elif calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", step):
+            left, operation, other, result = calculation.groups()
+            wrong = toy.OPERATIONS[operation](int(left), int(other)) != int(result)
+            analysis = f"{left} {operation} {other} is not {result}." if wrong else "This is not what has to be calculated here."
+        elif ANSWER_SENTENCE in step:
+            analysis = "This is not the result of the steps."
+        else:
+            analysis = "The picture shows other numbers."
+        return json.dumps({"status": "WRONG", "error_step": step, "error_analysis": analysis, "improvement_suggestion": "Look at this step again."})
+
+
+def handler(teacher: Teacher) -> type:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def reply(self, status: int, content: dict) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.reply(200, {"object": "list", "data": [{"id": "teacher", "object": "model"}]})
+
+        def do_POST(self) -> None:
+            try:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                content = body["messages"][-1]["content"]
+                parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+                text = "".join(part["text"] for part in parts if part["type"] == "text")
+                pictures = [base64.b64decode(part["image_url"]["url"].split(",", 1)[1]) for part in parts if part["type"] == "image_url"]
+                answer = teacher.answer(text, pictures, body.get("seed") or 0)
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                return self.reply(400, {"error": {"message": f"{type(error).__name__}: {error}"}})
+            if answer is None:
+                return self.reply(404, {"error": {"message": "unknown prompt or problem"}})
+            usage = {"prompt_tokens": len(text) // 4 + 85 * len(pictures), "completion_tokens": max(1, len(answer) // 4)}
+            message = {"role": "assistant", "content": answer}
+            self.reply(200, {"object": "chat.completion", "model": "teacher", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage})
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    return Handler
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=Path, required=True, help="problems.jsonl with solutions")
+    parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1 (default %(default)s: any free one)")
+    parser.add_argument("--port-file", type=Path, help="file to write the port to once the server listens")
+    parser.add_argument("--wrong", type=float, default=0.1, help="share of its solutions that are wrong (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="which ones are wrong (default %(default)s)")
+    args = parser.parse_args()
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", args.port), handler(Teacher(args.problems, args.wrong, args.seed)))
+    except OSError as error:
+        fail(f"--port: {args.port}: {error.strerror}; choose another")
+    server.daemon_threads = True
+    if args.port_file:
+        args.port_file.write_text(str(server.server_port))
+    print(f"teacher of {args.problems} on http://127.0.0.1:{server.server_port}/v1#teacher", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
