@@ -20,10 +20,11 @@ from array import array
 from collections import defaultdict
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from common import (
-    MAX_PIXELS, chat_parts, check_flags, check_model, encode_prompts, fail, finished, harmless, judge_messages, load_model, load_processor,
+    IMAGE, MAX_PIXELS, chat_parts, check_flags, check_model, encode_prompts, fail, finished, harmless, judge_messages, load_model, load_processor,
     open_image, processes, read_rows, relative_images, setup_kernels, solve_messages,
 )  # fmt: skip
 
@@ -176,9 +177,9 @@ def plan_steps(rows: TrainingRows, args: argparse.Namespace, world: int) -> list
 class MicroBatches:
     """Dataset of prepared micro-batches: (B, T) tensors with labels on reply and end token only; None if no row is usable."""
 
-    def __init__(self, rows: TrainingRows, micro_batches: list[list[int]], processor, args: argparse.Namespace):
+    def __init__(self, rows: TrainingRows, micro_batches: list[list[int]], processor, args: argparse.Namespace, world: int = 1):
         self.rows, self.micro_batches, self.processor = rows, micro_batches, processor
-        self.max_pixels, self.max_length = args.max_pixels, args.max_length
+        self.max_pixels, self.max_length, self.world = args.max_pixels, args.max_length, world
 
     def __len__(self) -> int:
         return len(self.micro_batches)
@@ -197,18 +198,25 @@ class MicroBatches:
         inputs = encode_rows(self.processor, chats, replies, self.max_length) if chats else None
         if inputs is None and len(chats) > 1:  # leave out only what is too long
             kept = [pair for pair in zip(chats, replies) if encode_rows(self.processor, [pair[0]], [pair[1]], self.max_length)]
-            chats = [chat for chat, _ in kept]
-            inputs = encode_rows(self.processor, chats, [reply for _, reply in kept], 1 << 30) if kept else None
-        return inputs, len(self.micro_batches[index]) - (len(inputs["input_ids"]) if inputs is not None else 0)
+            chats, replies = [chat for chat, _ in kept], [reply for _, reply in kept]
+            inputs = encode_rows(self.processor, chats, replies, 1 << 30) if kept else None
+        missing = len(self.micro_batches[index]) - (len(chats) if inputs is not None else 0)
+        if self.world > 1 and (inputs is None or "pixel_values" not in inputs):
+            # Every process must pass through the vision tower, or those that do wait for ever: a blank picture without labels.
+            kept = (chats, replies) if inputs is not None else ([], [])
+            inputs = encode_rows(self.processor, [*kept[0], chat_parts([{"role": "user", "content": IMAGE}], [Image.new("RGB", (56, 56))])], [*kept[1], "-"], 1 << 30)
+            inputs["labels"][-1] = IGNORE
+        return inputs, missing
 
 
 def encode_rows(processor, chats: list, replies: list[str], max_length: int) -> dict | None:
-    """Prompts exactly as sampling renders them, replies appended: nothing in front of the labels differs from generation."""
+    """Prompts exactly as sampling renders them, replies appended: nothing in front of the labels differs from generation.
+
+    None if a row is longer than `max_length` tokens.
+    """
     import torch
 
     inputs = dict(encode_prompts(processor, chats))
-    if int(inputs["attention_mask"].sum(1).max()) + max(len(reply) for reply in replies) // 8 > max_length:
-        return None
     tokenizer = processor.tokenizer
     ends = []
     for chat, reply in zip(chats, replies):
@@ -251,12 +259,12 @@ def sum_loss(model, inputs: dict, label_tokens: int):
 def make_accelerator():
     """bf16 on GPUs; with several processes the model is sharded by FSDP2, set up here, not in a YAML file."""
     import torch
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 
-    plugin = None
+    plugin, unused = None, DistributedDataParallelKwargs(find_unused_parameters=True)  # LLaVA's vision tower has a layer that is not used
     if processes()[1] > 1 and torch.cuda.is_available():
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False)
-    return Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", fsdp_plugin=plugin), plugin
+    return Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", fsdp_plugin=plugin, kwargs_handlers=[unused]), plugin
 
 
 def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
@@ -286,7 +294,7 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     steps = plan_steps(rows, args, accelerator.num_processes)
     first = resume(accelerator, part)
     mine = [step[accelerator.process_index] for step in steps[first:]]
-    batches = MicroBatches(rows, [micro for step in mine for micro in step], processor, args)
+    batches = MicroBatches(rows, [micro for step in mine for micro in step], processor, args, accelerator.num_processes)
     loader = iter(DataLoader(batches, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None))
     log = (part / "train_log.jsonl").open("a", encoding="utf-8") if accelerator.is_main_process else None
     start, total_tokens, left_out, loss_value = time.monotonic(), 0, 0, float("nan")
@@ -301,15 +309,10 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
         loss_sum = torch.zeros((), device=accelerator.device)
         for index, (inputs, _) in enumerate(prepared):
             if inputs is None:
-                if accelerator.num_processes == 1:
-                    continue
-                inputs = idle_batch(processor, args)  # every process must take part in every forward pass; its weight is zero
-                weight = 0.0
-            else:
-                weight = float(accelerator.num_processes)  # gradients are averaged over processes
+                continue
             inputs = {name: value.to(accelerator.device) for name, value in inputs.items()}
             with accelerator.no_sync(model) if index + 1 < len(prepared) else torch.enable_grad():
-                loss = sum_loss(model, inputs, max(1, label_tokens)) * weight
+                loss = sum_loss(model, inputs, max(1, label_tokens)) * accelerator.num_processes  # gradients are averaged over processes
                 accelerator.backward(loss)
             loss_sum += loss.detach() / accelerator.num_processes
         norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
@@ -331,10 +334,6 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     save_model(accelerator, model, spec, part)
     seconds = round(time.monotonic() - start, 1)
     return {"rows": len(rows), "steps": len(steps), "loss": loss_value, "label_tokens": total_tokens, "rows_left_out": left_out, "seconds": seconds, "init": spec}
-
-
-def idle_batch(processor, args: argparse.Namespace) -> dict:
-    return encode_rows(processor, [chat_parts([{"role": "user", "content": "-"}])], ["-"], args.max_length)
 
 
 def save_checkpoint(accelerator, part: Path, step: int) -> None:

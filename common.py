@@ -15,19 +15,18 @@ from typing import Iterable, Iterator, NoReturn
 
 # The prompt of teacher, student and evaluation (01, 04, 05), and the prompt of the ORM (02, 04). Image and question
 # come first in both, so that what is computed for them can serve every sample and every candidate of a question.
-SOLVE_PROMPT = """You are an expert mathematics teacher. Solve the problem below from its text and its image, step by step: \
-first say what the image shows, then write down every calculation and its reason. End with the sentence \
-"The answer to this problem is" and the final result (for a multiple-choice problem, the letter of the choice).
+SOLVE_PROMPT = """Problem: {question}
 
-Problem: {question}"""
+You are an expert mathematics teacher. Say what the image shows, then solve the problem step by step, in detail. \
+End with "The answer to this problem is" and the final result (of choices, the letter)."""
 
 JUDGE_PROMPT = """Problem: {question}
 
-Proposed solution:
+Solution:
 {response}
 
-You are a strict mathematics examiner. Check every step of the proposed solution against the image and the problem. \
-Reply with JSON only: {"status": "CORRECT" or "WRONG", "error_step": the first wrong step or null, "error_analysis": why it is wrong or null}"""
+Check every step of the solution against the image and the problem. Reply with JSON only: \
+{"status": "CORRECT" or "WRONG", "error_step": the first wrong step or null, "error_analysis": why it is wrong or null}"""
 
 IMAGE = "<image>"  # stands for one picture in a message's text, as in the training files of TRL, ms-swift and LLaMA-Factory
 PLACEHOLDERS = re.compile(r"<image>|<\|image_pad\|>|<\|vision_start\|>|<\|vision_end\|>|<IMG_CONTEXT>|<fake_token_around_image>|<video>|<\|im_start\|>|<\|im_end\|>")

@@ -30,16 +30,21 @@ MULTIPLE_CHOICE_SHARE = 0.25
 
 
 class Canvas:
-    """A white picture of CELLS x CELLS cells; `write` centres one character on each cell, from left to right."""
+    """A white picture of CELLS x CELLS cells; `write` centres one character on each cell, from left to right.
+
+    `cells` remembers what stands where: {(column, row): word}, from which the base model learns to see.
+    """
 
     def __init__(self):
         self.image = Image.new("RGB", (CELL * CELLS, CELL * CELLS), "white")
         self.draw = ImageDraw.Draw(self.image)
         self.font = ImageFont.load_default(size=15)
+        self.cells: dict[tuple[int, int], str] = {}
 
     def write(self, column: int, row: int, text: object, colour: str = "black") -> None:
         for offset, character in enumerate(str(text)):
             centre = ((column + offset + 0.5) * CELL, (row + 0.5) * CELL)
+            self.cells[column + offset, row] = character
             self.draw.text(centre, character, fill=colour, font=self.font, anchor="mm")
 
     def box(self, left: float, top: float, right: float, bottom: float, **style) -> None:
@@ -93,6 +98,7 @@ def draw_number_line(n: dict, rng: random.Random, canvas: Canvas) -> None:
     canvas.write(0, row + 1, n["a"])
     canvas.write(1, row + 1, n["b"])
     x = n["k"] + 0.5
+    canvas.cells[n["k"], row - 1] = "arrow"
     canvas.line((x, row - 0.9), (x, row), colour="crimson")
     canvas.line((x - 0.25, row - 0.3), (x, row), (x + 0.25, row - 0.3), colour="crimson")
 
@@ -108,6 +114,7 @@ def draw_points(n: dict, rng: random.Random, canvas: Canvas) -> None:
 
 def draw_shapes(n: dict, rng: random.Random, canvas: Canvas) -> None:
     def shape(kind: str, column: int, row: int) -> None:
+        canvas.cells[column, row] = kind
         corners = [column * CELL + 2, row * CELL + 2, (column + 1) * CELL - 3, (row + 1) * CELL - 3]
         if kind == "circle":
             canvas.draw.ellipse(corners, fill="crimson")
@@ -287,6 +294,24 @@ def wrong_solution(family: Family, numbers: dict, options: list[str], opening: s
             return text, wrong_line
 
 
+def first_mistake(right: str, given: str) -> tuple[str, str] | None:
+    """(the first line of a given solution that differs from the right one, what is wrong with it), without the right answer."""
+    right_lines, given_lines = right.strip().split("\n"), [line.strip() for line in given.strip().split("\n") if line.strip()] or [""]
+    for line, expected in zip(given_lines, right_lines + [""] * len(given_lines)):
+        if line != expected.strip():
+            break
+    else:
+        if len(given_lines) == len(right_lines):
+            return None
+    if calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", line):
+        left, operation, other, result = calculation.groups()
+        wrong = OPERATIONS[operation](int(left), int(other)) != int(result)
+        return line, f"{left} {operation} {other} is not {result}." if wrong else "This is not what has to be calculated here."
+    if line.startswith("The answer"):
+        return line, "This is not the result of the steps."
+    return line, "The picture shows other numbers."
+
+
 def misread_number(value: int, rng: random.Random) -> int:
     """Another number of as many digits: one digit is read wrongly."""
     digits = list(str(value))
@@ -302,12 +327,6 @@ def draw_options(right: int, rng: random.Random) -> list[str]:
     return options
 
 
-def picture(name: str, numbers: dict, rng: random.Random) -> Image.Image:
-    canvas = Canvas()
-    FAMILIES[name].draw(numbers, rng, canvas)
-    return canvas.image
-
-
 def parse_numbers(problem: dict) -> dict:
     """The numbers of a toy problem, read back from its question and solution."""
     family, numbers = FAMILIES[problem["subject"]], {}
@@ -317,7 +336,7 @@ def parse_numbers(problem: dict) -> dict:
     return numbers
 
 
-def make_problem(name: str, rng: random.Random) -> tuple[dict, dict, Image.Image]:
+def make_problem(name: str, rng: random.Random) -> tuple[dict, dict, Canvas]:
     """(problem record without id and images, its numbers, its picture)"""
     family, numbers = FAMILIES[name], FAMILIES[name].numbers(rng)
     _, right = work_out(family, numbers)
@@ -331,7 +350,9 @@ def make_problem(name: str, rng: random.Random) -> tuple[dict, dict, Image.Image
         "subject": name,
         "source": "toy",
     }
-    return record, numbers, picture(name, numbers, rng)
+    canvas = Canvas()
+    family.draw(numbers, rng, canvas)
+    return record, numbers, canvas
 
 
 # ---------------------------------------------------------------- files
@@ -351,12 +372,12 @@ def main() -> None:
         rows = []
         while len(rows) < count:
             name = names[len(rows) % len(names)]
-            record, _, image = make_problem(name, rng)
-            if (key := image.tobytes() + record["question"].encode()) in seen:
+            record, _, canvas = make_problem(name, rng)
+            if (key := canvas.image.tobytes() + record["question"].encode()) in seen:
                 continue
             seen.add(key)
             path = f"images/{split}_{len(rows):05d}.png"
-            image.save(args.output / path)
+            canvas.image.save(args.output / path)
             rows.append({"id": f"toy/{split}/{len(rows):05d}", "images": [path]} | record)
         rng.shuffle(rows)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

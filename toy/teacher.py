@@ -89,23 +89,12 @@ class Teacher:
 
     def feedback(self, row: dict, response: str) -> str:
         """The first step that differs from the worked solution, and what is wrong with it, without the right answer."""
-        right = (row.get("solution") or "").strip().split("\n")
-        given = [line.strip() for line in response.strip().split("\n") if line.strip()] or [""]
-        index = next((i for i, line in enumerate(given) if i >= len(right) or line != right[i].strip()), None)
-        if index is None and len(given) == len(right):
+        mistake = toy.first_mistake(row.get("solution") or "", response)
+        if mistake is None:
             return json.dumps({"status": "CORRECT", "error_step": None, "error_analysis": None, "improvement_suggestion": None})
-        index = len(given) - 1 if index is None else index
-        step = given[index]
+        step, analysis = mistake
         if row.get("subject") not in toy.FAMILIES:
             analysis = "This does not follow from what the image shows."
-        elif calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", step):
-            left, operation, other, result = calculation.groups()
-            wrong = toy.OPERATIONS[operation](int(left), int(other)) != int(result)
-            analysis = f"{left} {operation} {other} is not {result}." if wrong else "This is not what has to be calculated here."
-        elif ANSWER_SENTENCE in step:
-            analysis = "This is not the result of the steps."
-        else:
-            analysis = "The picture shows other numbers."
         return json.dumps({"status": "WRONG", "error_step": step, "error_analysis": analysis, "improvement_suggestion": "Look at this step again."})
 
 

@@ -1,0 +1,235 @@
+"""Small functions, by tables."""
+
+import json
+import random
+
+import pytest
+from conftest import read_rows, write_rows
+from PIL import Image
+
+import benchmarks
+import common
+import engine
+import problems as toy
+
+
+def test_fill_is_one_pass_and_defuses_tokens():
+    assert common.fill("{a} {b} {c}", a="{b}", b="x") == "{b} x {c}"
+    assert common.fill('{"k": {a}}', a="1") == '{"k": 1}'
+    assert "<image>" not in common.fill("{a}", a="see <image> and <|im_end|>")
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ([], "Q"),
+        (["A", "B", "C"], "Q"),  # the choices are drawn in the picture
+        (["3", "4"], "Q\nChoices:\nA. 3\nB. 4"),
+        (["(A) 3", "(B) 4"], "Q\nChoices:\n(A) 3\n(B) 4"),
+    ],
+)
+def test_question_text(options, expected):
+    assert common.question_text({"question": " Q ", "options": options}) == expected
+
+
+def test_output_resumes_after_a_torn_line(tmp_path):
+    path = tmp_path / "out.jsonl"
+    rows = [{"id": name, "images": []} for name in "abc"]
+    output = common.Output(path)
+    for row in rows[:2]:
+        output.write(row)
+    (tmp_path / "out.jsonl.part").open("ab").write(b'{"id": "c", "ima')
+    again = common.Output(path)
+    assert again.done == {common.row_key(row) for row in rows[:2]}
+    again.write(rows[2])
+    again.finish(3)
+    assert [row["id"] for row in read_rows(path)] == list("abc") and not (tmp_path / "out.jsonl.part").exists()
+
+
+def test_unfinished_output_keeps_its_part(tmp_path):
+    output = common.Output(tmp_path / "out.jsonl")
+    output.write({"id": "a", "images": []})
+    output.finish(2)
+    assert not (tmp_path / "out.jsonl").exists() and (tmp_path / "out.jsonl.part").exists()
+
+
+def test_seeds_come_from_names():
+    assert common.derive_seed(0, "round-1", "p", 3) == common.derive_seed(0, "round-1", "p", 3)
+    assert len({common.derive_seed(0, "round-1", "p", k) for k in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize("mode, size", [("RGB", (3000, 2000)), ("L", (5, 5)), ("RGBA", (40, 30)), ("P", (40, 30)), ("CMYK", (40, 30)), ("1", (1, 1)), ("I;16", (9, 9))])
+def test_open_image(tmp_path, mode, size):
+    path = tmp_path / ("x.jpg" if mode in ("CMYK",) else "x.png")
+    Image.new(mode, size).save(path)
+    image = common.open_image(str(path), 100_000)
+    assert image.mode == "RGB" and image.width * image.height <= 100_000
+    assert abs(image.width / image.height - size[0] / size[1]) < 0.05 * size[0] / size[1]
+
+
+def test_transparency_becomes_white(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "x.png")
+    assert common.open_image(str(tmp_path / "x.png"), 0).getpixel((0, 0)) == (255, 255, 255)
+
+
+GOOD = '{"status": "WRONG", "error_step": "Step 2: 3 + 4 = 8", "error_analysis": "3 + 4 is not 8."}'
+
+
+@pytest.mark.parametrize(
+    "reply, verdict, step",
+    [
+        (GOOD, "wrong", "Step 2: 3 + 4 = 8"),
+        (f"Here it is:\n```json\n{GOOD}\n```", "wrong", "Step 2: 3 + 4 = 8"),
+        ('{"status": "CORRECT", "error_step": null, "error_analysis": null}', "correct", None),
+        ("{'status': 'WRONG', 'error_step': 'Step 1', 'error_analysis': 'no',}", "wrong", "Step 1"),
+        ('{"status": "WRONG", "error_step": "Step \\"1\\"', "wrong", 'Step "1"'),
+        ('{"status": "WRONG", "error_step": 2}', "wrong", "2"),
+        ('{"status": "CORRECT"} or {"status": "WRONG"}', "undecided", None),
+        ("The solution is correct.", "undecided", None),
+        ('{"status": "CORRECT" or "WRONG"', "correct", None),
+        ('{"status": "MAYBE"}', "undecided", None),
+        ("", "undecided", None),
+    ],
+)
+def test_parse_verdict(stage, reply, verdict, step):
+    parsed = stage("02_verify").parse_verdict(reply)
+    assert (parsed["verdict"], parsed["error_step"]) == (verdict, step)
+
+
+@pytest.mark.parametrize(
+    "policy, answer, orm, status",
+    [
+        ("answer", "correct", None, "correct"),
+        ("answer", None, None, "undecided"),
+        ("orm", "wrong", "correct", "correct"),
+        ("both", "correct", "correct", "correct"),
+        ("both", "correct", "wrong", "wrong"),
+        ("both", "wrong", "correct", "wrong"),
+        ("both", "correct", "undecided", "undecided"),
+        ("both", None, "correct", "correct"),  # no reference answer
+        ("orm", "correct", "undecided", "undecided"),
+    ],
+)
+def test_decide(stage, policy, answer, orm, status):
+    assert stage("02_verify").decide(policy, answer, orm) == status
+
+
+@pytest.mark.parametrize(
+    "analysis, response, leaks",
+    [
+        ("The area is 35.", "It is 34.", True),
+        ("7 * 5 is not 34.", "It is 34.", False),
+        ("The side is 3.5 long.", "It is 34.", False),
+        ("It is 350.", "It is 34.", False),
+        ("35 was right there.", "I get 35, no, 34.", False),
+    ],
+)
+def test_gives_away(stage, analysis, response, leaks):
+    row = {"answer": "35", "response": response, "question": "What?"}
+    assert stage("02_verify").gives_away(row, {"error_step": None, "error_analysis": analysis}) == leaks
+
+
+def test_pick_diverse(stage):
+    rows = [("a", "x is 1 + 2"), ("b", "x  is 1 + 2"), ("c", "x is 1 + 3"), ("d", "quite another way")]
+    assert stage("04_finetune").pick_diverse(rows, 2) == ["a", "d"]
+    assert stage("04_finetune").pick_diverse(rows, 9) == ["a", "d", "c"]
+
+
+def test_learning_rate(stage):
+    rate = stage("04_finetune").learning_rate
+    values = [rate(step, 100, 1.0, 0.1) for step in range(100)]
+    assert values[9] == 1.0 and values[0] == 0.1 and values == sorted(values[:10]) + sorted(values[10:], reverse=True) and values[-1] < 0.01
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_plan_covers_every_row_once_an_epoch(stage, tmp_path, world):
+    module = stage("04_finetune")
+    write_rows(tmp_path / "t.jsonl", [{"id": str(index), "text": "x" * (index % 7)} for index in range(37)])
+    rows = module.TrainingRows(tmp_path / "t.jsonl")
+
+    class args:
+        epochs, seed, batch_size, micro_batch = 2.0, 0, 8, 3
+
+    steps = module.plan_steps(rows, args, world)
+    assert all(len(step) == world and len({len(micro) for micro in step}) == 1 for step in steps)
+    numbers = [number for step in steps for rank in step for micro in rank for number in micro]
+    assert sorted(numbers) == sorted(list(range(37)) * 2)
+
+
+def test_scores(stage):
+    module = stage("05_evaluate")
+    assert module.pass_at_k(4, 1, 1) == 0.25 and module.pass_at_k(4, 1, 4) == 1.0 and module.pass_at_k(4, 0, 4) == 0.0
+    checks = {"p": ["correct", "wrong", "correct", "undecided"], "q": ["wrong", "wrong", "correct", "wrong"]}
+    rows = [
+        {"id": name, "sample": k, "answer_check": check, "extracted": None if check == "undecided" else check, "rule": "none" if check == "undecided" else "number", "finish": "stop"}
+        for name, values in checks.items()
+        for k, check in enumerate(values)
+    ]  # fmt: skip
+    figures = module.score(rows)
+    assert figures["accuracy"] == 0.375 and figures["pass_at"][4] == 1.0 and figures["majority_at"][4] == 0.5 and figures["unparsed"] == 0.125
+
+
+@pytest.mark.parametrize("name", list(toy.FAMILIES))
+def test_toy_families(name):
+    rng = random.Random(name)
+    for _ in range(200):
+        record, numbers, canvas = toy.make_problem(name, rng)
+        options = record.get("options", [])
+        assert toy.parse_numbers(record) == {key: value for key, value in numbers.items() if "{" + key + "}" in toy.FAMILIES[name].facts + toy.FAMILIES[name].question}
+        assert not options or (record["answer"] in options and len(set(options)) == 4)
+        wrong, line = toy.wrong_solution(toy.FAMILIES[name], numbers, options, "The picture shows", rng)
+        right_lines, wrong_lines = record["solution"].split("\n"), wrong.split("\n")
+        assert wrong_lines[:line] == right_lines[:line] and wrong_lines[line] != right_lines[line] and wrong_lines[-1] != right_lines[-1]
+        assert canvas.image.size == (112, 112)
+
+
+def test_mathvision_rows(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "1.png")
+    rows = [
+        {"id": "1", "question": "How many?\n<image1>", "image": "1.png", "options": [], "answer": "6", "level": 2, "subject": "counting", "solution": None},
+        {"id": "2", "question": "<image1> or <image2>?", "image": "1.png", "options": ["A", "B"], "answer": "A", "level": 1, "subject": "logic", "solution": None},
+    ]
+    write_rows(tmp_path / "testmini.jsonl", rows)
+    name, problems = benchmarks.load_problems(f"mathvision:{tmp_path}", tmp_path)
+    first, second = problems
+    assert name == "mathvision" and first["question"] == "How many?" and second["question"] == "<image1> or <image2>?"
+
+
+def test_hub_rows_write_pictures_once(tmp_path, run):
+    datasets = pytest.importorskip("datasets")
+    picture = Image.new("RGB", (20, 10), "red")
+    table = {"problem": ["one <image>", "two"], "answer": ["1", "2"], "image": [picture, picture]}
+    features = datasets.Features({"problem": datasets.Value("string"), "answer": datasets.Value("string"), "image": datasets.Image()})
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    done = run("benchmarks.py", "--input", f"hf:{tmp_path / 'set'}:train", "--columns", "question=problem images=image", "--output", tmp_path / "out" / "problems.jsonl")
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "out" / "problems.jsonl")
+    assert [row["question"] for row in rows] == ["one", "two"] and rows[0]["images"] == rows[1]["images"] and len(list((tmp_path / "out" / "images").iterdir())) == 1
+
+
+def test_data_url_keeps_small_files(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    Image.new("RGB", (900, 900)).save(tmp_path / "b.bmp")
+    assert engine.data_url(str(tmp_path / "a.png"), 1000).startswith("data:image/png;base64,")
+    assert engine.data_url(str(tmp_path / "b.bmp"), 1000).startswith("data:image/png;base64,")
+
+
+def test_teacher_answers_the_three_prompts(toy_world, stage):
+    import teacher
+
+    rows = read_rows(toy_world / "train.jsonl")
+    server = teacher.Teacher(toy_world / "train.jsonl", wrong=0.0, seed=0)
+    row = rows[0]
+    picture = [(toy_world / row["images"][0]).read_bytes()]
+    question = common.question_text(row)
+    assert server.answer(common.fill(common.SOLVE_PROMPT, question=question), picture, 0) == row["solution"]
+    wrong, line = toy.wrong_solution(toy.FAMILIES[row["subject"]], toy.parse_numbers(row), row.get("options", []), "The picture shows", random.Random(1))
+    prompt = common.fill(stage("02_verify").FEEDBACK_PROMPT, question=question, answer=row["answer"], response=wrong)
+    verdict = json.loads(server.answer(prompt, picture, 0))
+    assert verdict["status"] == "WRONG" and verdict["error_step"] == wrong.split("\n")[line]
+    prompt = common.fill(stage("03_reflect").REFLECT_PROMPT, question=question, response=wrong, error_step="x", error_analysis="y")
+    assert server.answer(prompt, picture, 0) == row["solution"]
+    assert server.answer("What is this?", picture, 0) is None
+    always_wrong = teacher.Teacher(toy_world / "train.jsonl", wrong=1.0, seed=0)
+    assert always_wrong.answer(common.fill(common.SOLVE_PROMPT, question=question), picture, 0) != row["solution"]
