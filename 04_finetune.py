@@ -247,13 +247,19 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def sum_loss(model, inputs: dict, label_tokens: int):
-    """Cross-entropy summed over this micro-batch's labels, divided by the whole step's; logits at label positions only."""
+    """Cross-entropy summed over this micro-batch's labels, divided by the whole step's.
+
+    Prompts end and replies start in one column for all rows, so logits are needed for the last columns only.
+    """
     import torch.nn.functional as F
 
-    labels = inputs.pop("labels")
-    shifted = F.pad(labels, (0, 1), value=IGNORE)[:, 1:]
-    keep = shifted != IGNORE
-    return model(**inputs, labels=labels, shift_labels=shifted[keep], logits_to_keep=keep, use_cache=False, num_items_in_batch=label_tokens).loss
+    labels = inputs["labels"]  # (B, T)
+    columns = labels.shape[1] - int((labels != IGNORE).any(0).int().argmax())
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    logits = model(**rest, logits_to_keep=columns + 1, use_cache=False).logits[:, :-1]  # (B, columns, V): each predicts the next token
+    labels = labels[:, -columns:]
+    keep = labels != IGNORE
+    return F.cross_entropy(logits[keep].float(), labels[keep], reduction="sum") / label_tokens
 
 
 def make_accelerator():

@@ -1,13 +1,13 @@
-"""Does a response state the reference answer? The one answer check, shared by 02_verify.py and 05_evaluate.py.
+"""Does a response state the reference answer? The answer check shared by 02_verify.py and 05_evaluate.py.
 
-math-verify (https://github.com/huggingface/Math-Verify) decides whether two mathematical values are equal. Here is
-what it leaves open: which words of a response are its final answer (the last statement counts), choices by letter or
-by value, several blanks, "or"-sets, units, percent, Chinese. A verdict is "correct", "wrong" or "undecided": no answer
-found, one that was cut off, one that cannot be read as mathematics, a check that ran out of time or memory.
+math-verify (https://github.com/huggingface/Math-Verify) decides whether two mathematical values are equal.
+Here is what it leaves open: which words of a response are its answer (the last statement counts), choices by
+letter or by value, several blanks, "or"-sets, units, percent, Chinese. A verdict is "correct", "wrong" or
+"undecided": no answer found, cut off, not to be read as mathematics, or a check out of time or memory.
 
-A response is data from a model and may be hostile. Plain answers are decided by bounded text work in the calling
-process; anything that needs math-verify goes to worker processes with a memory limit, which the caller kills when
-their time is up (its own timeouts are signals: they do nothing in threads, and nothing within C code).
+A response is data from a model and may be hostile. Plain answers are decided by bounded text work in the
+calling process; what needs math-verify goes to worker processes with a memory limit, which are killed when
+their time is up (math-verify's own time limits are signals: no use in threads, nor against C code).
 """
 
 import json
@@ -34,8 +34,9 @@ START_SECONDS = 60  # for a worker to import math-verify
 IS = r"(?:\s*:|\s*=|\s+(?:is|are|was|should be|must be|would be|will be)\b:?)"
 STATEMENTS = re.compile(
     rf"(?P<sentence>the answer to this problem\**{IS})"
-    rf"|(?P<answer_line>\banswers?\b\**(?:\s+(?:to|of|for)\b[^.:\n]{{0,60}}?|\s+(?:choice|option|letter|here|therefore))?{IS}|<answer>"
-    r"|\n?#+ *(?:final )?answers?\b|\*\*(?:final )?answer\*\*)"
+    rf"|(?P<answer_line>\banswers?\b\**"
+    rf"(?:\s+(?:to|of|for)\b[^.:\n]{{0,60}}?|\s+(?:choice|option|letter|here|therefore))?{IS}"
+    r"|<answer>|\n?#{1,6} {0,3}(?:final )?answers?\b|\*\*(?:final )?answer\*\*)"
     rf"|(?P<choice>\b(?:correct|right|best) (?:option|choice)\b[^.:\n]{{0,30}}?{IS}"
     r"|故\s?选(?:择|项)?|[应所此]以?选(?!项)|正确(?:的)?(?:选项|答案)[是为]?|答案应?该?选)"
     r"|(?P<answer_zh>答案应?该?[是为]?|[故应]填|(?:^|\n) *答(?= ?:))"
@@ -43,7 +44,8 @@ STATEMENTS = re.compile(
     re.IGNORECASE,
 )
 RETRACTED = re.compile(
-    r"\bwait\s*[,.!-]|\bactually,|\bscratch that\b|\bon second thought|不对[,.]|更正|算错|重新(?:计算|考虑|检查)"
+    r"\bwait\s*[,.!-]|\bactually,|\bscratch that\b|\bon second thought"
+    r"|不对[,.]|更正|算错|重新(?:计算|考虑|检查)"
     r"|\b(?:that|this)(?:'s| is| was| answer is)? (?:wrong|incorrect|not right)"
     r"|\b(?:i|we)(?: have| 've)? made an? (?:\w+ )?(?:mistake|error)|\blet(?:'s| me| us) (?:re\w+|try again)",
     re.IGNORECASE,
@@ -64,31 +66,39 @@ UNIT_BEHIND = re.compile(
 PLEASANTRY = re.compile(
     r"i hope|i can|i am|sorry|let me know|is there anything|feel free|note\b|you should", re.IGNORECASE
 )
-CONCLUDES = re.compile(r".*(?:\b(?:is|are|was|has|have|equals?(?: to)?|needs)\b|[=≈为是有])\s*(.+)", re.DOTALL)
+CONCLUDES = re.compile(
+    r".*(?:\b(?:is|are|was|has|have|equals?(?: to)?|needs)\b|[=≈为是有])\s*(.+)", re.DOTALL
+)
+CLOSING = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")
 NO_VALUE = re.compile(r",? (?:with|in|that|of|for|on|at|which|who|than|more|less|long|wide|tall|high)\b|, ")
 
 # One character for another: full-width forms, typographic signs; control characters become blanks.
-CHARACTERS = {code: " " for code in range(32) if code != 10} | {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+CHARACTERS = {code: " " for code in range(32) if code != 10}
+CHARACTERS |= {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 CHARACTERS |= str.maketrans("、∶−–‘’“”\u3000\xa0", ",:--''\"\"  ") | {ord("。"): ". "}
 CHARACTERS |= {0x2460 + i: f"({i + 1})" for i in range(9)}
 # LaTeX, ASCII and Unicode spellings of one thing -> one spelling; the order matters.
 SPELLINGS = [(re.compile(old), new) for old, new in [
     (r",\s*\\!\s*|\{,\}", ","), (r"(?<!\\)\\[,!]", ""), (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
-    (r"\\f?boxed\s*", ""), (r"(?<!\\)\\[;: ]|~|\\q?quad(?![A-Za-z])", " "), (r"\\[dtc]frac", r"\\frac"), (r"\\([%$])", r"\1"),
+    (r"\\f?boxed\s*", ""), (r"(?<!\\)\\[;: ]|~|\\q?quad(?![A-Za-z])", " "), 
+    (r"\\[dtc]frac", r"\\frac"), (r"\\([%$])", r"\1"), (r"\\varnothing|∅", r"\\emptyset"),
     *[(r"\\(?:text|math|mbox|operatorname|boldsymbol)(?:rm|bf|it|sf|bb)?\s*\{([^{}]*)\}", r" \1 ")] * 2,
     (r"(?<!\\)\\[()\[\]]|\$|\*\*|`", " "), (r"(?<=[\d}])\s*\{([A-Za-z ]{4,})\}$", r" \1"),
     (r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\*?\\degree|\bdegrees?\b|度", "°"),
-    (r"\\leq?(?:slant)?(?![A-Za-z])|<=|≤|⩽", r" \\leq "), (r"\\geq?(?:slant)?(?![A-Za-z])|>=|≥|⩾", r" \\geq "),
+    (r"\\leq?(?:slant)?(?![A-Za-z])|<=|≤|⩽", r" \\leq "),
+    (r"\\geq?(?:slant)?(?![A-Za-z])|>=|≥|⩾", r" \\geq "),
     (r"\\neq?(?![A-Za-z])|!=|≠", r" \\neq "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
     (r"π|(?<![A-Za-z\\])pi\b", r"\\pi "), (r"∞", r"\\infty "), (r"∪", r"\\cup "), (r"±", r"\\pm "),
-    (r"(?:√|(?<![\\\w])sqrt)\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt"),
-    (r"×", r"\\times "), (r"[·⋅]", r"\\cdot "), (r"÷", "/"), (r"²", "^2"), (r"³", "^3"), (r"½", r"\\frac{1}{2}"),
+    (r"(?:√|(?<![\\\w])sqrt)\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt"),
+    (r"×", r"\\times "), (r"[·⋅]", r"\\cdot "), (r"÷", "/"), (r"²", "^2"), (r"³", "^3"),
+    (r"½", r"\\frac{1}{2}"),
     (r"≈|\\approx", " ≈ "), (r"∈", r"\\in "),
     (r"\s*\b(?:percent(?:age)?|pct)\b", "%"), (r"\^\{(\w)\}", r"^\1"), (r"\s+", " "),
 ]]  # fmt: skip
 VAGUE = re.compile(  # words before a value
-    r"^(?:(?:so|thus|hence|therefore|then|simply|just|approximately|about|around|roughly|exactly|equal to|it is|given by"
-    r"|因此|所以|即|故|则|约为?|大约|∴|\\therefore|≈|=|:)[\s,:]*)+",
+    r"^(?:(?:so|thus|hence|therefore|then|simply|just|approximately|about|around|roughly|exactly"
+    r"|equal to|it is|given by|因此|所以|即|故|则|约为?|大约|∴|\\therefore|≈|=|:)[\s,:]*)+",
     re.IGNORECASE,
 )
 
@@ -104,13 +114,18 @@ WORDS = "zero one two three four five six seven eight nine ten eleven twelve".sp
 # unit -> its spellings; lengths also in metres
 UNITS = {
     "mm": "millimeter millimetre 毫米", "cm": "centimeter centimetre 厘米", "dm": "decimeter decimetre 分米",
-    "m": "meter metre 米", "km": "kilometer kilometre 千米 公里", "in": "inch inche", "ft": "foot feet 英尺", "yd": "yard",
-    "mi": "mile", "g": "gram 克", "kg": "kilogram 千克 公斤", "ml": "milliliter millilitre 毫升", "l": "liter litre 升",
-    "s": "sec second 秒", "min": "minute 分钟", "h": "hour hr 小时 时", "day": "天", "year": "yr 年 岁", "°": "deg",
+    "m": "meter metre 米", "km": "kilometer kilometre 千米 公里",
+    "in": "inch inche", "ft": "foot feet 英尺", "yd": "yard",
+    "mi": "mile", "g": "gram 克", "kg": "kilogram 千克 公斤",
+    "ml": "milliliter millilitre 毫升", "l": "liter litre 升",
+    "s": "sec second 秒", "min": "minute 分钟", "h": "hour hr 小时 时", "day": "天", "year": "yr 年 岁",
+    "°": "deg",
     "dollar": "usd", "cent": "", "yuan": "元", "": "unit 单位 个",
 }  # fmt: skip
 UNIT_OF = {spelling: unit for unit, spellings in UNITS.items() for spelling in (unit, *spellings.split())}
-METRES = {"mm": Fraction(1, 1000), "cm": Fraction(1, 100), "dm": Fraction(1, 10), "m": Fraction(1), "km": Fraction(1000)}
+METRES = {
+    unit: Fraction(10) ** power for unit, power in (("mm", -3), ("cm", -2), ("dm", -1), ("m", 0), ("km", 3))
+}
 WITH_UNIT = re.compile(
     r"(?P<value>.*?) ?(?<![\\A-Za-z])(?P<power>square|sq\.?|cubic|cu\.?|平方|立方)? ?"
     r"(?P<unit>[A-Za-z]+(?: [a-z]+){0,2}|[\u4e00-\u9fff]+|°)"
@@ -118,13 +133,13 @@ WITH_UNIT = re.compile(
 )
 NOT_UNITS = {"or", "and", "to", "not", "from", "between", "than", "x", "y", "n"}
 LABEL = re.compile(  # "x = ", "f(x) = ", "Area: ", "(p, q) = ", "x \in "
-    r"(?P<label>(?!\\(?:frac|sqrt|pi))\\?[A-Za-z∠△][\w\\{}' ]{0,40}(?:\(\w\))?|\([a-zA-Z](?:, ?[a-zA-Z])*\)) ?"
-    r"(?:=|:|\\in(?![a-z])) ?(?P<value>[^=]+)"
+    r"(?P<label>(?!\\(?:frac|sqrt|pi))\\?[A-Za-z∠△][\w\\{}' ]{0,40}(?:\(\w\))?|\([a-zA-Z](?:, ?[a-zA-Z])*\))"
+    r" ?(?:=|:|\\in(?![a-z])) ?(?P<value>[^=]+)"
 )
 VARIABLE = re.compile(r"(?<!\\)(?<![A-Za-z])[A-Za-z]")  # not the letters of \pi
 COMMA = r",(?!\d{3}(?!\d))|(?<!\d),"  # not the comma of 1,056
 OR, AND = r"\bor\b|或者?", r"\band\b|和"
-Equal = Callable[[str, str, int | None], bool | None]  # (response's, reference, precision) -> None: cannot tell
+Equal = Callable[[str, str, int | None], bool | None]  # given, reference, precision; None: no telling
 
 
 # ---------------------------------------------------------------- the final answer of a response
@@ -132,12 +147,12 @@ Equal = Callable[[str, str, int | None], bool | None]  # (response's, reference,
 
 def clean(text: str) -> str:
     """The tail of a text in plain punctuation, without what follows a model's end token."""
-    text = str(text)[-TAIL:].replace("\x0crac", "\\frac").translate(CHARACTERS)  # "\frac" damaged by JSON's \f
+    text = str(text)[-TAIL:].replace("\x0crac", "\\frac").translate(CHARACTERS)  # a \f is no form feed
     return SPECIAL_TOKEN.split(text, 1)[0].strip()
 
 
 def braced(text: str, start: int) -> int | None:
-    """The end (after the brace) of the group whose content begins at `start`; None when it is never closed."""
+    """The end (after the brace) of the group whose content begins at `start`; None if it is never closed."""
     depth = 1
     for match in BRACES.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match[0], 0)
@@ -147,7 +162,7 @@ def braced(text: str, start: int) -> int | None:
 
 
 def boxed_answer(text: str, boxes: list[re.Match]) -> tuple[str, int]:
-    """The content of the last box, with boxes listed right before it, its letter before and its unit behind."""
+    """(the last box with those listed right before it, its letter before, its unit behind; where it ends)"""
     parts, start, end = [], len(text), 0
     for box in reversed(boxes):
         close = braced(text, box.end())
@@ -165,7 +180,7 @@ def boxed_answer(text: str, boxes: list[re.Match]) -> tuple[str, int]:
 
 
 def stated_span(text: str, start: int) -> tuple[str, int]:
-    """What a statement says from `start`: to the end of its sentence; a list (1) … (2) … may take several lines."""
+    """(what a sentence says from `start`, where it ends); a list (1) … (2) … may take several lines."""
     rest = re.compile(r"[\s*:\"_]*(?:(?:\$\$|\\\[|\$)\s*\n\s*)?").match(text, start).end()
     if text[start:rest].count("\n") > 3:
         return "", rest
@@ -183,12 +198,13 @@ def stated_span(text: str, start: int) -> tuple[str, int]:
 def find_answer(response: str) -> tuple[str | None, str]:
     """(the final answer as written, the rule that found it), or (None, "none").
 
-    The last statement counts; when it is empty, never closed or taken back there is no answer. Without a statement the
-    whole of a short response, or what its last sentence concludes with, is the answer.
+    The last statement counts; when it is empty, never closed or taken back there is no answer. Without a
+    statement the whole of a short response, or what its last sentence concludes with, is the answer.
     """
-    text = clean(response)
-    text = text.rpartition("</think>")[2].strip()
-    matches = [match for match in STATEMENTS.finditer(text) if not text.startswith((" not ", "n't"), match.end())]
+    text = clean(response).rpartition("</think>")[2].strip()
+    matches = [
+        found for found in STATEMENTS.finditer(text) if not text.startswith((" not ", "n't"), found.end())
+    ]
     if not matches:
         return concluded_answer(text)
     last = matches[-1]
@@ -202,11 +218,11 @@ def find_answer(response: str) -> tuple[str | None, str]:
     span = span.strip(" \n*_\"'`,;:").removesuffix(".").strip()
     if not span or len(span) > SPAN or RETRACTED.search(text, end):
         return None, "none"
-    return span, {"answer_line": "answer-line", "answer_zh": "answer-line"}.get(last.lastgroup, last.lastgroup)
+    return span, "answer-line" if last.lastgroup.startswith("answer") else last.lastgroup
 
 
 def concluded_answer(text: str) -> tuple[str | None, str]:
-    """The answer of a response that states none: all of a short line, or what its last sentence concludes with."""
+    """The answer of a response that states none: all of a short line, or where its last sentence ends."""
     sentences = [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text[-4 * SPAN :]) if part.strip()]
     while len(sentences) > 1 and PLEASANTRY.match(sentences[-1]):
         sentences.pop()
@@ -214,16 +230,18 @@ def concluded_answer(text: str) -> tuple[str | None, str]:
     if not last or len(last) > 2 * SPAN or PLEASANTRY.match(last):
         return None, "none"
     verb = CONCLUDES.fullmatch(last)
-    alone = len(sentences) == 1 and not (verb and re.search(r"[A-Za-z]{2,} |[\u4e00-\u9fff]{2}", last[: verb.start(1)]))
+    before = last[: verb.start(1)] if verb else ""
+    alone = len(sentences) == 1 and not re.search(r"[A-Za-z]{2,} |[\u4e00-\u9fff]{2}", before)
     if alone and len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]", last)) <= 2:
         return last, "bare"
-    if closing := re.search(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$", last):
+    whole = sentences[-1].endswith((".", "$", ")", "*"))  # only a whole sentence concludes
+    if whole and (closing := CLOSING.search(last)):
         return "".join(filter(None, closing.groups())), "conclusion"
     said = VAGUE.sub("", NO_VALUE.split(verb[1].strip(" *"))[0]) if verb else ""
     if re.match(r"[-+]?[\d\\√π(\[]|\$[^$]+\$", said):
-        counted = re.match(rf"{INTEGER}(?:\.\d+)?(?: [A-Za-z]+){{1,3}}(?= )", said)  # "2 bars lie" of "2 bars lie above 5"
+        counted = re.match(rf"{INTEGER}(?:\.\d+)?(?: [A-Za-z]+){{1,3}}(?= )", said)  # not "above 5"
         return counted[0] if counted else said, "conclusion"
-    if sentences[-1].endswith((".", "$", ")")):  # only a whole sentence concludes
+    if whole:
         formulas = {first or second for first, second in re.findall(r"\$([^$]+)\$|\\\((.+?)\\\)", last)}
         numbers = set(re.findall(rf"(?<![A-Za-z0-9_.]){INTEGER}(?:\.\d+)?%?(?![A-Za-z0-9_])", last))
         if len(formulas or numbers) == 1:
@@ -248,7 +266,8 @@ def simplify(text: str) -> str:
 
 def key(text: str) -> str:
     """For comparing as text: without case, blanks and articles."""
-    return re.sub(r"\b(?:the|an?) (?=[a-z])|(?<!\d)\s|\s(?!\d)|[{}]", "", text.casefold())
+    text = re.sub(r"\{(\w)\}", r"\1", text.casefold())
+    return re.sub(r"\b(?:the|an?) (?=[a-z])|(?<!\d)\s|\s(?!\d)", "", text)
 
 
 def split(text: str, separator: str) -> list[str]:
@@ -267,24 +286,27 @@ def split(text: str, separator: str) -> list[str]:
 
 def unwrap(text: str) -> str:
     """A set without its braces: {1, 2} is 1, 2 and {x | x > 1} is x > 1."""
+    text = re.sub(r"^\w ?(?:=|\\in) ?(?=\{)", "", text)
     inner = text[1:-1] if text.startswith("{") and braced(text, 1) == len(text) else text
     return inner if inner is text else re.sub(r"^ ?\w ?(?:\||\\mid|:) ?", "", inner)
 
 
 def parts_of(text: str) -> tuple[list[str], bool]:
-    """(parts, whether their order matters): blanks "25; 0.5" and "(1) 25 (2) 0.5"; sets "1 or 2", "6, 8", "±3"."""
+    """(parts, is their order fixed?): blanks "25; 0.5" and "(1) 25 (2) 0.5"; sets "1 or 2", "6, 8", "±3"."""
     numbered = re.findall(r"(?:^|[\s;,])\((\d)\) ?(.+?)(?=[\s;,]+\(\d\)|$)", text)
     if len(numbered) > 1 and all(int(digit) == place for place, (digit, _) in enumerate(numbered, 1)):
         return [part.strip(" ,;") for _, part in numbered], True
     if len(blanks := split(text, ";")) > 1:
         return blanks, True
     parts = [part for piece in split(unwrap(text), rf"{OR}|{AND}|;") for part in split(piece, COMMA)]
-    signs = [("+", "-") if part.count("\\pm") == 1 else ("",) for part in parts]
-    return [part.replace("\\pm", sign) if sign else part for part, both in zip(parts, signs, strict=True) for sign in both], False
+    both = [
+        [part.replace("\\pm", sign) for sign in "+-"] if part.count("\\pm") == 1 else [part] for part in parts
+    ]
+    return sum(both, []), False
 
 
 def number(text: str) -> Fraction | None:
-    """The value of a plain number: integer, decimal, fraction, mixed number, percent, 1,056, 1.2 × 10^3, 十二, twelve."""
+    """The value of a plain number: 12, -0.5, 3/4, 1 3/4, 45%, 1,056, 1.2 × 10^3, 十二, twelve."""
     text = text.strip()
     if text.lower() in WORDS:
         return Fraction(WORDS.index(text.lower()))
@@ -293,7 +315,7 @@ def number(text: str) -> Fraction | None:
     match = NUMBER.fullmatch(text)
     if not match or sum(map(str.isdigit, text)) > DIGITS:
         return None
-    field = {name: (value or "").replace(",", "").replace(" ", "") for name, value in match.groupdict().items()}
+    field = {name: re.sub(r"[, ]", "", value or "") for name, value in match.groupdict().items()}
     above, below = field["n1"] or field["n2"] or field["n3"], field["d1"] or field["d2"] or field["d3"]
     if below and int(below) == 0 or field["whole"] and not above:
         return None
@@ -327,38 +349,49 @@ def split_unit(text: str) -> tuple[str, str | None]:
         known = number(match["value"]) is not None and not NOT_UNITS & set(word.split()) and len(word) > 1
     if not known:
         return text, None
-    power = match["exponent"] or {"s": "2", "平": "2", "c": "3", "立": "3"}.get((match["power"] or " ")[0], "")
+    power = match["exponent"] or {"s": "2", "平": "2", "c": "3", "立": "3"}.get(
+        (match["power"] or " ")[0], ""
+    )
     unit = UNIT_OF.get(word, word)
-    return match["value"], unit and unit + ("^" + power if power else "") + ("/" + match["per"] if match["per"] else "") or None
+    per = "/" + UNIT_OF.get(match["per"], match["per"]) if match["per"] else ""
+    return match["value"], (unit + ("^" + power if power else "") + per) if unit else None
 
 
 def same_value(given: str, reference: str, precision: int | None, equal: Equal) -> bool | None:
-    """Whether two single values are the same; None when that cannot be told. `equal` decides about mathematics."""
+    """Whether two single values are the same; None: no telling. `equal` decides about mathematics."""
+
+    def any_side(sign: str) -> bool | None:
+        """9π ≈ 28.27, 3 + 4 = 7: one side suffices."""
+        sides = [side.strip() for side in given.split(sign) if side.strip()]
+        return any_true(same_value(side, reference, precision, equal) for side in sides)
+
     given, reference = (re.sub(r"^\(([^(),;]*)\)$", r"\1", side) for side in (given, reference))
     if key(given) == key(reference):
         return True
     if "≈" in given:
-        return any_true(same_value(side.strip(), reference, precision, equal) for side in given.split("≈") if side.strip())
+        return any_side("≈")
     labels = LABEL.fullmatch(given), LABEL.fullmatch(reference)
     if all(labels):
         names = [key(re.sub(r"_\{?\d\}?", "", label["label"])) for label in labels]  # x_1 is an x
         if names[0] != names[1] and not any(re.search(r"^[a-z]{3}|\(|^y$", name) for name in names):
             return equal(given, reference, precision)  # x = 2 against y = 2, or one line written in two ways
-    if any(labels) and all(label or "=" not in side for label, side in zip(labels, (given, reference), strict=True)):
-        given, reference = (label["value"].strip() if label else side for label, side in zip(labels, (given, reference), strict=True))
-        return same_value(given, reference, precision, equal)
+    if any(labels) and (labels[0] or "=" not in given) and (labels[1] or "=" not in reference):
+        given, reference = (
+            label["value"] if label else side for label, side in zip(labels, (given, reference))
+        )
+        return same_value(given.strip(), reference.strip(), precision, equal)
     if "=" in given and "=" not in reference:
         if VARIABLE.search(given):  # an equation, of which math-verify would take the right side
             return False
-        return any_true(same_value(side.strip(), reference, precision, equal) for side in given.split("=") if side.strip())
-    if re.fullmatch(r"\d+(?:_\{?| ?- ?)\d+\}?", reference):  # 12_5, whose base math-verify drops; 0-5, which is a range
+        return any_side("=")
+    if re.fullmatch(r"\d+(?:_\{?| ?- ?)\d+\}?", reference):  # 12_5: math-verify drops the base; 0-5: a range
         return False
     for read in (ratio, bracketed):
         one, other = read(given), read(reference)
         if one and other:
             if one[0] != other[0] or len(one[1]) != len(other[1]):
                 return False
-            return all_true(same_value(*pair, precision, equal) for pair in zip(one[1], other[1], strict=True))
+            return all_true(same_value(*pair, precision, equal) for pair in zip(one[1], other[1]))
     (given_value, given_unit), (reference_value, reference_unit) = split_unit(given), split_unit(reference)
     numbers = number(given_value), number(reference_value)
     if given_unit and reference_unit and given_unit != reference_unit:
@@ -382,7 +415,7 @@ def is_prose(text: str) -> bool:
 
 
 def close(given: Fraction, reference: Fraction, written: tuple[str, str], precision: int | None) -> bool:
-    """Equal; or within half a unit of the problem's last decimal; or the same to all of six or more written decimals."""
+    """Equal; or within half a unit of the problem's last decimal; or the same to six written decimals."""
     if precision is not None:
         return abs(given - reference) <= Fraction(1, 2 * 10 ** min(int(precision), 12))
     decimals = [len(side.partition(".")[2]) for side in written if re.fullmatch(r"-?\d*\.\d{6,}", side)]
@@ -405,7 +438,12 @@ def ratio(text: str) -> tuple[str, list[str]] | None:
 
 def bracketed(text: str) -> tuple[str, list[str]] | None:
     """A tuple or an interval: its two brackets and its parts; None for anything else."""
-    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and len(split(text, r"\)|\(")) == 1:
+    if (
+        len(text) > 2
+        and text[0] in "(["
+        and text[-1] in ")]"
+        and len(split(text, r"(?<=[)\]])\s*[^\s)\]]")) == 1
+    ):
         parts = split(text[1:-1], r"[,;]")
         return (text[0] + text[-1], parts) if len(parts) > 1 else None
     return None
@@ -428,7 +466,7 @@ def any_true(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def same_answer(given: str, reference: str, precision: int | None, equal: Equal) -> bool | None:
-    """Whether two answers are the same, part by part: blanks in order, the parts of a set in any order, all of them."""
+    """Whether two answers are the same: blanks in order, a set in any order, all their parts."""
     if key(given) == key(reference):
         return True
     (given_parts, _), (parts, ordered) = parts_of(given), parts_of(reference)
@@ -440,16 +478,15 @@ def same_answer(given: str, reference: str, precision: int | None, equal: Equal)
         if len(given_parts) != len(parts):
             return False
         return all_true(same_answer(*pair, precision, equal) for pair in zip(given_parts, parts, strict=True))
-    for one, other in ((given_parts, bracketed(reference)), (parts, bracketed(given))):  # x = 1, y = 2 is (1, 2)
-        if other and len(one) == len(other[1]) and all(map(LABEL.fullmatch, one)):
+    for one, other in ((given_parts, bracketed(reference)), (parts, bracketed(given))):
+        if other and len(one) == len(other[1]) and all(map(LABEL.fullmatch, one)):  # x = 1, y = 2 is (1, 2)
             return all_true(same_value(*pair, precision, equal) for pair in zip(one, other[1], strict=True))
     if ordered or len(parts) > 1:
         parts = parts_of(reference.replace(";", ","))[0] if ordered else parts
         if len(given_parts) != len(parts):
             return False
-        found = [any_true(same_value(other, part, precision, equal) for other in given_parts) for part in parts]
-        found += [any_true(same_value(other, part, precision, equal) for part in parts) for other in given_parts]
-        return all_true(found)
+        same = [[same_value(given, part, precision, equal) for given in given_parts] for part in parts]
+        return all_true(map(any_true, (*same, *zip(*same))))  # each part is given, and each given is a part
     if key(reference) in ("yes", "no", "true", "false"):  # "Yes, it is"
         given_parts = given_parts[:1]
     if len(given_parts) > 1:  # two different answers are wrong, "1/2 or 0.5" is one
@@ -463,35 +500,50 @@ def same_answer(given: str, reference: str, precision: int | None, equal: Equal)
 
 def option_values(options: list) -> list[str]:
     """The options' texts, simplified, without the letter that each begins with."""
-    texts = [simplify(str(option)) for option in options]
-    lettered = [re.fullmatch(rf"\(?{letter}(?:[).:,]+ ?|$)(.*)", text) for letter, text in zip(LETTERS, texts)]
-    return [match[1] for match in lettered] if texts and all(lettered) and len(lettered) == len(texts) else texts
+    texts = [simplify(str(option)) for option in options[: len(LETTERS)]]
+    lettered = [re.fullmatch(rf"\(?{name}(?:[).:,]+ ?|$)(.*)", text) for name, text in zip(LETTERS, texts)]
+    return [match[1] for match in lettered] if all(lettered) else texts
+
+
+def letters_of(text: str, values: list[str]) -> set[str]:
+    """The letters of the options that read like the text."""
+    return {
+        letter for letter, value in zip(LETTERS, values, strict=False) if value and key(value) == key(text)
+    }
 
 
 def stated_letters(span: str, values: list[str]) -> set[str]:
-    """The letters that an answer names: "B", "(B) 12", "B. 12", "option B", "A or B"; empty when it names none."""
+    """The letters that an answer names: "B", "(B) 12", "B. 12", "option B", "12 (B)", "A or B"."""
     letters = LETTERS[: len(values)]
+
     if re.fullmatch(rf"[{letters}]{{2,}}", span):
         return set(span)
     if re.fullmatch(rf"\(?[{letters.lower()}]\)?", span) and key(span) not in map(key, values):
         return {span.strip("()").upper()}
-    head = re.match(rf"(?:(?:the|option|choice|answer|letter|选项?|为|是)\s*)*[:\s]*(\()?([{letters}])(?(1)\)|(?![A-Za-z0-9_'^\\]))(\)|[.:,-]|$)? ?(.*)", span, re.IGNORECASE)
+    words = r"(?:(?:the|option|choice|answer|letter|选项?|为|是)\s*)*[:\s]*"
+    head = re.match(
+        rf"{words}(\()?([{letters}])(?(1)\)|(?![\w'^\\]))(\)|[.:,-]|$)? ?(.*)", span, re.ASCII | re.IGNORECASE
+    )
     if not head or head[2].islower():
-        behind = re.fullmatch(rf"(.*?)[\s,]+(?:(?:option|choice|选项)\s*\(?([{letters}])\)?|\(([{letters}])\))", span)
+        behind = re.fullmatch(
+            rf"(.*?)[\s,]+(?:(?:option|choice|选项)\s*\(?([{letters}])\)?|\(([{letters}])\))", span
+        )
         if not behind:
             return set()
-        return {behind[2] or behind[3]} | {name for name, value in zip(letters, values) if value and key(value) == key(behind[1])}
+        return {behind[2] or behind[3]} | letters_of(behind[1], values)
     letter, rest = head[2], head[4].strip(" .:,()-=")
-    same_text = [name for name, value in zip(letters, values) if value and key(value) == key(rest)]
-    if same_text:
-        return {letter, *same_text}  # the letter of one option with the value of another: two answers
-    others = re.findall(rf"(?:{OR}|{AND}|[,/&])\s*\(?([{letters}])(?![A-Za-z0-9_'])", span) + re.findall(rf"\(([{letters}])\)", span)
+    if letters_of(rest, values):
+        return {letter} | letters_of(
+            rest, values
+        )  # the letter of one option with the value of another: two answers
+    others = re.findall(rf"(?:{OR}|{AND}|[,/&])\s*\(?([{letters}])(?![A-Za-z0-9_'])", span)
+    others += re.findall(rf"\(([{letters}])\)", span)
     marked = head[1] or head[3] or not rest or others or re.match(r"\(|is\b|as\b|因|是|正", head[4])
     return {letter, *others} if marked else set()
 
 
 def concluded_letters(text: str, values: list[str]) -> tuple[str | None, set[str]]:
-    """(words, letters) of a response without a statement: its last line, its last sentence, or the yes or no it starts with."""
+    """(words, letters) of a response without a statement: its last line or sentence, or a first yes or no."""
     lines = [line for line in clean(text).split("\n") if line.strip()]
     if not lines:
         return None, set()
@@ -499,35 +551,39 @@ def concluded_letters(text: str, values: list[str]) -> tuple[str | None, set[str
     if stated_letters(last, values):
         return last, stated_letters(last, values)
     sentence = re.split(r"(?<=[.!?])\s+", lines[-1].strip()[-SPAN:])[-1]
-    letters = set(re.findall(r"\(([A-J])\)|(?:\b(?:option|choice|choose|pick|select)|选项?)\s*\(?([A-J])\b", sentence))
-    if letters := {one or other for one, other in letters}:
+    pairs = re.findall(
+        r"\(([A-J])\)|(?:\b(?:option|choice|choose|pick|select)|选项?)\s*\(?([A-J])\b", sentence
+    )
+    if letters := {one or other for one, other in pairs}:
         return ", ".join(sorted(letters)), letters
     start = re.match(r"(yes|no)\b", lines[0].strip(), re.IGNORECASE)
-    named = {LETTERS[i] for i, value in enumerate(values) if start and value.lower() == start[0].lower()}
+    named = letters_of(start[0], values) if start else set()
     return (start[0], named) if named else (None, set())
 
 
-def check_choice(response: str, span: str | None, rule: str, problem: dict, equal: Equal) -> tuple[bool | None, str | None, str]:
-    """(verdict, extracted, rule) of a multiple-choice problem whose reference is a letter or an option's value."""
-    values = option_values(problem["options"])[:10]
-    reference = simplify(str(problem["answer"]))
-    wanted = {letter for letter, option in zip(LETTERS, problem["options"]) if str(option).strip() == str(problem["answer"]).strip()}
-    wanted = wanted or stated_letters(reference, values)
-    wanted = wanted or {letter for letter, value in zip(LETTERS, values) if key(value) == key(reference)}
+def check_choice(
+    response: str, span: str | None, rule: str, problem: dict, equal: Equal
+) -> tuple[bool | None, str | None, str]:
+    """(verdict, extracted, rule) for multiple choice: the reference is an option's value, letter or letters."""
+    values, answer = option_values(problem["options"]), str(problem["answer"]).strip()
+    options = [str(option).strip() for option in problem["options"]]
+    wanted = {letter for letter, option in zip(LETTERS, options, strict=False) if option == answer}
+    wanted = wanted or stated_letters(simplify(answer), values) or letters_of(simplify(answer), values)
     if not wanted:
         return None, span, rule
     given = simplify(span) if span else ""
     letters = stated_letters(given, values) if given else set()
-    exact = {LETTERS[i] for i, value in enumerate(values) if value and key(value) == key(given)} if given else set()
+    exact = letters_of(given, values)
     if exact or letters:
         return (exact or letters) == wanted or bool(exact & wanted), span, rule
     if rule in ("bare", "conclusion", "none"):
         said, letters = concluded_letters(response, values)
         if letters:
             return letters == wanted, said, "choice"
-    if not given or len(wanted) > 1 or not values[LETTERS.index(min(wanted))]:
+    value = values[LETTERS.index(min(wanted))]
+    if not given or not value or len(wanted) > 1:
         return None, span, rule
-    return same_answer(given, values[LETTERS.index(min(wanted))], problem.get("precision"), equal), span, rule
+    return same_answer(given, value, problem.get("precision"), equal), span, rule
 
 
 # ---------------------------------------------------------------- one check
@@ -535,11 +591,12 @@ def check_choice(response: str, span: str | None, rule: str, problem: dict, equa
 
 def check(response: str, problem: dict, finish: str, equal: Equal) -> dict:
     """The verdict, with `equal` for what needs a mathematician."""
-    answer = problem.get("answer")
+    response, answer = str(response or ""), problem.get("answer")
     if answer is None or answer == "" or answer == []:
         return {"answer_check": None, "extracted": None, "rule": "no reference"}
     if finish in ("length", "error"):
-        return {"answer_check": "undecided", "extracted": None, "rule": {"length": "cut off"}.get(finish, finish)}
+        rule = "cut off" if finish == "length" else "error"
+        return {"answer_check": "undecided", "extracted": None, "rule": rule}
     span, rule = find_answer(response)
     if problem.get("options") or re.fullmatch(r"\(?[A-J]\)?", str(answer)):
         problem = problem if problem.get("options") else problem | {"options": list(LETTERS)}
@@ -550,12 +607,16 @@ def check(response: str, problem: dict, finish: str, equal: Equal) -> dict:
         reference = "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
         reference = find_answer(reference)[0] if "boxed" in reference else reference
         given, reference = simplify(span), simplify(reference or "")
-        if "%" not in reference and re.search(r"percentage|what percent|百分", f"{problem.get('question')} {response[-SPAN:]}"):
-            given = given.replace("%", "")
         verdict = same_answer(given, reference, problem.get("precision"), equal)
-        if verdict is None and rule not in ("bare", "conclusion") and (said := concluded_answer(span + ".")) and said[0] not in (None, span):  # "Answer: its area is 5"
-            verdict, span = same_answer(simplify(said[0]), reference, problem.get("precision"), equal), said[0]
-    return {"answer_check": {True: "correct", False: "wrong", None: "undecided"}[verdict], "extracted": span, "rule": rule}
+        about = f"{problem.get('question')} {response[-SPAN:]}"
+        if verdict is False and "%" in given and re.search(r"percentage|what percent|百分", about):
+            verdict = same_answer(given.replace("%", ""), reference, problem.get("precision"), equal)
+        if verdict is None and rule not in ("bare", "conclusion"):  # "Answer: its area is 5"
+            said = concluded_answer(span + ".")[0] or span
+            if said != span:
+                verdict, span = same_answer(simplify(said), reference, problem.get("precision"), equal), said
+    verdict = {True: "correct", False: "wrong", None: "undecided"}[verdict]
+    return {"answer_check": verdict, "extracted": span, "rule": rule}
 
 
 def check_answer(response: str, problem: dict, finish: str = "stop") -> dict:
@@ -572,16 +633,21 @@ def equal_in_mathematics(given: str, reference: str, precision: int | None) -> b
 
     from math_verify import parse, verify
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its own time limit is off
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limit is off
     given, reference = (parse(f"${side}$", parsing_timeout=None) for side in (given, reference))
     if not given or not reference or isinstance(given[0], str) or isinstance(reference[0], str):
         return None
-    if precision is not None and getattr(given[0], "is_number", False) and getattr(reference[0], "is_number", False):
+    numbers = all(getattr(side[0], "is_number", False) for side in (given, reference))
+    if numbers and precision is not None:
         return bool(abs(given[0].evalf() - reference[0].evalf()) <= 0.5 * 10.0**-precision + 1e-12)
-    return verify(reference, given, allow_set_relation_comp=True, timeout_seconds=None)
+    same = verify(reference, given, allow_set_relation_comp=True, timeout_seconds=None)
+    if same and numbers:  # it rounds to six decimals, where 2^-98 and 2^-99 are both 0
+        one, other = given[0].evalf(), reference[0].evalf()
+        return bool(abs(one - other) <= 1e-6 * abs(other))
+    return same
 
 
-# ---------------------------------------------------------------- many checks, in processes that can be killed
+# ---------------------------------------------------------------- many checks, in processes to be killed
 
 
 class NeedsMathematics(Exception):
@@ -596,17 +662,17 @@ class Worker:
     """A process that answers one check a line; started when it is needed, killed when it is late."""
 
     def __init__(self, seconds: float, megabytes: int):
-        self.seconds, self.command = seconds, [sys.executable, __file__, "--worker", str(megabytes), str(seconds)]
-        self.process = None
+        self.seconds, self.process = seconds, None
+        self.command = [sys.executable, __file__, "--worker", str(megabytes), str(seconds)]
 
     def check(self, response: str, problem: dict, finish: str) -> dict:
         """The worker's verdict, or an undecided one when it does not come in time or the worker dies."""
         try:
             if self.process is None:
-                pipe = subprocess.PIPE
-                self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+                self.process = subprocess.Popen(self.command, **pipes)
                 if self.read_line(START_SECONDS) != b"ready\n":
-                    raise RuntimeError(f"a worker does not start; see what this says: {' '.join(self.command)}")
+                    raise RuntimeError(f"no worker starts; see what this says: {' '.join(self.command)}")
             self.process.stdin.write(json.dumps([response, problem, finish]).encode() + b"\n")
             self.process.stdin.flush()
             return json.loads(self.read_line(self.seconds))
@@ -628,14 +694,14 @@ class Worker:
 
 
 class AnswerChecker:
-    """Checks responses in order: plain ones here, the others in up to `workers` processes, `seconds` and `megabytes` each."""
+    """Checks plain answers here and the others in up to `workers` processes, in order."""
 
     def __init__(self, workers: int = 1, seconds: float = 5.0, megabytes: int = 2048):
         self.idle: SimpleQueue[Worker] = SimpleQueue()
         self.workers = [Worker(seconds, megabytes) for _ in range(max(1, workers))]
         for worker in self.workers:
             self.idle.put(worker)
-        self.threads = ThreadPoolExecutor(len(self.workers))  # they only wait: for a worker's reply, then for the next task
+        self.threads = ThreadPoolExecutor(len(self.workers))  # each waits for a worker's reply
 
     def __enter__(self) -> "AnswerChecker":
         return self
@@ -659,9 +725,10 @@ class AnswerChecker:
             try:
                 window.append(check(response, problem, finish, ask_a_worker))
             except NeedsMathematics:
-                needed = {name: problem[name] for name in ("answer", "options", "precision", "question") if name in problem}
+                needed = {name: problem.get(name) for name in ("answer", "options", "precision", "question")}
                 window.append(self.threads.submit(self.in_worker, str(response)[-TAIL:], needed, finish))
-            while window and (isinstance(window[0], dict) or window[0].done() or len(window) > 32 * len(self.workers)):
+            full = 32 * len(self.workers)
+            while window and (isinstance(window[0], dict) or window[0].done() or len(window) > full):
                 result = window.popleft()
                 yield result if isinstance(result, dict) else result.result()
         for result in window:

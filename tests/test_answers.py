@@ -1,4 +1,4 @@
-"""The answer check: tables of (response, reference answer or problem, verdict) by kind, hostile strings, the worker pool."""
+"""The answer check: tables of (response, reference answer, verdict), hostile strings, the workers."""
 
 import json
 import os
@@ -24,7 +24,10 @@ YES_NO = {"options": ["Yes", "No"], "answer": "No"}
 SPANS = {
     "The answer to this problem is 7.": ("7", "sentence"),
     "First \\boxed{4}. No, that is wrong: we forgot a side. So it is \\boxed{6}.": ("6", "boxed"),
-    "The answer is 3.\nChecking again, a corner is missing.\nThe answer to this problem is 4.": ("4", "sentence"),
+    "The answer is 3.\nChecking again, a corner is missing.\nThe answer to this problem is 4.": (
+        "4",
+        "sentence",
+    ),
     "The answer to this problem is 4. Wait, that is wrong.": (None, "none"),
     "So \\boxed{\\frac{1}{\\sqrt{2}}} follows.": ("\\frac{1}{\\sqrt{2}}", "boxed"),
     "So \\boxed{\\frac{1}{\\sqrt{2}": (None, "none"),
@@ -40,106 +43,263 @@ SPANS = {
 
 TABLES = {
     "numbers": [
-        ("The answer to this problem is 12.", "12", C), ("The answer to this problem is 12.0", 12, C),
-        ("The answer to this problem is 13.", "12", W), ("\\boxed{-\\frac{7}{4}}", "-1.75", C),
-        ("Answer: 3/8", "0.375", C), ("Answer: 3/8", "8/3", W), ("The answer is $1\\frac{3}{4}$.", "7/4", C),
-        ("The answer is 1 3/4", "\\frac74", C), ("The answer is 13/4", "1 3/4", W), ("The answer is 2,048.", "2048", C),
-        ("\\boxed{12\\,500}", "12500", C), ("\\boxed{7{,}200}", "7200", C), ("The answer is 7,200", "72", W),
-        ("The answer is $3 \\times 10^{4}$.", "30000", C), ("The answer is −8", "-8", C), ("The answer is twelve.", "12", C),
-        ("the answer is 1/2^40", "1/2^41", W), ("So it equals \\boxed{2^{10}}", "1024", C), ("The answer is 0.333333333", "1/3", C),
-        ("The answer is 0.33", "1/3", W), ("Answer: 3 + 4 = 7", "7", C), ("The answer is approximately 31", "31", C),
+        ("The answer to this problem is 12.", "12", C),
+        ("The answer to this problem is 12.0", 12, C),
+        ("The answer to this problem is 13.", "12", W),
+        ("\\boxed{-\\frac{7}{4}}", "-1.75", C),
+        ("Answer: 3/8", "0.375", C),
+        ("Answer: 3/8", "8/3", W),
+        ("The answer is $1\\frac{3}{4}$.", "7/4", C),
+        ("The answer is 1 3/4", "\\frac74", C),
+        ("The answer is 13/4", "1 3/4", W),
+        ("The answer is $\\frac{1}{23}$", "\\frac{12}{3}", W),
+        ("The answer is $\\frac{1}{2^{90}}$", "\\frac{1}{2^{91}}", W),
+        ("The answer is 2,048.", "2048", C),
+        ("\\boxed{12\\,500}", "12500", C),
+        ("\\boxed{7{,}200}", "7200", C),
+        ("The answer is 7,200", "72", W),
+        ("The answer is $3 \\times 10^{4}$.", "30000", C),
+        ("The answer is −8", "-8", C),
+        ("The answer is twelve.", "12", C),
+        ("the answer is 1/2^40", "1/2^41", W),
+        ("So it equals \\boxed{2^{10}}", "1024", C),
+        ("The answer is 0.333333333", "1/3", C),
+        ("The answer is 0.33", "1/3", W),
+        ("Answer: 3 + 4 = 7", "7", C),
+        ("The answer is approximately 31", "31", C),
     ],
     "roots and pi": [
-        ("The answer is 6√2.", "6\\sqrt{2}", C), ("The answer is √72", "$6\\sqrt{2}$", C), ("The answer is 6.", "6\\sqrt{2}", W),
-        ("The answer is 3*sqrt(5)", "3\\sqrt{5}", C), ("Area = \\boxed{18π}", "18\\pi", C), ("The answer is 18 pi", "18\\pi", C),
-        ("The answer is 18", "18\\pi", W), ("The answer is 2√3 − π", "2\\sqrt{3}-\\pi", C), ("The answer is π/6", "\\frac{\\pi}{6}", C),
-        ("The answer is $\\frac{\\sqrt 3}{3}$", "\\frac{1}{\\sqrt{3}}", C), ("The answer is 9π ≈ 28.27", "9\\pi", C),
+        ("The answer is 6√2.", "6\\sqrt{2}", C),
+        ("The answer is √72", "$6\\sqrt{2}$", C),
+        ("The answer is 6.", "6\\sqrt{2}", W),
+        ("The answer is 3*sqrt(5)", "3\\sqrt{5}", C),
+        ("Area = \\boxed{18π}", "18\\pi", C),
+        ("The answer is 18 pi", "18\\pi", C),
+        ("The answer is 18", "18\\pi", W),
+        ("The answer is $\\sqrt{23}$", "\\sqrt{2}3", W),
+        ("The answer is 2√3 − π", "2\\sqrt{3}-\\pi", C),
+        ("The answer is π/6", "\\frac{\\pi}{6}", C),
+        ("The answer is $\\frac{\\sqrt 3}{3}$", "\\frac{1}{\\sqrt{3}}", C),
+        ("The answer is 9π ≈ 28.27", "9\\pi", C),
     ],
     "units": [
-        ("The answer is 5 cm.", "5", C), ("The answer is 5", "5 cm", C), ("The answer is 5 cm", "5 m", W),
-        ("The answer is 50 cm", "0.5 m", C), ("The answer is 5 cm^2", "5 cm", W), ("\\boxed{5 \\text{ cm}^2}", "5\\mathrm{~cm}^{2}", C),
-        ("The answer is 5平方厘米。", "5 cm^2", C), ("The answer is 5 square centimeters", "5 cm²", C), ("The answer is 3 hours", "3 minutes", W),
-        ("The answer is 60 km/h", "60", C), ("The answer is 60 km/h", "60 m/s", W), ("The answer is $14.50", "14.5", C),
-        ("The answer is 14 apples.", "14", C), ("The answer is 14 apples", "15 apples", W), ("The answer is 4√3 m", "4\\sqrt{3}", C),
-        ("The answer is 3x", "3", W), ("The answer is 8 inches", "8{inches}", C),
+        ("The answer is 5 cm.", "5", C),
+        ("The answer is 5", "5 cm", C),
+        ("The answer is 5 cm", "5 m", W),
+        ("The answer is 50 cm", "0.5 m", C),
+        ("The answer is 5 cm^2", "5 cm", W),
+        ("\\boxed{5 \\text{ cm}^2}", "5\\mathrm{~cm}^{2}", C),
+        ("The answer is 5平方厘米。", "5 cm^2", C),
+        ("The answer is 5 square centimeters", "5 cm²", C),
+        ("The answer is 3 hours", "3 minutes", W),
+        ("The answer is 60 km/h", "60", C),
+        ("The answer is 60 km/h", "60 m/s", W),
+        ("The answer is $14.50", "14.5", C),
+        ("The answer is 14 apples.", "14", C),
+        ("The answer is 14 apples", "15 apples", W),
+        ("The answer is 4√3 m", "4\\sqrt{3}", C),
+        ("The answer is 3x", "3", W),
+        ("The answer is 8 inches", "8{inches}", C),
     ],
     "percent and degrees": [
-        ("The answer is 45%", "45\\%", C), ("The answer is 45 percent.", "45%", C), ("The answer is 45%", "0.45", C), ("The answer is 45%", "45", W),
-        ("The answer is 45%", {"answer": "45", "question": "What percentage is shaded?"}, C), ("The answer is 54%", "45%", W),
-        ("The answer is 35°", "35", C), ("The answer is 35", "35^\\circ", C), ("∠A = \\boxed{35^{\\circ}}", "35°", C),
-        ("The answer is 35 degrees", "35{degrees}", C), ("The answer is 35度", "$35^{\\circ}$", C), ("The answer is 145°", "35°", W),
+        ("The answer is 45%", "45\\%", C),
+        ("The answer is 45 percent.", "45%", C),
+        ("The answer is 45%", "0.45", C),
+        ("The answer is 45%", "45", W),
+        ("The answer is 45%", {"answer": "45", "question": "What percentage is shaded?"}, C),
+        ("The answer is 54%", "45%", W),
+        ("The answer is 35°", "35", C),
+        ("The answer is 35", "35^\\circ", C),
+        ("∠A = \\boxed{35^{\\circ}}", "35°", C),
+        ("The answer is 35 degrees", "35{degrees}", C),
+        ("The answer is 35度", "$35^{\\circ}$", C),
+        ("The answer is 145°", "35°", W),
     ],
     "several blanks": [
-        ("The answer to this problem is 8; 0.25; 3.", "8; 1/4; 3", C), ("The answer to this problem is 8, 0.25, 3.", "8; 0.25; 3", C),
-        ("The answer to this problem is (1) 8 (2) 0.25 (3) 3.", "8; 0.25; 3", C), ("Answer:\n(1) 8\n(2) 0.25\n(3) 3", "8; 0.25; 3", C),
-        ("The answer to this problem is 3; 0.25; 8.", "8; 0.25; 3", W), ("The answer to this problem is 8; 0.25.", "8; 0.25; 3", W),
-        ("答案：①8；②3", "8; 3", C), ("答案：8；3", "（1）8；（2）3", C), ("The answer is 100,200", "100; 200", C),
-        ("The answer is 8; 3", ["8", "3"], C), ("The answer is 3; 8", [8, 3], W), ("The answer is 9; 60", "9; 60°", C),
-        ("The answer is (1,2); (3,4)", "(1, 2); (3, 4)", C), ("The answer is [3, 0, 5]", "[3, 0, 5]", C), ("The answer is [3, 5, 0]", "[3, 0, 5]", W),
+        ("The answer to this problem is 8; 0.25; 3.", "8; 1/4; 3", C),
+        ("The answer to this problem is 8, 0.25, 3.", "8; 0.25; 3", C),
+        ("The answer to this problem is (1) 8 (2) 0.25 (3) 3.", "8; 0.25; 3", C),
+        ("Answer:\n(1) 8\n(2) 0.25\n(3) 3", "8; 0.25; 3", C),
+        ("The answer to this problem is 3; 0.25; 8.", "8; 0.25; 3", W),
+        ("The answer to this problem is 8; 0.25.", "8; 0.25; 3", W),
+        ("答案：①8；②3", "8; 3", C),
+        ("答案：8；3", "（1）8；（2）3", C),
+        ("The answer is 100,200", "100; 200", C),
+        ("The answer is 8; 3", ["8", "3"], C),
+        ("The answer is 3; 8", [8, 3], W),
+        ("The answer is 9; 60", "9; 60°", C),
+        ("The answer is (1,2); (3,4)", "(1, 2); (3, 4)", C),
+        ("The answer is [3, 0, 5]", "[3, 0, 5]", C),
+        ("The answer is [3, 5, 0]", "[3, 0, 5]", W),
     ],
     "sets": [
-        ("The answer is x = 5 or x = -2", "x=-2 or x=5", C), ("The answer is 5 or -2", "x=-2 or x=5", C), ("The answer is 5.", "5 or -2", W),
-        ("The answer is 5, -2 and 1", "-2 or 5", W), ("The answer is ±3", "3 or -3", C), ("The answer is \\{2, 7\\}", "7 and 2", C),
-        ("答案：3或5", "5或3", C), ("The answer is 7 or 8", "7", W), ("\\boxed{4} and \\boxed{9}", "9, 4", C), ("\\boxed{4} or \\boxed{9}", "4", W),
+        ("The answer is x = 5 or x = -2", "x=-2 or x=5", C),
+        ("The answer is 5 or -2", "x=-2 or x=5", C),
+        ("The answer is 5.", "5 or -2", W),
+        ("The answer is 5, -2 and 1", "-2 or 5", W),
+        ("The answer is ±3", "3 or -3", C),
+        ("The answer is \\{2, 7\\}", "7 and 2", C),
+        ("答案：3或5", "5或3", C),
+        ("The answer is 7 or 8", "7", W),
+        ("\\boxed{4} and \\boxed{9}", "9, 4", C),
+        ("\\boxed{4} or \\boxed{9}", "4", W),
         ("The answer is $n=1, 3$", "1 or 3", C),
     ],
     "intervals, tuples and relations": [
-        ("The answer is (-3, 4]", "(-3,4]", C), ("The answer is [-3, 4]", "(-3,4]", W), ("The answer is $-3 < x \\le 4$", "(-3,4]", C),
-        ("The answer is x≤7", "(-\\infty,7]", C), ("The answer is x<7", "(-\\infty,7]", W), ("The answer is (5, -1)", "(5,-1)", C),
-        ("The answer is (-1, 5)", "(5,-1)", W), ("The answer is (1/2, 3)", "(0.5,3)", C), ("The answer is (-∞, 0) ∪ (2, +∞)", "(-\\infty,0)\\cup(2,\\infty)", C),
-        ("The answer is 2x - 5 < y", "y > 2x-5", C), ("The answer is 3:5", "6:10", C), ("The answer is 5:3", "3:5", W), ("The answer is 11:30", "9:30", W),
+        ("The answer is (-3, 4]", "(-3,4]", C),
+        ("The answer is [-3, 4]", "(-3,4]", W),
+        ("The answer is $-3 < x \\le 4$", "(-3,4]", C),
+        ("The answer is x≤7", "(-\\infty,7]", C),
+        ("The answer is x<7", "(-\\infty,7]", W),
+        ("The answer is (5, -1)", "(5,-1)", C),
+        ("The answer is x = 5, y = -1", "(5,-1)", C),
+        ("The answer is $[0,1) \\cup (2,3]$", "(2,3]\\cup[0,1)", C),
+        ("The answer is (-1, 5)", "(5,-1)", W),
+        ("The answer is (1/2, 3)", "(0.5,3)", C),
+        ("The answer is (-∞, 0) ∪ (2, +∞)", "(-\\infty,0)\\cup(2,\\infty)", C),
+        ("The answer is 2x - 5 < y", "y > 2x-5", C),
+        ("The answer is 3:5", "6:10", C),
+        ("The answer is 5:3", "3:5", W),
+        ("The answer is 11:30", "9:30", W),
     ],
     "expressions and words": [
-        ("The answer is y = 2(x - 3)", "y=2x-6", C), ("The answer is 2x - 6", "y=2x-6", C), ("The answer is 2x + 6", "y=2x-6", W),
-        ("The answer is x(x+1)", "x^2+x", C), ("The answer is volume = 24 cm^3", "Volume $=24 \\mathrm{~cm}^{3}$", C),
-        ("The answer is Parallel.", "parallel", C), ("The answer is perpendicular", "parallel", W), ("The lines are parallel.", "parallel", C),
-        ("The answer is that nobody can tell from this long story", "4", U), ("Final Answer: The area of the region is 14 cm.", "14", C),
-        ("The triangle has 3 sides, each of length 4", "7", W), ("The answer is 204_6", "204_5", W),
+        ("The answer is y = 2(x - 3)", "y=2x-6", C),
+        ("The answer is 2x - 6", "y=2x-6", C),
+        ("The answer is 2x + 6", "y=2x-6", W),
+        ("The answer is x(x+1)", "x^2+x", C),
+        ("The answer is volume = 24 cm^3", "Volume $=24 \\mathrm{~cm}^{3}$", C),
+        ("The answer is Parallel.", "parallel", C),
+        ("The answer is perpendicular", "parallel", W),
+        ("The lines are parallel.", "parallel", C),
+        ("The answer is that nobody can tell from this long story", "4", U),
+        ("Final Answer: The area of the region is 14 cm.", "14", C),
+        ("The triangle has 3 sides, each of length 4", "7", W),
+        ("The answer is 204_6", "204_5", W),
     ],
     "precision": [
-        ("The answer is 2.8284", {"answer": "2.83", "precision": 2}, C), ("The answer is 2.84", {"answer": "2.83", "precision": 2}, W),
-        ("The answer is $2\\sqrt{2}$", {"answer": "2.83", "precision": 2}, C), ("The answer is 2.8284", "2.83", W),
+        ("The answer is 2.8284", {"answer": "2.83", "precision": 2}, C),
+        ("The answer is 2.84", {"answer": "2.83", "precision": 2}, W),
+        ("The answer is $2\\sqrt{2}$", {"answer": "2.83", "precision": 2}, C),
+        ("The answer is 2.8284", "2.83", W),
         ("The answer is 0.7", {"answer": 0.7, "precision": 1}, C),
     ],
     "chinese": [
-        ("因此，答案是１２。", "12", C), ("故答案为：$\\frac{3}{5}$．", "0.6", C), ("答案：等腰三角形", "等腰三角形", C), ("答案：等边三角形", "等腰三角形", W),
-        ("答案：二十五", "25", C), ("答案：十二", "11", W), ("答案是5厘米。", "5 cm", C), ("答案为15个", "15", C), ("答案：（３，４）", "(3,4)", C),
+        ("因此，答案是１２。", "12", C),
+        ("故答案为：$\\frac{3}{5}$．", "0.6", C),
+        ("答案：等腰三角形", "等腰三角形", C),
+        ("答案：等边三角形", "等腰三角形", W),
+        ("答案：二十五", "25", C),
+        ("答案：十二", "11", W),
+        ("答案是5厘米。", "5 cm", C),
+        ("答案为15个", "15", C),
+        ("答案：（３，４）", "(3,4)", C),
         ("答案：“和”", "和", C),
     ],
     "choice by letter": [
-        ("The answer to this problem is B.", AREAS, C), ("The answer to this problem is (B).", AREAS, C), ("The answer is B. 12 cm", AREAS, C),
-        ("\\boxed{\\text{(B)}}", AREAS, C), ("\\boxed{\\textbf{(B) }12}", AREAS, C), ("The correct option is **B**.", AREAS, C), ("Answer: (C)", AREAS, W),
-        ("The answer is B because a side is 4.", AREAS, C), ("因此选B。", AREAS, C), ("故选项B正确。", AREAS, C), ("The answer is A or B", AREAS, W),
-        ("The answer is A, B, C, D.", AREAS, W), ("The answer is (A) 12 cm", AREAS, W), ("The answer is option B: 12 cm.", AREAS, C),
-        ("Therefore, option (B) is correct.", AREAS, C), ("Option A fails.\nThe answer to this problem is B.", AREAS, C), ("The answer is b", AREAS, C),
-        ("The answer is E.", AREAS, W), ("The answer is C", LETTERS, C), ("\\boxed{D}", LETTERS, W), ("I think it is picture (C).", LETTERS, C),
-        ("The answer is 17", LETTERS, U), ("The answer is (B)", "B", C), ("The answer is C. 5", "B", W), ("The answer is 5", "B", U),
-        ("The answer is ACD", {"options": list("ABCD"), "answer": "ACD"}, C), ("The answer is A, C", {"options": list("ABCD"), "answer": "ACD"}, W),
+        ("The answer to this problem is B.", AREAS, C),
+        ("The answer to this problem is (B).", AREAS, C),
+        ("The answer is B. 12 cm", AREAS, C),
+        ("\\boxed{\\text{(B)}}", AREAS, C),
+        ("\\boxed{\\textbf{(B) }12}", AREAS, C),
+        ("The correct option is **B**.", AREAS, C),
+        ("Answer: (C)", AREAS, W),
+        ("The answer is B because a side is 4.", AREAS, C),
+        ("因此选B。", AREAS, C),
+        ("故选项B正确。", AREAS, C),
+        ("The answer is A or B", AREAS, W),
+        ("The answer is A, B, C, D.", AREAS, W),
+        ("The answer is (A) 12 cm", AREAS, W),
+        ("The answer is option B: 12 cm.", AREAS, C),
+        ("Therefore, option (B) is correct.", AREAS, C),
+        ("Option A fails.\nThe answer to this problem is B.", AREAS, C),
+        ("The answer is b", AREAS, C),
+        ("The answer is E.", AREAS, W),
+        ("The answer is C", LETTERS, C),
+        ("\\boxed{D}", LETTERS, W),
+        ("I think it is picture (C).", LETTERS, C),
+        ("The answer is 17", LETTERS, U),
+        ("The answer is (B)", "B", C),
+        ("The answer is C. 5", "B", W),
+        ("The answer is 5", "B", U),
+        ("The answer is ACD", {"options": list("ABCD"), "answer": "ACD"}, C),
+        ("The answer is A, C", {"options": list("ABCD"), "answer": "ACD"}, W),
     ],
     "choice by value": [
-        ("The answer to this problem is 12 cm.", AREAS, C), ("The answer to this problem is 12.", AREAS, C), ("The answer is 18 cm", AREAS, W),
-        ("The answer is 12 m", AREAS, W), ("The answer is 7", AREAS, W), ("The answer is a rhombus.", SHAPES, C), ("The answer is B", SHAPES, C),
-        ("The answer is a square", SHAPES, W), ("It is \\boxed{\\text{rhombus}}", SHAPES, C), ("The answer is √20", SURDS, C), ("The answer is (B) 2√5", SURDS, C),
-        ("The answer is 5", SURDS, W), ("No, the lines do not meet.", YES_NO, C), ("Yes, they meet.", YES_NO, W), ("The answer is no.", YES_NO, C),
-        ("The answer is 2, 1, 3", {"options": ["$1,2,3$", "$2,1,3$"], "answer": "B"}, C), ("The answer is 1, 2, 3", {"options": ["1,2,3", "2,1,3"], "answer": "B"}, W),
-        ("The answer is A", {"options": ["33", "30", "36"], "answer": "33"}, C), ("The answer is d", {"options": list("abcde"), "answer": "D"}, C),
+        ("The answer to this problem is 12 cm.", AREAS, C),
+        ("The answer to this problem is 12.", AREAS, C),
+        ("The answer is 18 cm", AREAS, W),
+        ("The answer is 12 m", AREAS, W),
+        ("The answer is 7", AREAS, W),
+        ("The answer is a rhombus.", SHAPES, C),
+        ("The answer is B", SHAPES, C),
+        ("The answer is a square", SHAPES, W),
+        ("It is \\boxed{\\text{rhombus}}", SHAPES, C),
+        ("The answer is √20", SURDS, C),
+        ("The answer is (B) 2√5", SURDS, C),
+        ("The answer is 5", SURDS, W),
+        ("No, the lines do not meet.", YES_NO, C),
+        ("Yes, they meet.", YES_NO, W),
+        ("The answer is no.", YES_NO, C),
+        ("The answer is 2, 1, 3", {"options": ["$1,2,3$", "$2,1,3$"], "answer": "B"}, C),
+        ("The answer is 1, 2, 3", {"options": ["1,2,3", "2,1,3"], "answer": "B"}, W),
+        ("The answer is A", {"options": ["33", "30", "36"], "answer": "33"}, C),
+        ("The answer is d", {"options": list("abcde"), "answer": "D"}, C),
     ],
     "short and conversational": [
-        ("In total, the percentage of red cards is 40%.", "40", C), ("42", "42", C), ("x = 42", "42", C), ("7/2 cm", "3.5", C), ("The perimeter of the square is 16 cm.", "16", C), ("There are 6 dots in each group.", "6", C),
-        ("Thus, the line is about 3 inches long.", "3", C), ("So she pays $2.75.", "2.75", C), ("There are 2 bars above 5.", "5", W),
-        ("First we note that 24 is", "24", U), ("We get $x = 4$ and then", "4", U), ("The total is **9**. I hope this helps.", "9", C),
+        ("In total, the percentage of red cards is 40%.", "40", C),
+        ("42", "42", C),
+        ("x = 42", "42", C),
+        ("7/2 cm", "3.5", C),
+        ("The perimeter of the square is 16 cm.", "16", C),
+        ("There are 6 dots in each group.", "6", C),
+        ("Thus, the line is about 3 inches long.", "3", C),
+        ("So she pays $2.75.", "2.75", C),
+        ("There are 2 bars above 5.", "5", W),
+        ("First we note that 24 is", "24", U),
+        ("We get $x = 4$ and then", "4", U),
+        ("The total is **9**. I hope this helps.", "9", C),
     ],
-}  # fmt: skip
+}
 ROWS = [(kind, *row) for kind, table in TABLES.items() for row in table]
 
 HOSTILE = [
-    "9^9^9^9", "9^{9^{9^{9^{9}}}}", "\\boxed{10^{10^{10^{10}}}}", "\\boxed{(((((2^{100})^{100})^{100})^{100})^{100})}", "9" * 300, "9" * 1_000_000,
-    "\\boxed{" * 10_000, "{" * 100_000 + "}" * 7, "The answer is " + "(" * 10_000 + "1" + ")" * 10_000, "(" * 150 + "1" + ")" * 150,
-    "\\frac{" * 60 + "1" + "}{2}" * 60, "\\sqrt{" * 50 + "2" + "}" * 50, "The answer is " * 20_000, "answer " + " " * 100_000, "\\boxed{\x00\x1b[2J\ud800\x0c}",
-    "\\boxed{" + "x+" * 500_000 + "1}", "1" + ",000" * 90, "\\boxed{factorial(99999999)}", "99999999!", "\\boxed{99999999!!!!}", "__import__('os').system('kill 0')",
-    "\\boxed{\\sum_{n=1}^{10^{12}} \\frac{\\sin n}{n^n}}", "\\boxed{x^{99999}-1=(x-1)^{88888}}", "\\boxed{\\int_0^{\\infty} e^{x^{x^{x}}} dx}", "a" * 399, "≈" * 300,
-    "1 or " * 79, "(1)" * 130, "\\text{" * 60, "\\pm" * 100, "; ".join("\\sqrt{2}" for _ in range(40)), "\n" * 50_000, "_" * 390, "0:0:0:0:0",
-]  # fmt: skip
+    "9^9^9^9",
+    "9^{9^{9^{9^{9}}}}",
+    "\\boxed{10^{10^{10^{10}}}}",
+    "\\boxed{(((((2^{100})^{100})^{100})^{100})^{100})}",
+    "9" * 300,
+    "9" * 1_000_000,
+    "\\boxed{" * 10_000,
+    "{" * 100_000 + "}" * 7,
+    "The answer is " + "(" * 10_000 + "1" + ")" * 10_000,
+    "(" * 150 + "1" + ")" * 150,
+    "\\frac{" * 60 + "1" + "}{2}" * 60,
+    "\\sqrt{" * 50 + "2" + "}" * 50,
+    "The answer is " * 20_000,
+    "answer " + " " * 100_000,
+    "\\boxed{\x00\x1b[2J\ud800\x0c}",
+    "\\boxed{" + "x+" * 500_000 + "1}",
+    "1" + ",000" * 90,
+    "\\boxed{factorial(99999999)}",
+    "99999999!",
+    "\\boxed{99999999!!!!}",
+    "__import__('os').system('kill 0')",
+    "\\boxed{\\sum_{n=1}^{10^{12}} \\frac{\\sin n}{n^n}}",
+    "\\boxed{x^{99999}-1=(x-1)^{88888}}",
+    "\\boxed{\\int_0^{\\infty} e^{x^{x^{x}}} dx}",
+    "a" * 399,
+    "≈" * 300,
+    "1 or " * 79,
+    "(1)" * 130,
+    "\\text{" * 60,
+    "\\pm" * 100,
+    "#" * 8000,
+    "answer to " * 800,
+    "; ".join("\\sqrt{2}" for _ in range(40)),
+    "\n" * 50_000,
+    "_" * 390,
+    "0:0:0:0:0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +331,12 @@ def test_unfinished_and_unasked(checker):
 
 def test_here_and_in_a_worker_agree(checker):
     for _, response, problem, verdict in ROWS[::7]:
-        assert check_answer(response, problem if isinstance(problem, dict) else {"answer": problem})["answer_check"] == verdict
+        assert (
+            check_answer(response, problem if isinstance(problem, dict) else {"answer": problem})[
+                "answer_check"
+            ]
+            == verdict
+        )
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
@@ -184,7 +349,10 @@ def test_hostile(checker, number):
 
 
 def test_workers_are_replaced_and_order_is_kept():
-    slow, fast = ("\\boxed{9^{9^{9^{9}}}+\\sqrt{3}}", {"answer": "\\sqrt{5}"}, "stop"), ("\\boxed{\\sqrt{12}}", {"answer": "2\\sqrt{3}"}, "stop")
+    slow, fast = (
+        ("\\boxed{9^{9^{9^{9}}}+\\sqrt{3}}", {"answer": "\\sqrt{5}"}, "stop"),
+        ("\\boxed{\\sqrt{12}}", {"answer": "2\\sqrt{3}"}, "stop"),
+    )
     plain = ("\\boxed{4}", {"answer": "4"}, "stop")
     with AnswerChecker(workers=2, seconds=1) as checker:
         results = list(checker.check_many([slow, fast, plain] * 3))
@@ -198,7 +366,14 @@ def test_workers_are_replaced_and_order_is_kept():
 
 def test_memory_limit():
     with AnswerChecker(megabytes=400, seconds=4) as checker:
-        results = list(checker.check_many([("\\boxed{\\sqrt{2}+10^{10^{9}}}", {"answer": "\\sqrt{2}"}, "stop"), ("\\boxed{\\sqrt{8}}", {"answer": "2\\sqrt{2}"}, "stop")]))
+        results = list(
+            checker.check_many(
+                [
+                    ("\\boxed{\\sqrt{2}+10^{10^{9}}}", {"answer": "\\sqrt{2}"}, "stop"),
+                    ("\\boxed{\\sqrt{8}}", {"answer": "2\\sqrt{2}"}, "stop"),
+                ]
+            )
+        )
     assert [result["answer_check"] for result in results] == [U, C]
 
 
@@ -218,8 +393,12 @@ def test_plain_answers_start_no_worker_and_stream():
 
 
 def test_check_rows():
-    rows = [{"id": str(n), "answer": f"{n}", "response": f"\\boxed{{{n}}}", "finish": "stop"} for n in range(5)]
-    assert [(row["id"], row["answer_check"], row["extracted"]) for row in check_rows(rows)] == [(str(n), C, str(n)) for n in range(5)]
+    rows = [
+        {"id": str(n), "answer": f"{n}", "response": f"\\boxed{{{n}}}", "finish": "stop"} for n in range(5)
+    ]
+    assert [(row["id"], row["answer_check"], row["extracted"]) for row in check_rows(rows)] == [
+        (str(n), C, str(n)) for n in range(5)
+    ]
 
 
 def test_import_is_cheap():
@@ -233,7 +412,9 @@ PAIRS = Path(os.environ.get("VERIFIER_PAIRS", ROOT.parent / "shared/data/verifie
 @pytest.mark.skipif(not PAIRS.exists(), reason="no labelled pairs here")
 def test_labelled_pairs(checker):
     rows = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
-    items = ((row["response"], {"answer": row["answer"], "options": row.get("choices")}, "stop") for row in rows)
+    items = (
+        (row["response"], {"answer": row["answer"], "options": row.get("choices")}, "stop") for row in rows
+    )
     right, total, false_accepts = Counter(), Counter(), 0
     for row, result in zip(rows, checker.check_many(items), strict=True):
         accepted = result["answer_check"] == C
@@ -241,5 +422,7 @@ def test_labelled_pairs(checker):
         right[row["kind"]] += accepted == row["correct"]
         false_accepts += accepted and not row["correct"]
     print(*(f"\n{kind:20} {right[kind]:3} of {total[kind]:3}" for kind in sorted(total)), sep="")
-    print(f"all {right.total() / len(rows):.4f}, false accepts {false_accepts / len(rows):.4f} of {len(rows)}")
+    print(
+        f"all {right.total() / len(rows):.4f}, false accepts {false_accepts / len(rows):.4f} of {len(rows)}"
+    )
     assert right.total() >= 0.97 * len(rows) and false_accepts <= 0.005 * len(rows)

@@ -1,0 +1,118 @@
+"""Every stage from the command line: --help, and mistakes that end in one line before a model is loaded."""
+
+import json
+import time
+
+import pytest
+from conftest import read_rows, write_rows
+from PIL import Image
+
+STAGES = ["01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py", "05_evaluate.py", "benchmarks.py"]
+
+
+@pytest.mark.parametrize("script", [*STAGES, "toy/problems.py", "toy/teacher.py", "toy/pretrain.py"])
+def test_help_is_fast(run, script):
+    start = time.monotonic()
+    done = run(script, "--help")
+    assert done.returncode == 0 and "default" in done.stdout
+    assert time.monotonic() - start < 10  # not a benchmark: a stage that imports torch for its help takes longer
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "x.png")
+    return "x.png"
+
+
+def problem(**changes) -> dict:
+    return {"id": "a", "question": "What?", "images": ["x.png"], "answer": "1"} | changes
+
+
+GOOD = json.dumps(problem())
+BAD_PROBLEMS = {
+    "broken JSON": ("{", "not a JSON object"),
+    "not an object": ("[1]", "instead of a JSON object"),
+    "bare string": (json.dumps(problem(images="x.png")), "images: must be a list"),
+    "missing picture": (json.dumps(problem(images=["no.png"])), "images: no.png: no such file"),
+    "picture is text": (json.dumps(problem(images=["p.jsonl"])), "not a picture"),
+    "picture is a folder": (json.dumps(problem(images=["."])), "not a picture"),
+    "placeholder": (json.dumps(problem(question="see <image>")), "question: holds the image placeholder"),
+    "pad token": (json.dumps(problem(question="<|image_pad|>")), "question: holds the image placeholder"),
+    "no question": (json.dumps({"id": "a", "images": [], "answer": "1"}), "question: missing"),
+    "empty question": (json.dumps(problem(question=" ")), "question: "),
+    "id is a number": (json.dumps(problem(id=3)), "id: 3 is not a string"),
+    "options": (json.dumps(problem(options="1, 2")), "options: must be a list"),
+    "duplicate": (GOOD + "\n" + GOOD, "stands already in line 1"),
+    "empty file": ("", "the file is empty"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD_PROBLEMS))
+def test_bad_problems(run, tmp_path, picture, case):
+    text, message = BAD_PROBLEMS[case]
+    (tmp_path / "p.jsonl").write_text(text)
+    done = run("01_sample.py", "--input", tmp_path / "p.jsonl", "--output", tmp_path / "out.jsonl", "--model", tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr and "p.jsonl" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "script, flags, message",
+    [
+        ("01_sample.py", ["--input", "p.jsonl", "--model", "no/such/folder"], "--model: no/such/folder: no such folder"),
+        ("01_sample.py", ["--input", "p.jsonl", "--model", "."], "no config.json"),
+        ("01_sample.py", ["--input", "p.jsonl", "--model", "http://127.0.0.1:9/v1#m"], "cannot be reached"),
+        ("01_sample.py", ["--input", "p.jsonl", "--model", "http://127.0.0.1:9/v1"], "an endpoint is written"),
+        ("01_sample.py", ["--input", "p.jsonl", "--model", ".", "--samples", "4"], "--samples: more than one"),
+        ("01_sample.py", ["--input", "p.jsonl", "--model", ".", "--samples", "0"], "--samples: must be at least 1"),
+        ("01_sample.py", ["--input", "p.jsonl", "--model", ".", "--temperature", "-1"], "--temperature: -1.0: must not be negative"),
+        ("01_sample.py", ["--input", "no.jsonl", "--model", "."], "no.jsonl: no such file"),
+        ("02_verify.py", ["--input", "p.jsonl"], "--model: needed for --accept both"),
+        ("02_verify.py", ["--input", "p.jsonl", "--accept", "answer"], "sample: missing"),
+        ("03_reflect.py", ["--input", "p.jsonl", "--model", "."], "sample: missing"),
+        ("04_finetune.py", ["--input", "p.jsonl", "--model", "."], "no config.json"),
+        ("04_finetune.py", ["--input", "p.jsonl", "--model", ".", "--init", "previous"], "--previous: needed"),
+        ("05_evaluate.py", ["--test", "p.jsonl"], "all three are needed"),
+        ("05_evaluate.py", ["--test", "nobench:p", "--model", "."], "nobench:p: no such file"),
+        ("05_evaluate.py", ["--test", "mathvision:none", "--model", "."], "no folder none"),
+        ("benchmarks.py", ["--input", "hf:train"], "a hub data set is written"),
+    ],
+)
+def test_bad_flags(run, tmp_path, picture, script, flags, message):
+    (tmp_path / "p.jsonl").write_text(GOOD)
+    flags = [str(tmp_path / flag) if flag.endswith(".jsonl") else flag for flag in flags]
+    done = run(script, *flags, "--output", tmp_path / "out")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr, done.stderr
+
+
+def test_a_file_that_cannot_be_decoded_ends_the_import(run, tmp_path, picture):
+    data = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(data[: len(data) - 30])
+    (tmp_path / "p.jsonl").write_text(GOOD)
+    done = run("benchmarks.py", "--input", tmp_path / "p.jsonl", "--output", tmp_path / "out.jsonl")
+    assert done.returncode == 2 and "cannot be decoded" in done.stderr
+
+
+def test_answers_alone_need_no_model(run, tmp_path, picture):
+    rows = [problem(sample=k, response=text, finish=finish) for k, (text, finish) in enumerate([
+        ("The answer to this problem is 1.", "stop"), ("The answer to this problem is 2.", "stop"), ("Hm.", "stop"), ("The answer", "length")])]  # fmt: skip
+    write_rows(tmp_path / "s.jsonl", rows)
+    done = run("02_verify.py", "--input", tmp_path / "s.jsonl", "--output", tmp_path / "sub" / "v.jsonl", "--accept", "answer")
+    assert done.returncode == 0, done.stderr
+    verified = read_rows(tmp_path / "sub" / "v.jsonl")
+    assert [row["status"] for row in verified] == ["correct", "wrong", "undecided", "undecided"]
+    assert (tmp_path / "sub" / verified[0]["images"][0]).resolve() == (tmp_path / "x.png").resolve()
+    again = run("02_verify.py", "--input", tmp_path / "s.jsonl", "--output", tmp_path / "sub" / "v.jsonl", "--accept", "answer")
+    assert again.stdout.startswith("skip ")
+
+
+@pytest.mark.parametrize("name, value", [("ROUNDS", "0"), ("SAMPLES", "0"), ("ACCEPT", "maybe"), ("REFLECT", "1"), ("LIMIT", "-1"), ("RUN", "a/b"), ("INIT", "x")])
+def test_bad_settings_of_a_run(run, name, value):
+    done = run("run_rounds.sh", **{name: value, "DRY_RUN": "1"})
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {name}: ")
+
+
+def test_dry_run_prints_every_command_and_runs_nothing(run, tmp_path):
+    done = run("run_rounds.sh", DRY_RUN="1", RUN="dry", MODEL="Qwen/Qwen2-VL-7B-Instruct", TEACHER="https://example.org/v1#gpt-4o", DATA="problems.jsonl", GPUS="8", ROUNDS="2")
+    assert done.returncode == 0, done.stderr
+    for word in ("01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py --orm", "05_evaluate.py", "--num_processes 8", "model calls", "round_2", "final"):
+        assert word in done.stdout

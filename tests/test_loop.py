@@ -1,0 +1,60 @@
+"""The whole loop on a very small budget, and its rerun."""
+
+import json
+import shutil
+
+import pytest
+from conftest import ROOT, read_rows
+
+SMALL = dict(LIMIT="30", ROUNDS="1", SAMPLES="2", DISTILL="20", EPOCHS="2", ORM_EPOCHS="1", ORM_PROBLEMS="20", ORM_SAMPLES="2", MAX_TOKENS="96")
+
+
+@pytest.fixture(scope="module")
+def small_run(run):
+    shutil.rmtree(ROOT / "runs" / "test-loop", ignore_errors=True)
+    done = run("run_rounds.sh", RUN="test-loop", **SMALL)
+    yield done
+    shutil.rmtree(ROOT / "runs" / "test-loop", ignore_errors=True)
+
+
+def test_the_loop_runs_to_its_end(small_run):
+    assert small_run.returncode == 0, small_run.stdout[-3000:] + small_run.stderr[-3000:]
+    folder = ROOT / "runs" / "test-loop"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [stage["stage"] for stage in metrics["stages"]] == ["base", "round_0", "round_1", "final"]
+    assert all(stage["benchmarks"]["toy_test"]["n"] == 30 for stage in metrics["stages"])
+    assert not list(folder.rglob("*.part"))
+    rows = [json.loads(line) for line in (folder / "problems.jsonl").read_text().splitlines()]
+    assert len(rows) == 30
+
+
+def test_records_grow_field_by_field(small_run):
+    folder = ROOT / "runs" / "test-loop"
+    sample, verified = read_rows(folder / "round_1" / "samples.jsonl")[0], read_rows(folder / "round_1" / "verified.jsonl")[0]
+    assert {"id", "question", "images", "answer", "sample", "response", "finish", "tokens", "model", "seed"} <= set(sample) <= set(verified) | {"reason"}
+    assert {"answer_check", "orm_check", "status", "error_step", "error_analysis", "judge_reply"} <= set(verified)
+    reflected = read_rows(folder / "final" / "reflected.jsonl")[0]
+    assert reflected["draft"] and reflected["draft"] != reflected["response"] and reflected["origin"] == "reflection"
+    trained = read_rows(folder / "final" / "train.jsonl")
+    assert {"messages", "images", "id", "sample", "origin"} <= set(trained[0])
+    assert {"teacher", "reflection"} <= {row["origin"] for row in trained}
+    assert trained[0]["messages"][0]["content"].startswith("<image>")
+    accepted = {row["id"] for name in ("round_0", "round_1", "final") for row in read_rows(folder / name / "verified.jsonl") if row["status"] == "correct"}
+    assert {row["id"] for row in trained} == accepted
+
+
+def test_solved_problems_are_not_sampled_again(small_run):
+    folder = ROOT / "runs" / "test-loop"
+    solved = {row["id"] for row in read_rows(folder / "round_0" / "verified.jsonl") if row["status"] == "correct"}
+    sampled = {row["id"] for row in read_rows(folder / "round_1" / "samples.jsonl")}
+    assert solved and not solved & sampled and len(solved | sampled) == 30
+
+
+def test_a_second_call_only_skips(small_run, run):
+    again = run("run_rounds.sh", RUN="test-loop", **SMALL)
+    assert again.returncode == 0 and all(line.startswith("skip ") for line in again.stdout.splitlines()) and not again.stderr
+
+
+def test_other_settings_are_refused(small_run, run):
+    other = run("run_rounds.sh", RUN="test-loop", **(SMALL | {"SAMPLES": "3"}))
+    assert other.returncode == 2 and "SAMPLES was '2', is '3'" in other.stderr
