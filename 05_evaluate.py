@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Iterator
@@ -145,8 +146,10 @@ def evaluate(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "predictions.jsonl").exists():
         predict(args, expected)
-    if processes()[0] or not (args.output / "predictions.jsonl").exists():
-        return  # the process that finishes the file last and rank 0 may differ; a rerun writes what is missing
+    if processes()[0]:
+        return
+    while not (args.output / "predictions.jsonl").exists():  # other processes are not done; the launcher ends all if one fails
+        time.sleep(1)
     needed = ("id", "sample", "benchmark", "extracted", "answer_check", "rule", "finish", "subject", "source")
     by_name = defaultdict(list)
     for row in read_json_rows(args.output / "predictions.jsonl"):

@@ -564,7 +564,7 @@ def concluded_letters(text: str, values: list[str]) -> tuple[str | None, set[str
 def check_choice(
     response: str, span: str | None, rule: str, problem: dict, equal: Equal
 ) -> tuple[bool | None, str | None, str]:
-    """(verdict, extracted, rule) for multiple choice: the reference is an option's value, letter or letters."""
+    """(verdict, extracted, rule) for multiple choice: the reference is a value, a letter or letters."""
     values, answer = option_values(problem["options"]), str(problem["answer"]).strip()
     options = [str(option).strip() for option in problem["options"]]
     wanted = {letter for letter, option in zip(LETTERS, options, strict=False) if option == answer}

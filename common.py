@@ -138,7 +138,9 @@ class Output:
         """Rename to the final name once `expected` rows are there; with several processes the last one to finish does it."""
         with self.locked():
             os.fsync(self.file.fileno())
-            if self.part.exists() and sum(1 for _ in self.part.open("rb")) >= expected:
+            if self.path.exists():  # another process has done it
+                self.part.unlink(missing_ok=True)
+            elif sum(1 for _ in self.part.open("rb")) >= expected:
                 self.part.replace(self.path)
 
 
