@@ -34,19 +34,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_problems(args: argparse.Namespace) -> Iterator[dict]:
-    """The problems of all files, up to --limit, each id once."""
-    seen = set()
-    for row in islice((row for path in args.input for row in read_rows(path)), args.limit or None):
-        if row["id"] in seen:
-            fail(f"--input: id {row['id']!r} is in more than one of the files; make it unique")
-        seen.add(row["id"])
-        yield row
+def read_problems(args: argparse.Namespace, check: bool) -> Iterator[dict]:
+    """The problems of all files, up to --limit."""
+    return islice((row for path in args.input for row in read_rows(path, check=check)), args.limit or None)
 
 
 def choose(args: argparse.Namespace) -> set[str]:
     """The ids to sample: one pass that also checks every row, holding ids only."""
-    ids = [row["id"] for row in read_problems(args)]
+    ids = [row["id"] for row in read_problems(args, check=True)]
+    if twice := next((name for name, count in Counter(ids).items() if count > 1), None):
+        fail(f"--input: id {twice!r} is in more than one of the files; make it unique")
     solved = {row["id"] for path in args.unsolved_in for row in read_rows(path, ("id", "status")) if row["status"] == "correct"}
     if args.draw:
         ids = heapq.nsmallest(args.draw, ids, key=lambda name: hashlib.sha256(f"{args.seed}:{name}".encode()).digest())
@@ -68,7 +65,7 @@ def main() -> None:
     generate = open_model(args.model, args) if todo else lambda requests: iter(())
 
     def requests() -> Iterator[Request]:
-        for index, row in enumerate(row for row in read_problems(args) if row["id"] in chosen):
+        for index, row in enumerate(row for row in read_problems(args, check=False) if row["id"] in chosen):
             if index % world != rank:
                 continue
             missing = [k for k in range(args.samples) if row_key({"id": row["id"], "sample": k}) not in output.done]

@@ -53,6 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--accept", choices=["orm", "answer", "both"], default="both", help="who decides the status (default %(default)s)")
     parser.add_argument("--model", help="the ORM (with --annotate: the teacher); not needed for --accept answer")
     parser.add_argument("--annotate", action="store_true", help="write training data for the ORM instead of verdicts")
+    parser.add_argument("--show-answer", action="store_true", help="the ORM is shown the reference answer, as it was in its training (ablation)")
     parser.add_argument("--balance-with", nargs="*", default=[], help="with --annotate: verified.jsonl files whose correct paths the ORM is trained on too")
     parser.add_argument("--limit", type=int, default=0, help="only the first N paths (default %(default)s: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes for mathematical comparisons (default %(default)s)")
@@ -95,7 +96,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
 
     def requests() -> Iterator[Request]:
         for row in check_rows(rows, args.workers):
-            yield Request(row, judge_messages(row), {0: derive_seed(args.seed, "judge", row["id"], row["sample"])})
+            yield Request(row, judge_messages(row, args.show_answer), {0: derive_seed(args.seed, "judge", row["id"], row["sample"])})
 
     if args.accept == "answer":
         for row in check_rows(rows, args.workers):
@@ -207,7 +208,7 @@ def main() -> None:
         return
     args.limit = args.limit or None
     total, keys = 0, set()
-    for row in all_rows(args):  # checks every row before a model is loaded
+    for row in all_rows(args, check=True):  # checks every row before a model is loaded
         if (key := row_key(row)) in keys:
             fail(f"--input: id {row['id']!r}, sample {row['sample']} is in more than one of the files")
         keys.add(key)
@@ -215,13 +216,13 @@ def main() -> None:
     chosen = keys
     if args.annotate:
         more_correct = sum(row["status"] == "correct" for path in args.balance_with for row in read_rows(path, ("id", "status")))
-        chosen = balanced_keys(check_rows(all_rows(args), args.workers), args.seed, more_correct)
+        chosen = balanced_keys(check_rows(all_rows(args, check=False), args.workers), args.seed, more_correct)
     output = Output(args.output)
     rank, world = processes()
     todo = len(chosen) - len(output.done)
     needs_model = todo and (args.annotate or args.accept != "answer")
     generate = open_model(args.model, args) if needs_model else None
-    rows = (row for index, row in enumerate(row for row in all_rows(args) if row_key(row) in chosen) if index % world == rank)
+    rows = (row for index, row in enumerate(row for row in all_rows(args, check=False) if row_key(row) in chosen) if index % world == rank)
     rows = (row for row in rows if row_key(row) not in output.done)
     counts, pairs, reasons = Counter(), Counter(), Counter()
     with tqdm(total=todo, desc="annotate" if args.annotate else "verify", unit="path", disable=None) as bar:
@@ -238,8 +239,8 @@ def main() -> None:
     print(f"{args.output}: {dict(counts)} of {len(chosen)} paths" + (f"; undecided because: {json.dumps(dropped)}" if dropped and args.annotate else ""))
 
 
-def all_rows(args: argparse.Namespace) -> Iterator[dict]:
-    rows = (row for path in args.input for row in read_rows(path, NEEDED))
+def all_rows(args: argparse.Namespace, check: bool) -> Iterator[dict]:
+    rows = (row for path in args.input for row in read_rows(path, NEEDED, check))
     yield from (row for index, row in enumerate(rows) if args.limit is None or index < args.limit)
 
 

@@ -79,7 +79,7 @@ def main() -> None:
     todo = len(drafts) - len(output.done)
 
     def requests() -> Iterator[Request]:
-        rows = ((row, drafts.get((number, row_key(row)))) for number, path in enumerate(args.input) for row in read_rows(path, NEEDED))
+        rows = ((row, drafts.get((number, row_key(row)))) for number, path in enumerate(args.input) for row in read_rows(path, NEEDED, check=False))
         for index, (row, draft) in enumerate((row, draft) for row, draft in rows if draft is not None):
             if index % world == rank and row_key({"id": row["id"], "sample": draft}) not in output.done:
                 prompt = fill(

@@ -48,6 +48,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--previous", help="the model of the round before, for --init previous")
     parser.add_argument("--init", choices=["base", "previous"], default="base", help="weights to start from; the optimizer always starts anew (default %(default)s)")
     parser.add_argument("--orm", action="store_true", help="train a judge on correct and wrong paths instead of a student on correct ones")
+    parser.add_argument("--binary", action="store_true", help="with --orm: learn the status alone, without step and analysis (ablation)")
+    parser.add_argument("--show-answer", action="store_true", help="with --orm: the judge is shown the reference answer (ablation); use it in 02 too")
     parser.add_argument("--per-problem", type=int, default=4, help="different paths a problem, at most; with --orm of each kind (default %(default)s)")
     parser.add_argument("--epochs", type=float, default=1.0, help="passes over the training rows (default %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-5, help="peak learning rate (default %(default)s)")
@@ -68,13 +70,15 @@ def parse_args() -> argparse.Namespace:
 # ---------------------------------------------------------------- which rows
 
 
-def target(row: dict, orm: bool) -> tuple[list[dict], str]:
+def target(row: dict, args: argparse.Namespace) -> tuple[list[dict], str]:
     """(prompt messages, the reply to learn)"""
-    if not orm:
+    if not args.orm:
         return solve_messages(row), harmless(row["response"])
     wrong = row["status"] == "wrong"
-    reply = {"status": "WRONG" if wrong else "CORRECT"} | {name: row[name] if wrong else None for name in ("error_step", "error_analysis")}
-    return judge_messages(row), harmless(json.dumps(reply, ensure_ascii=False))
+    reply = {"status": "WRONG" if wrong else "CORRECT"}
+    if not args.binary:
+        reply |= {name: row[name] if wrong else None for name in ("error_step", "error_analysis")}
+    return judge_messages(row, args.show_answer), harmless(json.dumps(reply, ensure_ascii=False))
 
 
 def pick_diverse(rows: list[tuple[str, str]], count: int) -> list[str]:
@@ -116,11 +120,11 @@ def write_training_file(args: argparse.Namespace, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with part.open("w", encoding="utf-8") as file:
         for source in args.input:
-            for row in read_rows(source, ("id", "messages", "images") if ready else ("id", "question", "sample", "response", "status")):
+            for row in read_rows(source, ("id", "messages", "images"), check=ready):
                 if not ready and (str(source), row["id"], row["sample"]) not in chosen or args.limit and count >= args.limit:
                     continue
                 if not ready:
-                    messages, reply = target(row, args.orm)
+                    messages, reply = target(row, args)
                     origin = {"origin": row.get("origin", "sample")} | ({"status": row["status"]} if args.orm else {})
                     row = {"messages": [*messages, {"role": "assistant", "content": reply}], "images": row["images"], "id": row["id"], "sample": row["sample"]} | origin
                 file.write(json.dumps(relative_images(row, path.parent), ensure_ascii=False) + "\n")
@@ -380,6 +384,15 @@ def save_model(accelerator, model, spec: str, part: Path) -> None:
     accelerator.wait_for_everyone()
 
 
+def begin(part: Path, settings: dict) -> None:
+    """Make the folder to train in; one that was begun with other settings is not gone on with."""
+    path = part / "training.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] != settings:
+        fail(f"{part}: was begun with other settings; remove it to start anew, or call with those in {path}")
+    part.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"settings": settings}, indent=1) + "\n", encoding="utf-8")
+
+
 def copy_processor(spec: str, folder: Path) -> None:
     """The processor's files as they are: saving a loaded processor again can change them."""
     from transformers.utils import cached_file
@@ -402,18 +415,20 @@ def main() -> None:
         return
     check_model(spec)
     train_file = args.train_file or Path(f"{args.output}.train.jsonl")
-    rank, _ = processes()
-    if rank == 0 and not train_file.exists():
-        write_training_file(args, train_file)
-    while not train_file.exists():  # the other processes wait for the first
-        time.sleep(0.2)
+    rank, world = processes()
     part = Path(f"{args.output}.part")
-    part.mkdir(parents=True, exist_ok=True)
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    if rank == 0:
+        write_training_file(args, train_file)
+        begin(part, settings)
+    if world > 1:  # the others wait for the first
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
     summary = train(args, spec, TrainingRows(train_file), part)
     if rank == 0:
         for checkpoint in part.glob("checkpoint*"):
             shutil.rmtree(checkpoint)
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         (part / "training.json").write_text(json.dumps(summary | {"settings": settings}, indent=1) + "\n", encoding="utf-8")
         part.replace(args.output)
         print(f"{args.output}: {summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}, {summary['rows_left_out']} rows left out, {summary['seconds']} s")

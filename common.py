@@ -43,10 +43,11 @@ def fail(message: str) -> NoReturn:
 # ---------------------------------------------------------------- records
 
 
-def read_rows(path: str | Path, required: Iterable[str] = ("id", "question")) -> Iterator[dict]:
-    """The rows of a problems, samples or verified file, checked, in order, one in memory at a time.
+def read_rows(path: str | Path, required: Iterable[str] = ("id", "question"), check: bool = True) -> Iterator[dict]:
+    """The rows of a problems, samples or verified file, in order, one in memory at a time; image paths come back absolute.
 
-    Image paths come back absolute. (id, sample) must be unique. Any fault ends the command: file:line: field: what to do.
+    Checked, any fault ends the command: file:line: field: what to do; (id, sample) must be unique. A second pass over
+    the same file goes without: what breaks meanwhile becomes an error record where it is used.
     """
     path, keys, number = Path(path), {}, 0
     if not path.is_file():
@@ -60,10 +61,11 @@ def read_rows(path: str | Path, required: Iterable[str] = ("id", "question")) ->
                 fail(f"{where}: not a JSON object in UTF-8 ({error}); mend or remove this line")
             if not isinstance(row, dict):
                 fail(f"{where}: a {type(row).__name__} instead of a JSON object")
-            check_row(row, where, required)
-            if (key := row_key(row)) in keys:
-                fail(f"{where}: id: {row['id']!r}, sample {row.get('sample', '-')} stands already in line {keys[key]}; make it unique")
-            keys[key] = number
+            if check:
+                check_row(row, where, required)
+                if (key := hash(row_key(row))) in keys:
+                    fail(f"{where}: id: {row['id']!r}, sample {row.get('sample', '-')} stands already in line {keys[key]}; make it unique")
+                keys[key] = number
             row["images"] = [str(path.parent.absolute() / image) for image in row.get("images") or []]
             yield row
     if number == 0:
@@ -115,10 +117,12 @@ class Output:
         self.file = self.part.open("a+b")
         with self.locked():
             self.file.seek(0)
-            text = self.file.read()
-            whole = text.rfind(b"\n") + 1
-            self.file.truncate(whole)  # a torn last line
-            self.done = {row_key(json.loads(line)) for line in text[:whole].splitlines()}
+            self.done, whole = set(), 0
+            for line in self.file:
+                if line.endswith(b"\n"):  # else it is a torn last line
+                    self.done.add(row_key(json.loads(line)))
+                    whole += len(line)
+            self.file.truncate(whole)
 
     @contextlib.contextmanager
     def locked(self):
@@ -192,8 +196,10 @@ def solve_messages(problem: dict) -> list[dict]:
     return user_message(fill(SOLVE_PROMPT, question=question_text(problem)), problem["images"])
 
 
-def judge_messages(row: dict) -> list[dict]:
-    return user_message(fill(JUDGE_PROMPT, question=question_text(row), response=row["response"]), row["images"])
+def judge_messages(row: dict, show_answer: bool = False) -> list[dict]:
+    """The ORM's prompt; `show_answer` adds the reference answer (an ablation: train and judge with the same setting)."""
+    question = question_text(row) + (f"\n\nStandard answer: {row['answer']}" if show_answer else "")
+    return user_message(fill(JUDGE_PROMPT, question=question, response=row["response"]), row["images"])
 
 
 def add_model_flags(parser: argparse.ArgumentParser, max_tokens: int) -> None:

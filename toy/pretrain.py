@@ -129,6 +129,7 @@ def check_picture(rng: random.Random) -> tuple:
     return judgement(rng, canvas, question_text(record), "\n".join(right), "\n".join(given))
 
 
+RIGHT = ("Yes.", '{"status": "CORRECT"')  # how the reply to a right statement begins
 EASY_TASKS = [(describe_briefly, 0.7), (calculate, 0.3)]
 TASKS = [(describe, 0.22), (calculate, 0.08), (solve_words, 0.16), (check_words, 0.20), (check_picture, 0.34)]
 
@@ -191,8 +192,11 @@ def make_model(tokenizer):
     return Qwen2VLForConditionalGeneration(config)
 
 
-def make_batch(examples: list[tuple], tokenizer, images) -> dict:
-    """Right-padded tensors with labels on the reply; prompts are what CHAT_TEMPLATE renders."""
+def make_batch(examples: list[tuple], tokenizer, images, read_along: bool = False) -> dict:
+    """Right-padded tensors with labels on the reply; prompts are what CHAT_TEMPLATE renders.
+
+    With `read_along` a statement that is right is learnt as well: who expects the right digit notices a wrong one.
+    """
     import torch
 
     vision = "<|vision_start|>" + "<|image_pad|>" * IMAGE_TOKENS + "<|vision_end|>"
@@ -203,8 +207,11 @@ def make_batch(examples: list[tuple], tokenizer, images) -> dict:
     pad = tokenizer.pad_token_id
     ids = torch.tensor([head + reply + [pad] * (length - len(head) - len(reply)) for head, reply in zip(heads, replies)])
     mask = torch.tensor([[1] * (len(head) + len(reply)) + [0] * (length - len(head) - len(reply)) for head, reply in zip(heads, replies)])
-    labels = torch.tensor([[-100] * len(head) + reply + [-100] * (length - len(head) - len(reply)) for head, reply in zip(heads, replies)])
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "mm_token_type_ids": (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()}
+    asked = [head if read_along and reply.startswith(RIGHT) and len(head) > 60 else [-100] * len(head) for head, (*_, reply) in zip(heads, examples)]
+    labels = torch.tensor([first + reply + [-100] * (length - len(first) - len(reply)) for first, reply in zip(asked, replies)])
+    image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    labels[labels == image_token] = -100
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "mm_token_type_ids": (ids == image_token).int()}
     pictures = [canvas for canvas, *_ in examples if canvas]
     if pictures:
         batch |= dict(images(images=[canvas.image for canvas in pictures], return_tensors="pt"))
@@ -218,7 +225,7 @@ def cell_token(word: str, tokenizer) -> int:
     return tokenizer(f" {word}" if word else ".", add_special_tokens=False)["input_ids"][0]
 
 
-def produce(queue, folder: Path, seed: int, batch_size: int, easy_steps: int) -> None:
+def produce(queue, folder: Path, seed: int, batch_size: int, easy_steps: int, read_along: bool) -> None:
     """Worker: batches for ever, pictures and texts apart so that little is padded."""
     import torch
     from transformers import AutoTokenizer
@@ -233,7 +240,7 @@ def produce(queue, folder: Path, seed: int, batch_size: int, easy_steps: int) ->
         with_picture = sum(example[0] is not None for example in examples)
         halves = [with_picture // 2, with_picture, (with_picture + len(examples)) // 2]
         parts = [part for part in (examples[i:j] for i, j in zip([0, *halves], [*halves, len(examples)])) if part]
-        queue.put([{key: value.numpy() for key, value in make_batch(part, tokenizer, images).items()} for part in parts])
+        queue.put([{key: value.numpy() for key, value in make_batch(part, tokenizer, images, read_along).items()} for part in parts])
 
 
 def main() -> None:
@@ -242,6 +249,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000, help="optimizer steps (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="examples a step (default %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default %(default)s)")
+    parser.add_argument("--init", type=Path, help="model folder to go on from, without the easy steps; a new schedule")
+    parser.add_argument("--stop", type=int, default=0, help="stop after this many of the steps (default %(default)s: at the end)")
+    parser.add_argument("--read-along", action="store_true", help="also learn to predict right statements that are to be checked")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -251,8 +261,17 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
-    tokenizer, images = make_processor(args.output, args.seed)
-    model = make_model(tokenizer)
+    if args.init:
+        from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
+        from transformers.models.qwen2_vl import Qwen2VLImageProcessor
+
+        tokenizer, images = AutoTokenizer.from_pretrained(args.init), Qwen2VLImageProcessor.from_pretrained(args.init)
+        model = Qwen2VLForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32)
+        tokenizer.save_pretrained(args.output), images.save_pretrained(args.output)
+    else:
+        tokenizer, images = make_processor(args.output, args.seed)
+        model = make_model(tokenizer)
+    easy_steps = 0 if args.init else round(args.steps * EASY_SHARE)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -261,7 +280,7 @@ def main() -> None:
 
     context = multiprocessing.get_context("spawn")
     queue = context.Queue(8)
-    worker = context.Process(target=produce, args=(queue, args.output, args.seed + 1, args.batch_size, round(args.steps * EASY_SHARE)), daemon=True)
+    worker = context.Process(target=produce, args=(queue, args.output, args.seed + 1, args.batch_size, easy_steps, args.read_along), daemon=True)
     worker.start()
     seen = []
     model.model.visual.merger.register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -284,9 +303,10 @@ def main() -> None:
         losses.append(total)
         if step % 50 == 0 or step == args.steps:
             print(f"step {step} loss {sum(losses[-50:]) / len(losses[-50:]):.4f} seeing {see_losses[-1]:.4f} {(time.monotonic() - start) / 60:.1f} min", flush=True)
-        if step % 1000 == 0 or step == args.steps:
-            model.to(torch.bfloat16).save_pretrained(args.output)
-            model.to(torch.float32)
+        if step % 250 == 0 or step in (args.stop, args.steps):
+            model.save_pretrained(args.output, state_dict={name: tensor.bfloat16() for name, tensor in model.state_dict().items()})
+        if step == args.stop:
+            break
     worker.terminate()
 
 
