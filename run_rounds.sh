@@ -23,7 +23,7 @@ COLUMNS_OF_DATA="${COLUMNS:-}"; [[ $COLUMNS_OF_DATA == *=* ]] || COLUMNS_OF_DATA
 TEST="${TEST:-toy/test.jsonl}"                     # test sets, separated by spaces
 ROUNDS="${ROUNDS:-3}"                              # K, self-evolving rounds
 SAMPLES="${SAMPLES:-$(toy_or 4 8)}"                # paths a problem and round
-DISTILL="${DISTILL:-}"                             # |D0|; empty: 12 % of the toy problems, 30 % of real ones
+DISTILL="${DISTILL:-}"                             # |D0|; empty: 6 % of the toy problems, 30 % of real ones
 ACCEPT="${ACCEPT:-both}"                           # status of a path by: orm, answer, both
 REFLECT="${REFLECT:-final}"                        # final, every, none
 INIT="${INIT:-base}"                               # each fine-tuning starts from: base, previous
@@ -34,11 +34,12 @@ TEMPERATURE="${TEMPERATURE:-1.0}"; TOP_P="${TOP_P:-1.0}"
 MAX_TOKENS="${MAX_TOKENS:-$(toy_or 128 2048)}"     # new tokens a path
 MAX_PIXELS="${MAX_PIXELS:-1003520}"                # larger pictures are scaled down
 ROWS="${ROWS:-$(toy_or 256 64)}"                   # paths decoded together in a process
-PER_PROBLEM="${PER_PROBLEM:-$(toy_or 2 4)}"        # correct paths a problem to train on
-EPOCHS="${EPOCHS:-$(toy_or 6 1)}"; LR="${LR:-$(toy_or 1e-3 1e-5)}"; BATCH="${BATCH:-$(toy_or 32 128)}"; MICRO_BATCH="${MICRO_BATCH:-$(toy_or 32 4)}"
+PER_PROBLEM="${PER_PROBLEM:-$(toy_or 1 4)}"        # correct paths a problem to train on
+EPOCHS="${EPOCHS:-$(toy_or 3 1)}"; DISTILL_EPOCHS="${DISTILL_EPOCHS:-$(toy_or 10 "$EPOCHS")}"   # of each round; of M0, whose rows are few
+LR="${LR:-$(toy_or 1e-3 1e-5)}"; BATCH="${BATCH:-$(toy_or 16 128)}"; MICRO_BATCH="${MICRO_BATCH:-$(toy_or 16 4)}"
 ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths train the ORM; empty: half of the toy problems, D0 of real ones
-ORM_SAMPLES="${ORM_SAMPLES:-$(toy_or 6 8)}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:-4}"   # paths a problem: sampled; kept of each kind
-ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 4 1)}"; ORM_LR="${ORM_LR:-$LR}"
+ORM_SAMPLES="${ORM_SAMPLES:-$(toy_or 4 8)}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:-4}"   # paths a problem: sampled; kept of each kind
+ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 3 1)}"; ORM_LR="${ORM_LR:-$LR}"
 DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and its size, run nothing
 
 die() { echo "error: $*" >&2; exit 2; }
@@ -95,13 +96,13 @@ fi
 if [[ $DRY_RUN != 1 ]]; then
   mkdir -p "$run"
   settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
-    MAX_PIXELS PER_PROBLEM EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
+    MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
   $PYTHON common.py "$run/config.json" "${settings[@]}"  # refuses a run with other settings
 fi
 
 generate=(--max-tokens "$MAX_TOKENS" --max-pixels "$MAX_PIXELS" --batch-size "$ROWS" --seed "$SEED")
 finetune=(--model "$MODEL" --init "$INIT" --batch-size "$BATCH" --micro-batch "$MICRO_BATCH" --max-pixels "$MAX_PIXELS" --seed "$SEED")
-student=("${finetune[@]}" --epochs "$EPOCHS" --lr "$LR" --per-problem "$PER_PROBLEM")
+student=("${finetune[@]}" --lr "$LR" --per-problem "$PER_PROBLEM")
 accept=(--accept "$ACCEPT"); [[ $ACCEPT == answer ]] || accept+=(--model "${ORM:-$run/orm/model}")
 read -ra tests <<< "$TEST"
 count() { if [[ -f $1 ]]; then wc -l < "$1"; else echo "${LIMIT/#0/$(toy_or 1200 341346)}"; fi; }
@@ -110,7 +111,7 @@ evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}
 # D: all problems, checked; the base model's accuracy
 step "$run/problems.jsonl" 0 $PYTHON benchmarks.py --input "$DATA" --output "$run/problems.jsonl" --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
 N=$(count "$run/problems.jsonl"); [[ $DRY_RUN != 1 || ! -f $DATA ]] || { N=$(wc -l < "$DATA"); ((LIMIT == 0 || N < LIMIT)) || N=$LIMIT; }
-DISTILL="${DISTILL:-$((N * $(toy_or 12 30) / 100 + 1))}"
+DISTILL="${DISTILL:-$((N * $(toy_or 6 30) / 100 + 1))}"
 ORM_PROBLEMS="${ORM_PROBLEMS:-$(toy_or $((N / 2 > DISTILL ? N / 2 : DISTILL)) "$DISTILL")}"
 evaluate base "$MODEL"
 
@@ -118,7 +119,7 @@ evaluate base "$MODEL"
 step "$run/round_0/samples.jsonl" "$DISTILL" $PYTHON 01_sample.py --input "$run/problems.jsonl" --output "$run/round_0/samples.jsonl" --model TEACHER --draw "$DISTILL" --origin teacher "${generate[@]}"
 step "$run/round_0/verified.jsonl" 0 $PYTHON 02_verify.py --input "$run/round_0/samples.jsonl" --output "$run/round_0/verified.jsonl" --accept answer
 verified=("$run/round_0/verified.jsonl")
-step "$run/round_0/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$run/round_0/model" --train-file "$run/round_0/train.jsonl" "${student[@]}" --previous "$MODEL"
+step "$run/round_0/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$run/round_0/model" --train-file "$run/round_0/train.jsonl" "${student[@]}" --epochs "$DISTILL_EPOCHS" --previous "$MODEL"
 evaluate round_0 "$run/round_0/model"
 
 # The ORM: paths of M0, the wrong ones annotated by the teacher, as many correct ones; fine-tuned from the base
@@ -148,7 +149,7 @@ for ((i = 1; i <= ROUNDS; i++)); do
   step "$round/verified.jsonl" $(((N - DISTILL) * SAMPLES)) $(launch) 02_verify.py --input "$round/samples.jsonl" --output "$round/verified.jsonl" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
   verified+=("$round/verified.jsonl")
   [[ $REFLECT != every ]] || reflect "$round" reflected_verified.jsonl "${verified[@]}"
-  step "$round/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$round/model" --train-file "$round/train.jsonl" "${student[@]}" --previous "$previous"
+  step "$round/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$round/model" --train-file "$round/train.jsonl" "${student[@]}" --epochs "$EPOCHS" --previous "$previous"
   previous=$round/model
   evaluate "round_$i" "$previous"
 done
@@ -156,7 +157,7 @@ done
 # 11-13  reflect on what is still wrong; the final model
 if [[ $REFLECT == final ]]; then
   reflect "$run/final" verified.jsonl "${verified[@]}"
-  step "$run/final/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$run/final/model" --train-file "$run/final/train.jsonl" "${student[@]}" --previous "$previous"
+  step "$run/final/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$run/final/model" --train-file "$run/final/train.jsonl" "${student[@]}" --epochs "$EPOCHS" --previous "$previous"
   evaluate final "$run/final/model"
 fi
 step "$run/metrics.json" 0 $PYTHON 05_evaluate.py --run "$run"

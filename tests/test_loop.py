@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import ROOT, read_rows
 
-SMALL = dict(LIMIT="30", ROUNDS="1", SAMPLES="2", DISTILL="20", EPOCHS="2", ORM_EPOCHS="1", ORM_PROBLEMS="20", ORM_SAMPLES="2", MAX_TOKENS="96")
+SMALL = dict(LIMIT="30", ROUNDS="1", SAMPLES="2", DISTILL="20", EPOCHS="1", DISTILL_EPOCHS="4", ORM_EPOCHS="1", ORM_PROBLEMS="20", ORM_SAMPLES="2", MAX_TOKENS="96")
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,36 @@ def solve_words(rng: random.Random) -> tuple:
     return None, words, toy.solution_text(family, numbers, options, "There is")[0]
 
 
+def spoiled(result: int, rng: random.Random) -> int:
+    return rng.choice([value for value in (result - 10, result - 2, result - 1, result + 1, result + 2, result + 10) if value >= 0])
+
+
+def check_sum(rng: random.Random) -> tuple:
+    """One sum, or each of several."""
+    sums = [one_sum(rng) for _ in range(rng.choice([1, 1, 3, 4]))]
+    said = [spoiled(result, rng) if rng.random() < 0.5 else result for _, result in sums]
+    replies = ["Yes." if result == given else f"No. {left} {result}." for (left, result), given in zip(sums, said)]
+    return None, "\n".join(f"{left} {given}." for (left, _), given in zip(sums, said)) + "\n\nIs this right?", "\n".join(replies)
+
+
+def check_one_sum(rng: random.Random) -> tuple:
+    left, result = one_sum(rng)
+    wrong = rng.random() < 0.5
+    return None, f"{left} {spoiled(result, rng) if wrong else result}.\n\nIs this right?", f"No. {left} {result}." if wrong else "Yes."
+
+
+def check_description(rng: random.Random) -> tuple:
+    name = rng.choice(list(toy.FAMILIES))
+    family = toy.FAMILIES[name]
+    _, numbers, canvas = toy.make_problem(name, rng)
+    said, wrong = dict(numbers), rng.random() < 0.5
+    if wrong:
+        key = rng.choice(family.readable)
+        said[key] = toy.misread_number(numbers[key], rng)
+    right = f"The picture shows {family.facts.format(**numbers)}."
+    return canvas, f"The picture shows {family.facts.format(**said)}.\n\nIs this right?", f"No. {right}" if wrong else "Yes."
+
+
 def judgement(rng: random.Random, picture, question: str, right: str, given: str) -> tuple:
     """A solution or statement to check: short, or as the ORM is asked. The reply corrects it, or names the mistake."""
     mistake = toy.first_mistake(right, given)
@@ -121,7 +151,7 @@ def check_picture(rng: random.Random) -> tuple:
             given[0] = f"The picture shows {family.facts.format(**numbers | {key: toy.misread_number(numbers[key], rng)})}."
         else:
             left, result = sums[line - 1]
-            given[line] = f"{left} {rng.choice([value for value in (result - 10, result - 2, result - 1, result + 1, result + 2, result + 10) if value >= 0])}."
+            given[line] = f"{left} {spoiled(result, rng)}."
     right, given = ([f"Step {index}: {line}" for index, line in enumerate(lines, 1)] for lines in (right, given))
     if each:
         reply = "\n".join(f"Step {index}: {'Yes.' if line == said else 'No. ' + line.split(': ', 1)[1]}" for index, (line, said) in enumerate(zip(right, given), 1))
@@ -131,7 +161,14 @@ def check_picture(rng: random.Random) -> tuple:
 
 RIGHT = ("Yes.", '{"status": "CORRECT"')  # how the reply to a right statement begins
 EASY_TASKS = [(describe_briefly, 0.7), (calculate, 0.3)]
-TASKS = [(describe, 0.22), (calculate, 0.08), (solve_words, 0.16), (check_words, 0.20), (check_picture, 0.34)]
+TASKS = [
+    (describe_briefly, 0.10), (describe, 0.08), (calculate, 0.10), (solve_words, 0.12),
+    (check_sum, 0.22), (check_description, 0.20), (check_words, 0.08), (check_picture, 0.10),
+]  # fmt: skip
+
+
+CHECK_TASKS = [(check_one_sum, 0.45), (check_description, 0.35), (describe_briefly, 0.10), (solve_words, 0.06), (calculate, 0.04)]
+LESSONS = {"easy": EASY_TASKS, "all": TASKS, "checks": CHECK_TASKS}
 
 
 def draw_example(rng: random.Random, tasks: list = TASKS) -> tuple:
@@ -225,7 +262,7 @@ def cell_token(word: str, tokenizer) -> int:
     return tokenizer(f" {word}" if word else ".", add_special_tokens=False)["input_ids"][0]
 
 
-def produce(queue, folder: Path, seed: int, batch_size: int, easy_steps: int, read_along: bool) -> None:
+def produce(queue, folder: Path, seed: int, batch_size: int, easy_steps: int, lessons: str, read_along: bool) -> None:
     """Worker: batches for ever, pictures and texts apart so that little is padded."""
     import torch
     from transformers import AutoTokenizer
@@ -235,7 +272,7 @@ def produce(queue, folder: Path, seed: int, batch_size: int, easy_steps: int, re
     tokenizer, images = AutoTokenizer.from_pretrained(folder), Qwen2VLImageProcessor.from_pretrained(folder)
     rng = random.Random(seed)
     for step in itertools.count():
-        tasks = EASY_TASKS if step < easy_steps else TASKS
+        tasks = EASY_TASKS if step < easy_steps else LESSONS[lessons]
         examples = sorted((draw_example(rng, tasks) for _ in range(batch_size)), key=lambda example: (example[0] is None, len(example[1])))
         with_picture = sum(example[0] is not None for example in examples)
         halves = [with_picture // 2, with_picture, (with_picture + len(examples)) // 2]
@@ -251,6 +288,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default %(default)s)")
     parser.add_argument("--init", type=Path, help="model folder to go on from, without the easy steps; a new schedule")
     parser.add_argument("--stop", type=int, default=0, help="stop after this many of the steps (default %(default)s: at the end)")
+    parser.add_argument("--lessons", choices=list(LESSONS), default="all", help="what is taught (default %(default)s)")
     parser.add_argument("--read-along", action="store_true", help="also learn to predict right statements that are to be checked")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -280,7 +318,7 @@ def main() -> None:
 
     context = multiprocessing.get_context("spawn")
     queue = context.Queue(8)
-    worker = context.Process(target=produce, args=(queue, args.output, args.seed + 1, args.batch_size, easy_steps, args.read_along), daemon=True)
+    worker = context.Process(target=produce, args=(queue, args.output, args.seed + 1, args.batch_size, easy_steps, args.lessons, args.read_along), daemon=True)
     worker.start()
     seen = []
     model.model.visual.merger.register_forward_hook(lambda module, inputs, output: seen.append(output))
