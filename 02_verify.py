@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", required=True, help="samples.jsonl or reflected.jsonl files")
     parser.add_argument("--output", required=True, help="verified.jsonl to write")
     parser.add_argument("--accept", choices=["orm", "answer", "both"], default="both", help="who decides the status (default %(default)s)")
-    parser.add_argument("--model", help="the ORM (with --annotate: the teacher); not needed for --accept answer")
+    parser.add_argument("--model", help="the ORM (with --annotate: the teacher); --accept answer works without it, and with it stores its verdicts and analyses")
     parser.add_argument("--annotate", action="store_true", help="write training data for the ORM instead of verdicts")
     parser.add_argument("--show-answer", action="store_true", help="the ORM is shown the reference answer, as it was in its training (ablation)")
     parser.add_argument("--balance-with", nargs="*", default=[], help="with --annotate: verified.jsonl files whose correct paths the ORM is trained on too")
@@ -98,7 +98,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
         for row in check_rows(rows, args.workers):
             yield Request(row, judge_messages(row, args.show_answer), {0: derive_seed(args.seed, "judge", row["id"], row["sample"])})
 
-    if args.accept == "answer":
+    if not args.model:
         for row in check_rows(rows, args.workers):
             yield row | {"orm_check": None, "status": decide("answer", row["answer_check"], None), "error_step": None, "error_analysis": None, "judge_reply": None}
         return
@@ -220,8 +220,7 @@ def main() -> None:
     output = Output(args.output)
     rank, world = processes()
     todo = len(chosen) - len(output.done)
-    needs_model = todo and (args.annotate or args.accept != "answer")
-    generate = open_model(args.model, args) if needs_model else None
+    generate = open_model(args.model, args) if todo and args.model else None
     rows = (row for index, row in enumerate(row for row in all_rows(args, check=False) if row_key(row) in chosen) if index % world == rank)
     rows = (row for row in rows if row_key(row) not in output.done)
     counts, pairs, reasons = Counter(), Counter(), Counter()
@@ -233,7 +232,7 @@ def main() -> None:
             reasons[row.get("reason")] += 1
             bar.update()
     output.finish(len(chosen))
-    if rank == 0 and args.accept != "answer" and not args.annotate and todo:
+    if rank == 0 and args.model and not args.annotate and todo:
         print(agreement(pairs))
     dropped = {reason: count for reason, count in reasons.items() if reason}
     print(f"{args.output}: {dict(counts)} of {len(chosen)} paths" + (f"; undecided because: {json.dumps(dropped)}" if dropped and args.annotate else ""))

@@ -16,7 +16,7 @@ toy_or() { if [[ $toy == 1 ]]; then echo "$1"; else echo "$2"; fi; }  # default 
 RUN="${RUN:-default}"                              # name of the run folder, runs/NAME
 MODEL="${MODEL:-toy/base}"                         # M_base: model folder or hub id
 TEACHER="${TEACHER:-}"                             # http://host:port/v1#model or a model; empty: toy/teacher.py, from the problems' own solutions
-ORM="${ORM:-}"                                     # an existing ORM, model or endpoint; empty: one is trained
+ORM="${ORM:-}"                                     # an existing ORM, model or endpoint; empty: one is trained; none: no ORM (needs ACCEPT=answer)
 REFLECTOR="${REFLECTOR:-}"                         # who reflects; empty: the teacher; student: the last round's model
 DATA="${DATA:-toy/train.jsonl}"                    # problems.jsonl, NAME:PATH or hf:NAME:SPLIT
 COLUMNS_OF_DATA="${COLUMNS:-}"; [[ $COLUMNS_OF_DATA == *=* ]] || COLUMNS_OF_DATA=   # COLUMNS="question=problem images=image" (a shell's own COLUMNS is a width)
@@ -24,7 +24,7 @@ TEST="${TEST:-toy/test.jsonl}"                     # test sets, separated by spa
 ROUNDS="${ROUNDS:-3}"                              # K, self-evolving rounds
 SAMPLES="${SAMPLES:-$(toy_or 4 8)}"                # paths a problem and round
 DISTILL="${DISTILL:-}"                             # |D0|; empty: 6 % of the toy problems, 30 % of real ones
-ACCEPT="${ACCEPT:-both}"                           # status of a path by: orm, answer, both
+ACCEPT="${ACCEPT:-$(toy_or answer both)}"          # status of a path by: orm, answer, both; the ORM's diagnosis is stored in any case
 REFLECT="${REFLECT:-final}"                        # final, every, none
 INIT="${INIT:-base}"                               # each fine-tuning starts from: base, previous
 LIMIT="${LIMIT:-0}"                                # first N problems of DATA and of each test set (0: all)
@@ -47,6 +47,7 @@ for name in ROUNDS SAMPLES GPUS; do [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$nam
 for name in LIMIT SEED; do [[ ${!name} =~ ^[0-9]+$ ]] || die "$name: ${!name}: must be a whole number"; done
 [[ -z $DISTILL || $DISTILL =~ ^[1-9][0-9]*$ ]] || die "DISTILL: $DISTILL: must be a whole number of at least 1"
 [[ $ACCEPT =~ ^(orm|answer|both)$ ]] || die "ACCEPT: $ACCEPT: must be orm, answer or both"
+[[ $ORM != none || $ACCEPT == answer ]] || die "ORM: none: goes with ACCEPT=answer only"
 [[ $REFLECT =~ ^(final|every|none)$ ]] || die "REFLECT: $REFLECT: must be final, every or none"
 [[ $INIT =~ ^(base|previous)$ ]] || die "INIT: $INIT: must be base or previous"
 [[ $RUN =~ ^[A-Za-z0-9._-]+$ ]] || die "RUN: $RUN: letters, digits, dot, dash and underscore only"
@@ -103,7 +104,7 @@ fi
 generate=(--max-tokens "$MAX_TOKENS" --max-pixels "$MAX_PIXELS" --batch-size "$ROWS" --seed "$SEED")
 finetune=(--model "$MODEL" --init "$INIT" --batch-size "$BATCH" --micro-batch "$MICRO_BATCH" --max-pixels "$MAX_PIXELS" --seed "$SEED")
 student=("${finetune[@]}" --lr "$LR" --per-problem "$PER_PROBLEM")
-accept=(--accept "$ACCEPT"); [[ $ACCEPT == answer ]] || accept+=(--model "${ORM:-$run/orm/model}")
+accept=(--accept "$ACCEPT"); [[ $ORM == none ]] || accept+=(--model "${ORM:-$run/orm/model}")
 read -ra tests <<< "$TEST"
 count() { if [[ -f $1 ]]; then wc -l < "$1"; else echo "${LIMIT/#0/$(toy_or 1200 341346)}"; fi; }
 evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" "${generate[@]}"; }
@@ -123,7 +124,7 @@ step "$run/round_0/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --
 evaluate round_0 "$run/round_0/model"
 
 # The ORM: paths of M0, the wrong ones annotated by the teacher, as many correct ones; fine-tuned from the base
-if [[ -z $ORM && $ACCEPT != answer ]]; then
+if [[ -z $ORM ]]; then
   step "$run/orm/samples.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES)) $(launch) 01_sample.py --input "$run/problems.jsonl" --output "$run/orm/samples.jsonl" --model "$run/round_0/model" \
     --draw "$ORM_PROBLEMS" --samples "$ORM_SAMPLES" --temperature "$TEMPERATURE" --top-p "$TOP_P" --origin orm "${generate[@]}"
   step "$run/orm/annotated.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES / 2)) $PYTHON 02_verify.py --annotate --input "$run/orm/samples.jsonl" \
