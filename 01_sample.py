@@ -44,7 +44,7 @@ def choose(args: argparse.Namespace) -> set[str]:
     ids = [row["id"] for row in read_problems(args, check=True)]
     if twice := next((name for name, count in Counter(ids).items() if count > 1), None):
         fail(f"--input: id {twice!r} is in more than one of the files; make it unique")
-    solved = {row["id"] for path in args.unsolved_in for row in read_rows(path, ("id", "status")) if row["status"] == "correct"}
+    solved = {row["id"] for path in args.unsolved_in for row in read_rows(path, ("id", "status"), may_be_empty=True) if row["status"] == "correct"}
     if args.draw:
         ids = heapq.nsmallest(args.draw, ids, key=lambda name: hashlib.sha256(f"{args.seed}:{name}".encode()).digest())
     return {name for name in ids if name not in solved}

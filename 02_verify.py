@@ -215,7 +215,7 @@ def main() -> None:
         total += 1
     chosen = keys
     if args.annotate:
-        more_correct = sum(row["status"] == "correct" for path in args.balance_with for row in read_rows(path, ("id", "status")))
+        more_correct = sum(row["status"] == "correct" for path in args.balance_with for row in read_rows(path, ("id", "status"), may_be_empty=True))
         chosen = balanced_keys(check_rows(all_rows(args, check=False), args.workers), args.seed, more_correct)
     output = Output(args.output)
     rank, world = processes()
@@ -239,7 +239,7 @@ def main() -> None:
 
 
 def all_rows(args: argparse.Namespace, check: bool) -> Iterator[dict]:
-    rows = (row for path in args.input for row in read_rows(path, NEEDED, check))
+    rows = (row for path in args.input for row in read_rows(path, NEEDED, check, may_be_empty=True))
     yield from (row for index, row in enumerate(rows) if args.limit is None or index < args.limit)
 
 

@@ -55,7 +55,7 @@ def choose_drafts(args: argparse.Namespace) -> dict[tuple[int, str], int]:
     """
     solved, wrong, texts = set(), defaultdict(list), set()
     for number, path in enumerate(args.input):
-        for row in read_rows(path, NEEDED):
+        for row in read_rows(path, NEEDED, may_be_empty=True):
             if row["status"] == "correct":
                 solved.add(row["id"])
             elif row["status"] == "wrong" and row.get("answer_check") != "correct":
@@ -79,7 +79,7 @@ def main() -> None:
     todo = len(drafts) - len(output.done)
 
     def requests() -> Iterator[Request]:
-        rows = ((row, drafts.get((number, row_key(row)))) for number, path in enumerate(args.input) for row in read_rows(path, NEEDED, check=False))
+        rows = ((row, drafts.get((number, row_key(row)))) for number, path in enumerate(args.input) for row in read_rows(path, NEEDED, check=False, may_be_empty=True))
         for index, (row, draft) in enumerate((row, draft) for row, draft in rows if draft is not None):
             if index % world == rank and row_key({"id": row["id"], "sample": draft}) not in output.done:
                 prompt = fill(

@@ -18,13 +18,14 @@ import shutil
 import time
 from array import array
 from collections import defaultdict
+from datetime import timedelta
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
 from common import (
-    IMAGE, MAX_PIXELS, chat_parts, check_flags, check_model, encode_prompts, fail, finished, harmless, judge_messages, load_model, load_processor,
+    IMAGE, MAX_PIXELS, chat_parts, check_flags, check_model, derive_seed, encode_prompts, fail, finished, harmless, judge_messages, load_model, load_processor,
     open_image, processes, read_rows, relative_images, setup_kernels, solve_messages,
 )  # fmt: skip
 
@@ -100,7 +101,7 @@ def choose_rows(args: argparse.Namespace) -> set[tuple[str, str, int]]:
     """The (file, id, sample) to train on. Responses are held for one pass only, a problem's worth each."""
     groups, labels = defaultdict(list), ("correct", "wrong") if args.orm else ("correct",)
     for path in args.input:
-        for row in read_rows(path, ("id", "question", "sample", "response", "status")):
+        for row in read_rows(path, ("id", "question", "sample", "response", "status"), may_be_empty=True):
             explained = row["status"] == "correct" or row.get("error_analysis")  # a judge cannot learn why from nothing
             if row["status"] in labels and explained and row.get("finish", "stop") == "stop" and row["response"].strip():
                 groups[row["status"], row["id"]].append(((str(path), row["id"], row["sample"]), row["response"]))
@@ -120,7 +121,7 @@ def write_training_file(args: argparse.Namespace, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with part.open("w", encoding="utf-8") as file:
         for source in args.input:
-            for row in read_rows(source, ("id", "messages", "images"), check=ready):
+            for row in read_rows(source, ("id", "messages", "images"), check=ready, may_be_empty=True):
                 if not ready and (str(source), row["id"], row["sample"]) not in chosen or args.limit and count >= args.limit:
                     continue
                 if not ready:
@@ -135,14 +136,20 @@ def write_training_file(args: argparse.Namespace, path: Path) -> None:
 
 
 class TrainingRows:
-    """Random access to the rows of a training file by their byte offsets: only the offsets are in memory."""
+    """Random access to the rows of a training file: only byte offsets are kept in memory.
+
+    Rows are numbered by their keys, not by their place in the file: an endpoint's replies arrive in any order.
+    """
 
     def __init__(self, path: Path):
-        self.path, self.offsets, self.sizes = path, array("q"), array("l")
+        rows, offset = [], 0
         with path.open("rb") as file:
-            while line := file.readline():
-                self.offsets.append(file.tell() - len(line))
-                self.sizes.append(len(line))
+            for line in file:
+                row = json.loads(line)
+                rows.append((derive_seed(row["id"], row.get("sample"), row.get("origin"), row.get("status")), offset, len(line)))
+                offset += len(line)
+        rows.sort()
+        self.path, self.offsets, self.sizes = path, array("q", (row[1] for row in rows)), array("l", (row[2] for row in rows))
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -258,7 +265,7 @@ def sum_loss(model, inputs: dict, label_tokens: int):
     import torch.nn.functional as F
 
     labels = inputs["labels"]  # (B, T)
-    columns = labels.shape[1] - int((labels != IGNORE).any(0).int().argmax())
+    columns = min(labels.shape[1] - int((labels != IGNORE).any(0).int().argmax()), labels.shape[1] - 1)
     rest = {name: value for name, value in inputs.items() if name != "labels"}
     logits = model(**rest, logits_to_keep=columns + 1, use_cache=False).logits[:, :-1]  # (B, columns, V): each predicts the next token
     labels = labels[:, -columns:]
@@ -273,7 +280,13 @@ def make_accelerator():
 
     plugin, unused = None, DistributedDataParallelKwargs(find_unused_parameters=True)  # LLaVA's vision tower has a layer that is not used
     if processes()[1] > 1 and torch.cuda.is_available():
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False)
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        # Computation in bf16, gradients reduced and master weights kept in fp32, as on a single GPU.
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.bfloat16)
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False, mixed_precision_policy=policy
+        )
     return Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", fsdp_plugin=plugin, kwargs_handlers=[unused]), plugin
 
 
@@ -321,7 +334,8 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
             if inputs is None:
                 continue
             inputs = {name: value.to(accelerator.device) for name, value in inputs.items()}
-            with accelerator.no_sync(model) if index + 1 < len(prepared) else torch.enable_grad():
+            # Under FSDP2 every micro-batch reduces its gradients: unsharded ones would not fit.
+            with accelerator.no_sync(model) if index + 1 < len(prepared) and not plugin else torch.enable_grad():
                 loss = sum_loss(model, inputs, max(1, label_tokens)) * accelerator.num_processes  # gradients are averaged over processes
                 accelerator.backward(loss)
             loss_sum += loss.detach() / accelerator.num_processes
@@ -424,13 +438,13 @@ def main() -> None:
     if world > 1:  # the others wait for the first
         from accelerate import PartialState
 
-        PartialState().wait_for_everyone()
+        PartialState(timeout=timedelta(hours=12)).wait_for_everyone()
     summary = train(args, spec, TrainingRows(train_file), part)
     if rank == 0:
-        for checkpoint in part.glob("checkpoint*"):
-            shutil.rmtree(checkpoint)
         (part / "training.json").write_text(json.dumps(summary | {"settings": settings}, indent=1) + "\n", encoding="utf-8")
         part.replace(args.output)
+        for checkpoint in args.output.glob("checkpoint*"):  # only now: a kill in between leaves a whole model
+            shutil.rmtree(checkpoint)
         print(f"{args.output}: {summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}, {summary['rows_left_out']} rows left out, {summary['seconds']} s")
 
 

@@ -22,7 +22,7 @@ from typing import Iterator
 from tqdm import tqdm
 
 from answers import check_rows
-from benchmarks import load_problems
+from benchmarks import load_problems, parse_columns
 from common import Output, add_model_flags, check_flags, derive_seed, fail, finished, processes, row_key, solve_messages
 from engine import Request, open_model
 
@@ -35,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, help="answers a problem; more than one gives pass@k and majority@k (default %(default)s)")
     parser.add_argument("--limit", type=int, default=0, help="only the first N problems of each test set (default %(default)s: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes for mathematical comparisons (default %(default)s)")
+    parser.add_argument("--columns", default="", help='columns of hub data sets, for example "question=problem images=image"')
     parser.add_argument("--run", type=Path, help="a run folder: collect its stages into metrics.json and print the table")
     add_model_flags(parser, max_tokens=2048)
     return parser.parse_args()
@@ -44,8 +45,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def test_problems(args: argparse.Namespace) -> Iterator[dict]:
+    names = set()
     for spec in args.test:
-        name, rows = load_problems(spec, args.output / "images")
+        name, rows = load_problems(spec, args.output / "images", parse_columns(args.columns))
+        if name in names:
+            fail(f"--test: {spec}: a second test set called {name}; evaluate it in a call of its own")
+        names.add(name)
         for index, row in enumerate(rows):
             if args.limit and index >= args.limit:
                 break

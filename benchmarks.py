@@ -72,6 +72,8 @@ def hub_rows(spec: str, columns: dict[str, str], pictures: Path) -> Iterator[dic
         record = {field: row.get(columns.get(field, field)) for field in FIELDS}
         if missing := [columns.get(field, field) for field in ("question", "answer") if columns.get(field, field) not in row]:
             fail(f"{spec}:{number}: {missing[0]}: no such column; it has {', '.join(row)}; set COLUMNS, for example \"question=problem\"")
+        if number == 1 and record["images"] is None and (likely := [column for column in row if "image" in column.lower()]):
+            fail(f"{spec}: images: not mapped, but there is a column {likely[0]!r}; set COLUMNS, for example \"images={likely[0]}\"")
         values = record["images"] if isinstance(record["images"], list) else [record["images"]] if record["images"] is not None else []
         record["images"] = [save_picture(value, pictures, f"{spec}:{number}") for value in values if value is not None]
         content = json.dumps([record["question"], record["options"], record["images"]], ensure_ascii=False)
@@ -97,7 +99,7 @@ def save_picture(value: object, folder: Path, where: str) -> str:
     path = folder / (hashlib.sha256(data).hexdigest()[:24] + ending)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(data)
         part.replace(path)
     return str(path.absolute())
@@ -107,7 +109,7 @@ def load_problems(spec: str, pictures: Path, columns: dict[str, str] | None = No
     """(name, problem records with absolute image paths) of a source, streamed and checked."""
     name, _, path = spec.partition(":")
     if name == "hf":
-        return path.rpartition(":")[0].replace("/", "_"), checked(hub_rows(spec, columns or {}, pictures), spec)
+        return path.strip("/").replace("/", "_").replace(":", "_"), checked(hub_rows(spec, columns or {}, pictures), spec)
     if name in BENCHMARKS:
         if not Path(path).is_dir():
             fail(f"{spec}: no folder {path or '(none given)'}; write {name}:PATH")
@@ -115,6 +117,14 @@ def load_problems(spec: str, pictures: Path, columns: dict[str, str] | None = No
     if not Path(spec).is_file():
         fail(f"{spec}: no such file; a source is a problems.jsonl, hf:NAME:SPLIT, or NAME:PATH with NAME in {', '.join(BENCHMARKS)}")
     return (Path(spec).parent.name + "_" if Path(spec).stem in ("problems", "test") else "") + Path(spec).stem, read_rows(spec)
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """"question=problem images=image" -> {"question": "problem", "images": "image"}"""
+    columns = dict(pair.partition("=")[::2] for pair in text.split())
+    if unknown := [field for field in columns if field not in FIELDS]:
+        fail(f"--columns: {unknown[0]}: not a field of a problem; they are {', '.join(FIELDS)}")
+    return columns
 
 
 def checked(rows: Iterator[dict], spec: str) -> Iterator[dict]:
@@ -136,9 +146,7 @@ def main() -> None:
     args = parser.parse_args()
     if finished(args.output):
         return
-    columns = dict(pair.partition("=")[::2] for pair in args.columns.split())
-    if unknown := [field for field in columns if field not in FIELDS]:
-        fail(f"--columns: {unknown[0]}: not a field of a problem; they are {', '.join(FIELDS)}")
+    columns = parse_columns(args.columns)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     _, rows = load_problems(args.input, args.output.parent / "images", columns)
     part, count = Path(f"{args.output}.part"), 0

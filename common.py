@@ -43,7 +43,7 @@ def fail(message: str) -> NoReturn:
 # ---------------------------------------------------------------- records
 
 
-def read_rows(path: str | Path, required: Iterable[str] = ("id", "question"), check: bool = True) -> Iterator[dict]:
+def read_rows(path: str | Path, required: Iterable[str] = ("id", "question"), check: bool = True, may_be_empty: bool = False) -> Iterator[dict]:
     """The rows of a problems, samples or verified file, in order, one in memory at a time; image paths come back absolute.
 
     Checked, any fault ends the command: file:line: field: what to do; (id, sample) must be unique. A second pass over
@@ -68,7 +68,7 @@ def read_rows(path: str | Path, required: Iterable[str] = ("id", "question"), ch
                 keys[key] = number
             row["images"] = [str(path.parent.absolute() / image) for image in row.get("images") or []]
             yield row
-    if number == 0:
+    if number == 0 and not may_be_empty:  # a round can have nothing left to sample; a problem file cannot be empty
         fail(f"{path}: the file is empty")
 
 
@@ -95,26 +95,32 @@ def check_row(row: dict, where: str, required: Iterable[str]) -> None:
 
 
 def row_key(row: dict) -> str:
-    """What is unique in a file: problem and sample, and in predictions the benchmark."""
-    return json.dumps([row["id"], row.get("sample", 0), row.get("benchmark")])
+    """What is unique in a file: problem and sample; in predictions also the benchmark, in training files the origin."""
+    return json.dumps([row["id"], row.get("sample", 0), row.get("origin") if "messages" in row else row.get("benchmark")])
 
 
 def relative_images(row: dict, folder: Path) -> dict:
     """The row with its image paths written relative to `folder`, where its new file lies."""
-    return row | {"images": [os.path.relpath(image, folder.absolute()) for image in row.get("images", [])]}
+    folder = os.path.realpath(folder)  # a run folder may be a link to another disk
+    return row | {"images": [os.path.relpath(os.path.realpath(image), folder) for image in row.get("images", [])]}
 
 
 class Output:
     """A JSONL file that survives a kill: rows are appended to OUT.part, which becomes OUT when all are there.
 
-    Several processes may append to one file: every write is one whole line under a lock.
-    `done` holds the keys that an earlier, interrupted call has written.
+    The processes of one launch may append to one file: every write is one whole line under a lock. A second call on the
+    same output ends with an error. `done` holds the keys that an earlier, interrupted call has written.
     """
 
     def __init__(self, path: str | Path):
         self.path, self.part = Path(path), Path(f"{path}.part")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.part.open("a+b")
+        self.file, self.shared = self.part.open("a+b"), processes()[1] > 1
+        if not self.shared:
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held to the end
+            except OSError:
+                fail(f"{self.part}: is being written by another process; wait for it or end it")
         with self.locked():
             self.file.seek(0)
             self.done, whole = set(), 0
@@ -126,11 +132,13 @@ class Output:
 
     @contextlib.contextmanager
     def locked(self):
-        fcntl.flock(self.file, fcntl.LOCK_EX)
+        if self.shared:
+            fcntl.flock(self.file, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            fcntl.flock(self.file, fcntl.LOCK_UN)
+            if self.shared:
+                fcntl.flock(self.file, fcntl.LOCK_UN)
 
     def write(self, row: dict) -> None:
         line = json.dumps(relative_images(row, self.path.parent), ensure_ascii=False).encode("utf-8", "replace") + b"\n"

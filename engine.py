@@ -20,6 +20,7 @@ from typing import Callable, Iterable, Iterator
 
 from common import chat_parts, check_model, encode_prompts, fail, is_endpoint, load_model, load_processor, open_image, setup_kernels
 
+HOPELESS = 20  # failed requests, and not one answered, after which an endpoint is given up
 TRIES = 6  # of one endpoint request
 TIMEOUT = 600  # seconds an endpoint may take for one reply
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -86,11 +87,17 @@ def open_local(spec: str, args: argparse.Namespace) -> Generate:
             limit = min(args.max_tokens, context - max(lengths))
             with torch.inference_mode():
                 tokens, seeds = decode_batch(model, inputs, [list(request.seeds.values()) for request in batch], limit, args)
+            reason = None
         except (OSError, ValueError, RuntimeError, IndexError, TypeError) as error:  # RuntimeError: out of memory too
-            if len(batch) > 1:
-                torch.cuda.empty_cache() if device != "cpu" else None
-                return run(batch[: len(batch) // 2]) + run(batch[len(batch) // 2 :])
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if reason:  # outside the except block, where the failed batch is no longer held in memory
+            if device != "cpu":
+                torch.cuda.empty_cache()
+            if len(batch) > 1:
+                return run(batch[: len(batch) // 2]) + run(batch[len(batch) // 2 :])
+            if "memory" in reason and len(seeds_left := list(batch[0].seeds.items())) > 1:
+                halves = seeds_left[: len(seeds_left) // 2], seeds_left[len(seeds_left) // 2 :]
+                return [reply for half in halves for reply in run([Request(batch[0].row, batch[0].messages, dict(half))])]
             return [Reply(batch[0].row, sample, finish="error", reason=reason, seed=seed) for sample, seed in batch[0].seeds.items()]
         replies, owners = [], [(request, length, *item) for request, length in zip(batch, lengths) for item in request.seeds.items()]
         for (request, length, sample, seed), row in zip(owners, tokens.tolist()):
@@ -204,15 +211,22 @@ def open_endpoint(spec: str, args: argparse.Namespace) -> Generate:
     def generate(requests: Iterable[Request]) -> Iterator[Reply]:
         jobs = ((request, sample, seed) for request in requests for sample, seed in request.seeds.items())
         with concurrent.futures.ThreadPoolExecutor(args.concurrency) as pool:
-            running = set()
+            running, failed, answered = set(), [], False  # failures are held back until the endpoint has answered once
             try:
                 while True:
                     for job in itertools.islice(jobs, 2 * args.concurrency - len(running)):
                         running.add(pool.submit(ask, client, endpoint, *job, args))
+                    if not answered and (len(failed) >= HOPELESS or failed and not running):
+                        fail(f"--model: {spec}: {len(failed)} requests failed and none was answered: {failed[-1].reason}; call again when it works")
                     if not running:
                         return
                     ready, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-                    yield from (future.result() for future in ready)
+                    replies = [future.result() for future in ready]
+                    answered = answered or any(reply.finish != "error" for reply in replies)
+                    failed += replies
+                    if answered:
+                        yield from failed
+                        failed = []
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 

@@ -22,11 +22,11 @@ DATA="${DATA:-toy/train.jsonl}"                    # problems.jsonl, NAME:PATH o
 COLUMNS_OF_DATA="${COLUMNS:-}"; [[ $COLUMNS_OF_DATA == *=* ]] || COLUMNS_OF_DATA=   # COLUMNS="question=problem images=image" (a shell's own COLUMNS is a width)
 TEST="${TEST:-toy/test.jsonl}"                     # test sets, separated by spaces
 ROUNDS="${ROUNDS:-3}"                              # K, self-evolving rounds
-SAMPLES="${SAMPLES:-$(toy_or 4 8)}"                # paths a problem and round
+SAMPLES="${SAMPLES:-$(toy_or 3 8)}"                # paths a problem and round
 DISTILL="${DISTILL:-}"                             # |D0|; empty: 6 % of the toy problems, 30 % of real ones
 ACCEPT="${ACCEPT:-$(toy_or answer both)}"          # status of a path by: orm, answer, both; the ORM's diagnosis is stored in any case
 REFLECT="${REFLECT:-final}"                        # final, every, none
-INIT="${INIT:-base}"                               # each fine-tuning starts from: base, previous
+INIT="${INIT:-$(toy_or previous base)}"            # each fine-tuning starts from: base, previous (the toy has no time to start anew)
 LIMIT="${LIMIT:-0}"                                # first N problems of DATA and of each test set (0: all)
 SEED="${SEED:-0}"
 GPUS="${GPUS:-1}"                                  # processes a local model runs on
@@ -37,7 +37,7 @@ ROWS="${ROWS:-$(toy_or 256 64)}"                   # paths decoded together in a
 PER_PROBLEM="${PER_PROBLEM:-$(toy_or 1 4)}"        # correct paths a problem to train on
 EPOCHS="${EPOCHS:-$(toy_or 3 1)}"; DISTILL_EPOCHS="${DISTILL_EPOCHS:-$(toy_or 10 "$EPOCHS")}"   # of each round; of M0, whose rows are few
 LR="${LR:-$(toy_or 1e-3 1e-5)}"; BATCH="${BATCH:-$(toy_or 16 128)}"; MICRO_BATCH="${MICRO_BATCH:-$(toy_or 16 4)}"
-ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths train the ORM; empty: half of the toy problems, D0 of real ones
+ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths train the ORM; empty: a third of the toy problems, D0 of real ones
 ORM_SAMPLES="${ORM_SAMPLES:-$(toy_or 4 8)}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:-4}"   # paths a problem: sampled; kept of each kind
 ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 3 1)}"; ORM_LR="${ORM_LR:-$LR}"
 DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and its size, run nothing
@@ -57,10 +57,12 @@ if [[ -n ${PYTHON:-} ]]; then :
 elif [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} || $DRY_RUN == 1 ]]; then PYTHON=python3
 else
   PYTHON=.venv/bin/python
-  [[ -e .venv/complete ]] || { python3 -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt && touch .venv/complete; }
+  [[ -e .venv/complete ]] || { python3 -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt && touch .venv/complete; } || die "the environment .venv could not be made; see above"
 fi
 export TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-launch() { if [[ $GPUS -gt 1 ]]; then echo "$PYTHON -m accelerate.commands.launch --num_processes $GPUS"; else echo "$PYTHON"; fi; }
+launch() {  # launch [MODEL]: how a stage is started; an endpoint needs one process
+  if [[ $GPUS -gt 1 && ${1:-local} != http* && ! ( ${1:-local} == TEACHER && ( -z $TEACHER || $TEACHER == http* ) ) ]]; then echo "$PYTHON -m accelerate.commands.launch --num_processes $GPUS"; else echo "$PYTHON"; fi
+}
 
 run=runs/$RUN
 teacher_pid=
@@ -84,7 +86,7 @@ step() {  # step OUTPUT MODEL-CALLS COMMAND...: skip what is complete, else run 
 
 start_teacher() {  # the toy teacher, on a free port, for the problems of this run
   rm -f "$run/teacher.port"
-  $PYTHON toy/teacher.py --problems "$run/problems.jsonl" --port-file "$run/teacher.port" --seed "$SEED" > "$run/teacher.log" 2>&1 &
+  $PYTHON toy/teacher.py --problems "$run/problems.jsonl" --port-file "$run/teacher.port" --seed "$SEED" > "$run/teacher.log" 2>&1 9>&- &
   teacher_pid=$!
   for _ in $(seq 300); do [[ -s $run/teacher.port ]] && break; kill -0 $teacher_pid 2>/dev/null || break; sleep 0.1; done
   [[ -s $run/teacher.port ]] || { cat "$run/teacher.log" >&2; die "the toy teacher did not start"; }
@@ -96,6 +98,7 @@ if [[ $DATA == toy/train.jsonl || " $TEST " == *" toy/test.jsonl "* ]] && [[ ! -
 fi
 if [[ $DRY_RUN != 1 ]]; then
   mkdir -p "$run"
+  exec 9> "$run/.lock"; flock -n 9 || die "$run is being written by another call; wait for it or choose another RUN"
   settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
     MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
   $PYTHON common.py "$run/config.json" "${settings[@]}"  # refuses a run with other settings
@@ -104,20 +107,20 @@ fi
 generate=(--max-tokens "$MAX_TOKENS" --max-pixels "$MAX_PIXELS" --batch-size "$ROWS" --seed "$SEED")
 finetune=(--model "$MODEL" --init "$INIT" --batch-size "$BATCH" --micro-batch "$MICRO_BATCH" --max-pixels "$MAX_PIXELS" --seed "$SEED")
 student=("${finetune[@]}" --lr "$LR" --per-problem "$PER_PROBLEM")
-accept=(--accept "$ACCEPT"); [[ $ORM == none ]] || accept+=(--model "${ORM:-$run/orm/model}")
+accept=(--accept "$ACCEPT" --max-pixels "$MAX_PIXELS"); [[ $ORM == none ]] || accept+=(--model "${ORM:-$run/orm/model}")
 read -ra tests <<< "$TEST"
 count() { if [[ -f $1 ]]; then wc -l < "$1"; else echo "${LIMIT/#0/$(toy_or 1200 341346)}"; fi; }
-evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" "${generate[@]}"; }
+evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" --columns "$COLUMNS_OF_DATA" "${generate[@]}"; }
 
 # D: all problems, checked; the base model's accuracy
 step "$run/problems.jsonl" 0 $PYTHON benchmarks.py --input "$DATA" --output "$run/problems.jsonl" --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
 N=$(count "$run/problems.jsonl"); [[ $DRY_RUN != 1 || ! -f $DATA ]] || { N=$(wc -l < "$DATA"); ((LIMIT == 0 || N < LIMIT)) || N=$LIMIT; }
 DISTILL="${DISTILL:-$((N * $(toy_or 6 30) / 100 + 1))}"
-ORM_PROBLEMS="${ORM_PROBLEMS:-$(toy_or $((N / 2 > DISTILL ? N / 2 : DISTILL)) "$DISTILL")}"
+ORM_PROBLEMS="${ORM_PROBLEMS:-$(toy_or $((N / 3 > DISTILL ? N / 3 : DISTILL)) "$DISTILL")}"
 evaluate base "$MODEL"
 
 # 1-2  D_SFT: the teacher's solutions of D0 that verify as correct; M0
-step "$run/round_0/samples.jsonl" "$DISTILL" $PYTHON 01_sample.py --input "$run/problems.jsonl" --output "$run/round_0/samples.jsonl" --model TEACHER --draw "$DISTILL" --origin teacher "${generate[@]}"
+step "$run/round_0/samples.jsonl" "$DISTILL" $(launch TEACHER) 01_sample.py --input "$run/problems.jsonl" --output "$run/round_0/samples.jsonl" --model TEACHER --draw "$DISTILL" --origin teacher "${generate[@]}"
 step "$run/round_0/verified.jsonl" 0 $PYTHON 02_verify.py --input "$run/round_0/samples.jsonl" --output "$run/round_0/verified.jsonl" --accept answer
 verified=("$run/round_0/verified.jsonl")
 step "$run/round_0/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$run/round_0/model" --train-file "$run/round_0/train.jsonl" "${student[@]}" --epochs "$DISTILL_EPOCHS" --previous "$MODEL"
@@ -127,8 +130,8 @@ evaluate round_0 "$run/round_0/model"
 if [[ -z $ORM ]]; then
   step "$run/orm/samples.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES)) $(launch) 01_sample.py --input "$run/problems.jsonl" --output "$run/orm/samples.jsonl" --model "$run/round_0/model" \
     --draw "$ORM_PROBLEMS" --samples "$ORM_SAMPLES" --temperature "$TEMPERATURE" --top-p "$TOP_P" --origin orm "${generate[@]}"
-  step "$run/orm/annotated.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES / 2)) $PYTHON 02_verify.py --annotate --input "$run/orm/samples.jsonl" \
-    --balance-with "$run/round_0/verified.jsonl" --output "$run/orm/annotated.jsonl" --model TEACHER --seed "$SEED"
+  step "$run/orm/annotated.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES / 2)) $(launch TEACHER) 02_verify.py --annotate --input "$run/orm/samples.jsonl" \
+    --balance-with "$run/round_0/verified.jsonl" --output "$run/orm/annotated.jsonl" --model TEACHER --seed "$SEED" --max-pixels "$MAX_PIXELS"
   step "$run/orm/model" 0 $(launch) 04_finetune.py --orm --input "$run/orm/annotated.jsonl" "$run/round_0/verified.jsonl" --output "$run/orm/model" --train-file "$run/orm/train.jsonl" "${finetune[@]}" \
     --init base --epochs "$ORM_EPOCHS" --lr "$ORM_LR" --per-problem "$ORM_PER_PROBLEM"
 fi
@@ -136,7 +139,7 @@ fi
 reflect() {  # reflect FOLDER NAME VERIFIED...: reconsider what is still wrong, verify it, add it to D_SFT
   local folder=$1 name=$2 by=${REFLECTOR:-TEACHER}; shift 2
   [[ $by == student ]] && by=$previous
-  step "$folder/reflected.jsonl" $((N - DISTILL)) $PYTHON 03_reflect.py --input "$@" --output "$folder/reflected.jsonl" --model "$by" "${generate[@]}"
+  step "$folder/reflected.jsonl" $((N - DISTILL)) $(launch "$by") 03_reflect.py --input "$@" --output "$folder/reflected.jsonl" --model "$by" "${generate[@]}"
   step "$folder/$name" $((N - DISTILL)) $(launch) 02_verify.py --input "$folder/reflected.jsonl" --output "$folder/$name" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
   verified+=("$folder/$name")
 }

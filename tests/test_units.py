@@ -144,7 +144,7 @@ def test_learning_rate(stage):
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_plan_covers_every_row_once_an_epoch(stage, tmp_path, world):
     module = stage("04_finetune")
-    write_rows(tmp_path / "t.jsonl", [{"id": str(index), "text": "x" * (index % 7)} for index in range(37)])
+    write_rows(tmp_path / "t.jsonl", [{"id": str(index), "sample": 0, "text": "x" * (index % 7)} for index in range(37)])
     rows = module.TrainingRows(tmp_path / "t.jsonl")
 
     class args:
