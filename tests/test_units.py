@@ -53,6 +53,24 @@ def test_unfinished_output_keeps_its_part(tmp_path):
     assert not (tmp_path / "out.jsonl").exists() and (tmp_path / "out.jsonl.part").exists()
 
 
+def test_a_second_writer_is_refused(tmp_path, capsys):
+    first = common.Output(tmp_path / "out.jsonl")
+    with pytest.raises(SystemExit):
+        common.Output(tmp_path / "out.jsonl")
+    assert "is being written by another process" in capsys.readouterr().err
+    first.finish(0)
+
+
+def test_image_paths_survive_a_linked_folder(tmp_path):
+    (tmp_path / "disk" / "runs").mkdir(parents=True)
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "runs").symlink_to(tmp_path / "disk" / "runs")
+    Image.new("RGB", (5, 5)).save(tmp_path / "project" / "x.png")
+    folder = tmp_path / "project" / "runs"
+    row = common.relative_images({"images": [str(tmp_path / "project" / "x.png")]}, folder)
+    assert (folder / row["images"][0]).is_file()
+
+
 def test_seeds_come_from_names():
     assert common.derive_seed(0, "round-1", "p", 3) == common.derive_seed(0, "round-1", "p", 3)
     assert len({common.derive_seed(0, "round-1", "p", k) for k in range(1000)}) == 1000
