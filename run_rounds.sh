@@ -37,8 +37,8 @@ ROWS="${ROWS:-$(toy_or 256 64)}"                   # paths decoded together in a
 PER_PROBLEM="${PER_PROBLEM:-$(toy_or 1 4)}"        # correct paths a problem to train on
 EPOCHS="${EPOCHS:-$(toy_or 3 1)}"; DISTILL_EPOCHS="${DISTILL_EPOCHS:-$(toy_or 10 "$EPOCHS")}"   # of each round; of M0, whose rows are few
 LR="${LR:-$(toy_or 1e-3 1e-5)}"; BATCH="${BATCH:-$(toy_or 16 128)}"; MICRO_BATCH="${MICRO_BATCH:-$(toy_or 16 4)}"
-ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths train the ORM; empty: a third of the toy problems, D0 of real ones
-ORM_SAMPLES="${ORM_SAMPLES:-$(toy_or 4 8)}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:-4}"   # paths a problem: sampled; kept of each kind
+ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths train the ORM; empty: a third of the toy problems; D0, 15000 at most, of real ones
+ORM_SAMPLES="${ORM_SAMPLES:-4}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:-4}"   # paths a problem: sampled; kept of each kind
 ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 3 1)}"; ORM_LR="${ORM_LR:-$LR}"
 DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and its size, run nothing
 
@@ -71,14 +71,15 @@ trap '[[ -z $teacher_pid ]] || kill $teacher_pid 2>/dev/null || true' EXIT
 step() {  # step OUTPUT MODEL-CALLS COMMAND...: skip what is complete, else run it and note its seconds
   local out=$1 calls=$2 start=$SECONDS; shift 2
   if [[ $DRY_RUN == 1 ]]; then
-    echo "+ $*"
+    local words=("$@"); words=("${words[@]/#TEACHER/${TEACHER:-http://127.0.0.1:PORT/v1#teacher}}")
+    printf '+'; printf ' %q' "${words[@]}"; echo
     [[ $calls == 0 ]] || echo "    at most $calls model calls, about $((calls * $(toy_or 150 1600))) tokens in and $((calls * $(toy_or 60 400))) out"
     return
   fi
   if [[ -e $out ]]; then echo "skip $out"; return; fi
   if [[ -z $TEACHER && " $* " == *" TEACHER "* ]]; then start_teacher; fi
   local command=(); for word in "$@"; do [[ $word == TEACHER ]] && word=$TEACHER; command+=("$word"); done
-  echo "+ ${command[*]}"
+  printf '+'; printf ' %q' "${command[@]}"; echo
   "${command[@]}"
   [[ -e $out ]] || { echo "error: $out was not written; call again to go on" >&2; exit 1; }
   printf '%s\t%s\n' "${out#"$run"/}" $((SECONDS - start)) >> "$run/timings.tsv"
@@ -116,7 +117,7 @@ evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}
 step "$run/problems.jsonl" 0 $PYTHON benchmarks.py --input "$DATA" --output "$run/problems.jsonl" --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
 N=$(count "$run/problems.jsonl"); [[ $DRY_RUN != 1 || ! -f $DATA ]] || { N=$(wc -l < "$DATA"); ((LIMIT == 0 || N < LIMIT)) || N=$LIMIT; }
 DISTILL="${DISTILL:-$((N * $(toy_or 6 30) / 100 + 1))}"
-ORM_PROBLEMS="${ORM_PROBLEMS:-$(toy_or $((N / 3 > DISTILL ? N / 3 : DISTILL)) "$DISTILL")}"
+ORM_PROBLEMS="${ORM_PROBLEMS:-$(toy_or $((N / 3 > DISTILL ? N / 3 : DISTILL)) $((DISTILL < 15000 ? DISTILL : 15000)))}"
 evaluate base "$MODEL"
 
 # 1-2  D_SFT: the teacher's solutions of D0 that verify as correct; M0
