@@ -436,9 +436,10 @@ def main() -> None:
         write_training_file(args, train_file)
         begin(part, settings)
     if world > 1:  # the others wait for the first
+        import torch
         from accelerate import PartialState
 
-        PartialState(timeout=timedelta(hours=12)).wait_for_everyone()
+        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12)).wait_for_everyone()
     summary = train(args, spec, TrainingRows(train_file), part)
     if rank == 0:
         (part / "training.json").write_text(json.dumps(summary | {"settings": settings}, indent=1) + "\n", encoding="utf-8")

@@ -38,7 +38,9 @@ def test_output_resumes_after_a_torn_line(tmp_path):
     output = common.Output(path)
     for row in rows[:2]:
         output.write(row)
-    (tmp_path / "out.jsonl.part").open("ab").write(b'{"id": "c", "ima')
+    output.file.close()  # as when its process is killed
+    with (tmp_path / "out.jsonl.part").open("ab") as file:
+        file.write(b'{"id": "c", "ima')
     again = common.Output(path)
     assert again.done == {common.row_key(row) for row in rows[:2]}
     again.write(rows[2])
