@@ -78,7 +78,7 @@ def hub_rows(spec: str, columns: dict[str, str], pictures: Path) -> Iterator[dic
         record["images"] = [save_picture(value, pictures, f"{spec}:{number}") for value in values if value is not None]
         content = json.dumps([record["question"], record["options"], record["images"]], ensure_ascii=False)
         record["id"] = str(record["id"]) if record["id"] is not None else hashlib.sha256(content.encode()).hexdigest()[:16]
-        question = re.sub(r"\s*" + PLACEHOLDERS.pattern, "", str(record["question"])) if record["images"] else record["question"]
+        question = re.sub(rf"\s*(?:{PLACEHOLDERS.pattern})", "", str(record["question"])) if record["images"] else record["question"]
         yield {name: value for name, value in record.items() if value is not None} | {"question": question.strip(), "source": record["source"] or name}
 
 

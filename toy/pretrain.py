@@ -182,7 +182,7 @@ def make_processor(folder: Path, seed: int):
     """Byte-level BPE that keeps every digit apart, and Qwen2-VL's image processor at a patch size of 8."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-    from transformers.models.qwen2_vl import Qwen2VLImageProcessor, Qwen2VLProcessor
+    from transformers.models.qwen2_vl import Qwen2VLImageProcessor
 
     rng = random.Random(seed)
     tokenizer = Tokenizer(models.BPE())
