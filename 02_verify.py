@@ -2,7 +2,8 @@
 
 Reads:  samples.jsonl    id, question, images, answer, optional options, sample, response, finish
 Writes: verified.jsonl   + answer_check, orm_check (correct, wrong, undecided; null when not run), status (by --accept),
-                         extracted, rule (of the answer check), error_step, error_analysis, judge_reply (raw), judge_tokens
+                         extracted, rule (of the answer check), error_step, error_line (the response's line it was matched to, from 1),
+                         error_analysis, judge_reply (raw; a list of several), judge_tokens, orm_confidence (local models)
 
 With --annotate the model is the teacher, which is shown the reference answer, and the output is training data for the ORM: as many
 correct paths as wrong ones, each wrong one with the step at which it fails and why.
@@ -12,7 +13,9 @@ correct paths as wrong ones, each wrong one with the step at which it fails and 
 """
 
 import argparse
+import difflib
 import json
+import math
 import random
 import re
 from collections import Counter, defaultdict
@@ -22,9 +25,9 @@ from tqdm import tqdm
 
 from answers import check_rows
 from common import (
-    Output, add_model_flags, check_flags, derive_seed, fail, fill, finished, judge_messages, processes, question_text, read_rows, row_key, user_message,
+    Output, add_model_flags, check_flags, derive_seed, fail, fill, finished, is_endpoint, judge_messages, processes, question_text, read_rows, row_key, user_message,
 )  # fmt: skip
-from engine import Request, open_model
+from engine import Reply, Request, open_model
 
 # The teacher's annotation of a wrong path (the paper's feedback prompt, in our words).
 FEEDBACK_PROMPT = """You are evaluating a student's solution of a mathematics problem.
@@ -44,6 +47,9 @@ The explanation must not reveal the right final answer."""
 
 NEEDED = ("id", "question", "sample", "response", "finish")
 VERDICTS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
+STATUS = re.compile(r"""["']?\bstatus["']?\s*:\s*["']?(CORRECT|WRONG|INCORRECT)\b(?!["']?\s*(?:or\b|[/|]))""", re.IGNORECASE)  # not the form itself
+SUBJECTS = 12  # the audit prints, at most
+RETRY_TEMPERATURE = 0.7  # at least, when a reply without a verdict is asked for again: greedily it would be the same
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,6 +60,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", help="the ORM (with --annotate: the teacher); --accept answer works without it, and with it stores its verdicts and analyses")
     parser.add_argument("--annotate", action="store_true", help="write training data for the ORM instead of verdicts")
     parser.add_argument("--show-answer", action="store_true", help="the ORM is shown the reference answer, as it was in its training (ablation)")
+    parser.add_argument("--orm-samples", type=int, default=1, help="ask the ORM k times and take the majority; needs a temperature (default %(default)s)")
+    parser.add_argument("--orm-threshold", type=float, default=0.0, help="verdicts of a local ORM below this probability are undecided (default %(default)s)")
+    parser.add_argument("--retry-undecided", type=int, default=0, help="ask again, with other seeds, up to N times where no verdict was given (default %(default)s)")
     parser.add_argument("--balance-with", nargs="*", default=[], help="with --annotate: verified.jsonl files whose correct paths the ORM is trained on too")
     parser.add_argument("--limit", type=int, default=0, help="only the first N paths (default %(default)s: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes for mathematical comparisons (default %(default)s)")
@@ -70,7 +79,7 @@ def parse_verdict(reply: str) -> dict:
     Forgiving about what is around the fields (fences, prose, quotes, commas, a cut-off end), strict about the verdict:
     no status, or two different ones, is `undecided`.
     """
-    statuses = {match.upper() for match in re.findall(r"""["']?\bstatus["']?\s*:\s*["']?(CORRECT|WRONG|INCORRECT)\b""", reply, re.IGNORECASE)}
+    statuses = {match.upper() for match in STATUS.findall(reply)}
     verdicts = {VERDICTS[status] for status in statuses}
     verdict = verdicts.pop() if len(verdicts) == 1 else "undecided"
     fields = {}
@@ -91,40 +100,86 @@ def decide(policy: str, answer_check: str | None, orm_check: str | None) -> str:
     return "wrong" if "wrong" in checks else "correct" if checks == {"correct"} else "undecided"
 
 
+def status_probability(reply: Reply) -> float | None:
+    """The probability, by the model itself, of the status that it gives: of the word's tokens, their geometric mean."""
+    found = STATUS.search("".join(text for text, _ in reply.pieces))
+    logprobs, place = [], 0
+    for text, logprob in reply.pieces if found else ():
+        if place < found.end(1) and place + len(text) > found.start(1):
+            logprobs.append(logprob)
+        place += len(text)
+    return round(math.exp(sum(logprobs) / len(logprobs)), 4) if logprobs else None
+
+
+def match_step(error_step: str | None, response: str) -> int | None:
+    """The number, from 1, of the response's line that the error step means: by its words, by its number, or the most alike."""
+    lines = [" ".join(line.split())[:500].lower() for line in response.split("\n")]
+    wanted = " ".join((error_step or "").split())[:500].lower().strip("\"'`.: ")
+    if len(wanted) > 8 and (holding := [index for index, line in enumerate(lines, 1) if wanted in line or len(line) > 8 and line in wanted]):
+        return holding[0]
+    number = re.compile(r"\W*(?:step|步骤|第)?\s*(\d+)(?!\d|\s*[-+*/=×÷.]\s*\d)")
+    if found := number.match(wanted):
+        numbered = [index for index, line in enumerate(lines, 1) if (other := number.match(line)) and other[1] == found[1]]
+        if numbered:
+            return numbered[0]
+    alike = [difflib.SequenceMatcher(None, wanted, line, autojunk=False).ratio() for line in lines[:100]] if wanted else [0.0]
+    return alike.index(max(alike)) + 1 if max(alike) >= 0.7 else None
+
+
+def judged(row: dict, replies: list[Reply], policy: str, threshold: float) -> dict:
+    """The row with the ORM's verdict: that of the majority of its replies; a tie, or no reply with a verdict, is undecided."""
+    verdicts = [parse_verdict(reply.text) if reply.finish != "error" else {"verdict": "undecided"} for reply in replies]
+    votes = Counter(verdict["verdict"] for verdict in verdicts if verdict["verdict"] != "undecided").most_common(2)
+    orm_check = votes[0][0] if votes and (len(votes) == 1 or votes[0][1] > votes[1][1]) else "undecided"
+    voters = [(verdict, reply) for verdict, reply in zip(verdicts, replies) if verdict["verdict"] == orm_check != "undecided"]
+    chances = [chance for _, reply in voters if (chance := status_probability(reply)) is not None]
+    confidence = round(sum(chances) / len(chances), 4) if chances else None
+    if confidence is not None and confidence < threshold:
+        orm_check = "undecided"
+    steps = voters[0][0] if voters else {}
+    texts = [reply.text if reply.finish != "error" else f"error: {reply.reason}" for reply in replies]
+    return row | {
+        "orm_check": orm_check, "status": decide(policy, row["answer_check"], orm_check),
+        "error_step": steps.get("error_step"), "error_line": match_step(steps.get("error_step"), row["response"]), "error_analysis": steps.get("error_analysis"),
+        "judge_reply": texts[0] if len(texts) == 1 else texts or None, "orm_confidence": confidence,
+        "judge_tokens": [sum(reply.prompt_tokens for reply in replies), sum(reply.tokens for reply in replies)],
+    }  # fmt: skip
+
+
 def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator[dict]:
     """Rows with both checks. A path that was cut off or failed is undecided without asking anyone."""
-
-    def requests() -> Iterator[Request]:
-        for row in check_rows(rows, args.workers):
-            yield Request(row, judge_messages(row, args.show_answer), {0: derive_seed(args.seed, "judge", row["id"], row["sample"])})
-
+    asked = check_rows(rows, args.workers)
     if not args.model:
-        for row in check_rows(rows, args.workers):
+        for row in asked:
             yield row | {"orm_check": None, "status": decide("answer", row["answer_check"], None), "error_step": None, "error_analysis": None, "judge_reply": None}
         return
-    skipped: list[dict] = []
+    unfit: list[dict] = []
 
-    def whole_paths() -> Iterator[Request]:
-        for request in requests():
-            if request.row["finish"] == "stop":
-                yield request
-            else:
-                skipped.append(request.row)
+    def requests(attempt: int) -> Iterator[Request]:
+        for row in asked:
+            if row["finish"] != "stop":
+                unfit.append(row)
+                continue
+            seeds = {k: derive_seed(args.seed, "judge", row["id"], row["sample"], attempt, k) for k in range(args.orm_samples)}
+            yield Request(row, judge_messages(row, args.show_answer), seeds)
 
-    def judged(row: dict, verdict: dict, reply: str | None, tokens: list[int]) -> dict:
-        orm_check = verdict["verdict"]
-        status = decide(args.accept, row["answer_check"], orm_check)
-        fields = {"error_step": verdict.get("error_step"), "error_analysis": verdict.get("error_analysis")}
-        return row | {"orm_check": orm_check, "status": status} | fields | {"judge_reply": reply, "judge_tokens": tokens}
-
-    for reply in generate(whole_paths()):
-        while skipped:
-            yield judged(skipped.pop(), {"verdict": "undecided"}, None, [0, 0])
-        text = reply.text if reply.finish != "error" else f"error: {reply.reason}"
-        verdict = parse_verdict(reply.text) if reply.finish != "error" else {"verdict": "undecided"}
-        yield judged(reply.row, verdict, text, [reply.prompt_tokens, reply.tokens])
-    while skipped:
-        yield judged(skipped.pop(), {"verdict": "undecided"}, None, [0, 0])
+    for attempt in range(args.retry_undecided + 1):
+        replies, open_rows = defaultdict(list), []
+        temperature = max(args.temperature, RETRY_TEMPERATURE) if attempt else args.temperature
+        for reply in generate(requests(attempt), temperature):
+            key = row_key(reply.row)
+            replies[key].append(reply)
+            if len(replies[key]) == args.orm_samples:
+                row = judged(reply.row, sorted(replies.pop(key), key=lambda reply: reply.sample), args.accept, args.orm_threshold)
+                if row["orm_check"] == "undecided" and row["orm_confidence"] is None and attempt < args.retry_undecided:
+                    open_rows.append(reply.row)
+                else:
+                    yield row
+            while unfit:
+                yield judged(unfit.pop(), [], args.accept, args.orm_threshold)
+        while unfit:
+            yield judged(unfit.pop(), [], args.accept, args.orm_threshold)
+        asked = open_rows
 
 
 # ---------------------------------------------------------------- training data for the ORM
@@ -187,15 +242,27 @@ def annotate(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterat
 # ---------------------------------------------------------------- the stage
 
 
-def agreement(pairs: Counter) -> str:
-    """The table answer check x ORM check, and the ORM's accuracy on paths that the answer check calls correct and wrong."""
+def audit(rows: Iterable[dict]) -> str:
+    """The table answer check x ORM check, the ORM's accuracy on paths that the answer check calls correct and wrong, by subject too."""
     names = ["correct", "wrong", "undecided"]
+    pairs, steps, whole, failed = defaultdict(Counter), [], 0, 0
+    for row in rows:
+        for subject in ("all", str(row.get("subject"))):
+            pairs[subject][row["answer_check"] or "undecided", row["orm_check"]] += 1
+        if row["error_step"]:
+            steps.append(row.get("error_line") is not None)
+        whole += row["finish"] == "stop"
+        failed += row["finish"] == "stop" and row["orm_check"] == "undecided"
+
+    def right(counts: Counter, check: str) -> str:
+        count = sum(counts[check, orm] for orm in names)
+        return f"{counts[check, check] / count:6.1%} of {count:<6}" if count else "     - of 0     "
+
     lines = [f"{'answer check':>14} | " + " ".join(f"{'ORM ' + name:>13}" for name in names)]
-    for check in names:
-        lines.append(f"{check:>14} | " + " ".join(f"{pairs[check, orm]:13d}" for orm in names))
-    for check in ("correct", "wrong"):
-        count = sum(pairs[check, orm] for orm in names)
-        lines.append(f"ORM right on {check} paths: {pairs[check, check] / count:.1%} of {count}" if count else f"no {check} paths")
+    lines += [f"{check:>14} | " + " ".join(f"{pairs['all'][check, orm]:13d}" for orm in names) for check in names]
+    subjects = sorted(pairs, key=lambda subject: (subject != "all", -sum(pairs[subject].values())))
+    lines += [f"ORM right on paths with a right answer {right(pairs[subject], 'correct')} with a wrong one {right(pairs[subject], 'wrong')} {subject}" for subject in subjects[: SUBJECTS + 1]]
+    lines.append(f"no verdict on {failed} of {whole} whole paths; {sum(steps)} of {len(steps)} error steps found in the response")
     return "\n".join(lines)
 
 
@@ -204,6 +271,10 @@ def main() -> None:
     check_flags(args)
     if not args.model and (args.annotate or args.accept != "answer"):
         fail(f"--model: needed for {'--annotate' if args.annotate else '--accept ' + args.accept}; --accept answer works without")
+    if args.orm_samples > 1 and args.temperature == 0:
+        fail("--orm-samples: more than one at --temperature 0 would be the same reply; set --temperature 1.0")
+    if args.orm_threshold and (not args.model or is_endpoint(args.model)):
+        fail("--orm-threshold: needs a local ORM as --model; an endpoint tells no probabilities")
     if finished(args.output):
         return
     args.limit = args.limit or None
@@ -220,20 +291,19 @@ def main() -> None:
     output = Output(args.output)
     rank, world = processes()
     todo = len(chosen) - len(output.done)
-    generate = open_model(args.model, args) if todo and args.model else None
+    generate = open_model(args.model, args, pieces=not args.annotate) if todo and args.model else None
     rows = (row for index, row in enumerate(row for row in all_rows(args, check=False) if row_key(row) in chosen) if index % world == rank)
     rows = (row for row in rows if row_key(row) not in output.done)
-    counts, pairs, reasons = Counter(), Counter(), Counter()
+    counts, reasons = Counter(), Counter()
     with tqdm(total=todo, desc="annotate" if args.annotate else "verify", unit="path", disable=None) as bar:
         for row in annotate(args, rows, generate) if args.annotate else verify(args, rows, generate) if todo else ():
             output.write(row)
             counts[row["status"]] += 1
-            pairs[row.get("answer_check") or "undecided", row.get("orm_check")] += 1
             reasons[row.get("reason")] += 1
             bar.update()
-    output.finish(len(chosen))
-    if rank == 0 and args.model and not args.annotate and todo:
-        print(agreement(pairs))
+    complete = output.finish(len(chosen))
+    if complete and args.model and not args.annotate:
+        print(audit(json.loads(line) for line in open(args.output, encoding="utf-8")))
     dropped = {reason: count for reason, count in reasons.items() if reason}
     print(f"{args.output}: {dict(counts)} of {len(chosen)} paths" + (f"; undecided because: {json.dumps(dropped)}" if dropped and args.annotate else ""))
 

@@ -32,7 +32,8 @@ Look at the image again, think it all through once more, step by step, and give 
 about the earlier one. End with the sentence "The answer to this problem is" and the final result (for a multiple-choice \
 problem, the letter of the choice)."""
 
-VERIFIED_FIELDS = ("answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_analysis", "judge_reply", "judge_tokens")
+VERIFIED_FIELDS = ("answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_line", "error_analysis", "judge_reply", "judge_tokens",
+                   "orm_confidence")  # fmt: skip
 NEEDED = ("id", "question", "sample", "response", "status")
 
 

@@ -26,6 +26,8 @@ from benchmarks import load_problems, parse_columns
 from common import Output, add_model_flags, check_flags, derive_seed, fail, finished, processes, row_key, solve_messages
 from engine import Request, open_model
 
+EXAMPLES = 10  # of each disagreement between answer check and ORM, kept in a run's metrics.json
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,13 +172,30 @@ def evaluate(args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- a run's stages
 
 
+DISAGREEMENTS = {("wrong", "correct"): "orm_accepts_wrong", ("correct", "wrong"): "orm_rejects_right"}  # (answer check, ORM check)
+
+
 def audit(path: Path) -> dict:
-    """Counts of a verified file: answer check x ORM check, and the status."""
-    pairs, status = Counter(), Counter()
+    """Counts of a verified file: answer check x ORM check in all and by subject, the status, the ORM's replies without a verdict,
+    the error steps found in their response, and the first EXAMPLES of each disagreement."""
+    pairs, status, subjects, examples = Counter(), Counter(), defaultdict(Counter), defaultdict(list)
+    steps, whole, failed = Counter(), 0, 0
     for row in read_json_rows(path):
-        pairs[f"{row.get('answer_check')}/{row.get('orm_check')}"] += 1
+        checks = row.get("answer_check"), row.get("orm_check")
+        pairs["/".join(map(str, checks))] += 1
+        subjects[str(row.get("subject"))]["/".join(map(str, checks))] += 1
         status[row["status"]] += 1
-    return {"paths": sum(status.values()), "status": dict(status), "answer/orm": dict(pairs)} if status else {}
+        if row.get("orm_check"):
+            whole += row["finish"] == "stop"
+            failed += row["finish"] == "stop" and row["orm_check"] == "undecided"
+            steps[row.get("error_line") is not None] += bool(row["error_step"])
+        kind = DISAGREEMENTS.get(checks) or ("no_verdict" if checks[1] == "undecided" and row["finish"] == "stop" else None)
+        if kind and len(examples[kind]) < EXAMPLES:
+            examples[kind].append({name: row.get(name) for name in ("id", "sample", "answer", "extracted", "response", "judge_reply", "error_line", "orm_confidence")})
+    if not status:
+        return {}
+    counts = {"paths": sum(status.values()), "status": dict(status), "answer/orm": dict(pairs), "by_subject": {name: dict(subjects[name]) for name in sorted(subjects)}}
+    return counts | {"judged": whole, "no_verdict": failed, "error_steps": {"given": steps.total(), "found": steps[True]}, "examples": dict(examples)}
 
 
 def tokens_used(run: Path) -> dict:

@@ -146,14 +146,16 @@ class Output:
             self.file.write(line)
             self.file.flush()
 
-    def finish(self, expected: int) -> None:
-        """Rename to the final name once `expected` rows are there; with several processes the last one to finish does it."""
+    def finish(self, expected: int) -> bool:
+        """Rename to the final name once `expected` rows are there: True in the process, the last to be done, that does it."""
         with self.locked():
             os.fsync(self.file.fileno())
             if self.path.exists():  # another process has done it
                 self.part.unlink(missing_ok=True)
             elif sum(1 for _ in self.part.open("rb")) >= expected:
                 self.part.replace(self.path)
+                return True
+        return False
 
 
 def finished(path: str | Path) -> bool:
@@ -229,7 +231,7 @@ def check_flags(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and (value < 0 or value != value):
             fail(f"--{name.replace('_', '-')}: {value}: must not be negative")
-        if name in {"samples", "max_tokens", "batch_size", "concurrency", "epochs", "per_problem", "max_length", "drafts"} and value == 0:
+        if name in {"samples", "max_tokens", "batch_size", "concurrency", "epochs", "per_problem", "max_length", "drafts", "orm_samples"} and value == 0:
             fail(f"--{name.replace('_', '-')}: must be at least 1")
     if not 0 < getattr(args, "top_p", 1) <= 1:
         fail(f"--top-p: {args.top_p}: must lie in (0, 1]")

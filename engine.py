@@ -39,7 +39,10 @@ class Request:
 
 @dataclass
 class Reply:
-    """`finish`: stop, length (cut off at the token limit) or error (then `text` is empty and `reason` says why)."""
+    """`finish`: stop, length (cut off at the token limit) or error (then `text` is empty and `reason` says why).
+
+    `pieces`: each new token's text and log-probability at temperature 1; of local models, when open_model was asked for them.
+    """
 
     row: dict
     sample: int
@@ -49,21 +52,22 @@ class Reply:
     prompt_tokens: int = 0
     reason: str | None = None
     seed: int = 0
+    pieces: list[tuple[str, float]] = field(default_factory=list)
 
 
-Generate = Callable[[Iterable[Request]], Iterator[Reply]]
+Generate = Callable[..., Iterator[Reply]]  # (requests, temperature=that of the flags)
 
 
-def open_model(spec: str, args: argparse.Namespace) -> Generate:
+def open_model(spec: str, args: argparse.Namespace, pieces: bool = False) -> Generate:
     """Check and load the model; `args` holds the flags of common.add_model_flags."""
     check_model(spec)
-    return open_endpoint(spec, args) if is_endpoint(spec) else open_local(spec, args)
+    return open_endpoint(spec, args) if is_endpoint(spec) else open_local(spec, args, pieces)
 
 
 # ---------------------------------------------------------------- local models
 
 
-def open_local(spec: str, args: argparse.Namespace) -> Generate:
+def open_local(spec: str, args: argparse.Namespace, pieces: bool) -> Generate:
     import torch
     from transformers import GenerationConfig
 
@@ -76,7 +80,7 @@ def open_local(spec: str, args: argparse.Namespace) -> Generate:
     model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=processor.tokenizer.pad_token_id)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30)
 
-    def run(batch: list[Request]) -> list[Reply]:
+    def run(batch: list[Request], temperature: float) -> list[Reply]:
         """All samples of a batch of requests. A batch that fails is halved until the faulty request stands alone."""
         try:
             chats = [chat_parts(request.messages, [open_image(image, args.max_pixels) for image in request.row["images"]]) for request in batch]
@@ -86,7 +90,7 @@ def open_local(spec: str, args: argparse.Namespace) -> Generate:
                 raise ValueError(f"prompt of {max(lengths)} tokens in a context of {context}")
             limit = min(args.max_tokens, context - max(lengths))
             with torch.inference_mode():
-                tokens, seeds = decode_batch(model, inputs, [list(request.seeds.values()) for request in batch], limit, args)
+                tokens, logprobs = decode_batch(model, inputs, [list(request.seeds.values()) for request in batch], limit, temperature, args)
             reason = None
         except (OSError, ValueError, RuntimeError, IndexError, TypeError) as error:  # RuntimeError: out of memory too
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -94,20 +98,21 @@ def open_local(spec: str, args: argparse.Namespace) -> Generate:
             if device != "cpu":
                 torch.cuda.empty_cache()
             if len(batch) > 1:
-                return run(batch[: len(batch) // 2]) + run(batch[len(batch) // 2 :])
+                return run(batch[: len(batch) // 2], temperature) + run(batch[len(batch) // 2 :], temperature)
             if "memory" in reason and len(seeds_left := list(batch[0].seeds.items())) > 1:
                 halves = seeds_left[: len(seeds_left) // 2], seeds_left[len(seeds_left) // 2 :]
-                return [reply for half in halves for reply in run([Request(batch[0].row, batch[0].messages, dict(half))])]
+                return [reply for half in halves for reply in run([Request(batch[0].row, batch[0].messages, dict(half))], temperature)]
             return [Reply(batch[0].row, sample, finish="error", reason=reason, seed=seed) for sample, seed in batch[0].seeds.items()]
         replies, owners = [], [(request, length, *item) for request, length in zip(batch, lengths) for item in request.seeds.items()]
-        for (request, length, sample, seed), row in zip(owners, tokens.tolist()):
+        for (request, length, sample, seed), row, chances in zip(owners, tokens.tolist(), logprobs.tolist()):
             end = next((index for index, token in enumerate(row) if token in ends), None)
             text = processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
             count = len(row) if end is None else end + 1
-            replies.append(Reply(request.row, sample, text, "length" if end is None else "stop", count, length, None, seed))
+            parts = list(zip(processor.tokenizer.batch_decode([[token] for token in row[:end]]), chances)) if pieces else []
+            replies.append(Reply(request.row, sample, text, "length" if end is None else "stop", count, length, None, seed, parts))
         return replies
 
-    def generate(requests: Iterable[Request]) -> Iterator[Reply]:
+    def generate(requests: Iterable[Request], temperature: float = args.temperature) -> Iterator[Reply]:
         requests = iter(requests)
         first = next(requests, None)
         if first is None:
@@ -117,13 +122,13 @@ def open_local(spec: str, args: argparse.Namespace) -> Generate:
         while window := list(itertools.islice(requests, size * LOOK_AHEAD)):
             window.sort(key=lambda request: (len(request.row["images"]), len(request.messages[-1]["content"])))
             for start in range(0, len(window), size):
-                yield from run(window[start : start + size])
+                yield from run(window[start : start + size], temperature)
 
     return generate
 
 
-def decode_batch(model, inputs: dict, seeds: list[list[int]], limit: int, args: argparse.Namespace):
-    """Decode len(seeds[b]) samples of each prompt b: (new tokens (rows, T), padded with the pad token; flat list of seeds).
+def decode_batch(model, inputs: dict, seeds: list[list[int]], limit: int, temperature: float, args: argparse.Namespace):
+    """Decode len(seeds[b]) samples of each prompt b: (new tokens (rows, T), padded with the pad token; their log-probabilities).
 
     `inputs`: left-padded prompts (B, T). Prompts and pictures pass through the model once; then the cache is repeated.
     """
@@ -131,7 +136,7 @@ def decode_batch(model, inputs: dict, seeds: list[list[int]], limit: int, args: 
 
     counts = torch.tensor([len(group) for group in seeds], device=inputs["input_ids"].device)
     flat = [seed for group in seeds for seed in group]
-    greedy = args.temperature == 0
+    greedy = temperature == 0
     if not greedy:  # one stream of uniform numbers a sample, drawn on the CPU: the same on every device and in every batch
         uniform = torch.stack([torch.rand(limit, generator=torch.Generator().manual_seed(seed)) for seed in flat]).to(counts.device)
 
@@ -145,15 +150,16 @@ def decode_batch(model, inputs: dict, seeds: list[list[int]], limit: int, args: 
     def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **state):
         """generate()'s own loop, but for the repeated cache, the rows that leave, and each row's own randomness."""
         out = model(**model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **state), return_dict=True)
-        keep_keys = ("attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids", "past_key_values", "use_cache", "logits_to_keep")
+        keep_keys = ("attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids", "past_key_values", "cache", "use_cache", "logits_to_keep")
         state = model._update_model_kwargs_for_generation(out, {key: value for key, value in state.items() if key in keep_keys})
-        cache, ids = state["past_key_values"], input_ids.repeat_interleave(counts, 0)
+        cache, ids = state.get("cache", state.get("past_key_values")), input_ids.repeat_interleave(counts, 0)  # its name before transformers 5.24
         logits = out.logits[:, -1].float().repeat_interleave(counts, 0)
         cache.batch_select_indices(torch.arange(len(counts), device=ids.device).repeat_interleave(counts))
         state = per_row(state, repeat)
         prompt = ids.shape[1]
         result = torch.full((len(flat), limit), generation_config.pad_token_id, device=ids.device)
         rows = torch.arange(len(flat), device=ids.device)
+        logprobs = torch.zeros(len(flat), limit, device=ids.device)
         while True:
             scores = logits_processor(ids, logits)
             if greedy:
@@ -162,12 +168,13 @@ def decode_batch(model, inputs: dict, seeds: list[list[int]], limit: int, args: 
                 total = scores.softmax(-1).cumsum(-1)
                 point = uniform[rows, ids.shape[1] - prompt].unsqueeze(1) * total[:, -1:]
                 token = torch.searchsorted(total, point, right=True).clamp_max(total.shape[1] - 1)
+            logprobs[rows, ids.shape[1] - prompt] = logits.log_softmax(-1).gather(1, token).squeeze(1)
             ids = torch.cat([ids, token], 1)
             stop = stopping_criteria(ids, None)
             if stop.any():
                 result[rows[stop], : ids.shape[1] - prompt] = ids[stop, prompt:]
                 if stop.all():
-                    return result[:, : ids.shape[1] - prompt]
+                    return result[:, : ids.shape[1] - prompt], logprobs[:, : ids.shape[1] - prompt]
                 going = (~stop).nonzero().squeeze(1)
                 ids, rows = ids[going], rows[going]
                 cache.batch_select_indices(going)
@@ -176,9 +183,8 @@ def decode_batch(model, inputs: dict, seeds: list[list[int]], limit: int, args: 
             state = model._update_model_kwargs_for_generation(out, state)
             logits = out.logits[:, -1].float()
 
-    settings = {} if greedy else {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
-    tokens = model.generate(**inputs, max_new_tokens=limit, do_sample=not greedy, custom_generate=decode, **settings)
-    return tokens, flat
+    settings = {} if greedy else {"temperature": temperature, "top_p": args.top_p, "top_k": args.top_k}
+    return model.generate(**inputs, max_new_tokens=limit, do_sample=not greedy, custom_generate=decode, **settings)
 
 
 # ---------------------------------------------------------------- endpoints
@@ -208,14 +214,14 @@ def open_endpoint(spec: str, args: argparse.Namespace) -> Generate:
     if status in (401, 403):
         fail(f"--model: {spec}: the endpoint refuses the key (HTTP {status}); set {KEY_VARIABLE}")
 
-    def generate(requests: Iterable[Request]) -> Iterator[Reply]:
+    def generate(requests: Iterable[Request], temperature: float = args.temperature) -> Iterator[Reply]:
         jobs = ((request, sample, seed) for request in requests for sample, seed in request.seeds.items())
         with concurrent.futures.ThreadPoolExecutor(args.concurrency) as pool:
             running, failed, answered = set(), [], False  # failures are held back until the endpoint has answered once
             try:
                 while True:
                     for job in itertools.islice(jobs, 2 * args.concurrency - len(running)):
-                        running.add(pool.submit(ask, client, endpoint, *job, args))
+                        running.add(pool.submit(ask, client, endpoint, *job, temperature, args))
                     if not answered and (len(failed) >= HOPELESS or failed and not running):
                         fail(f"--model: {spec}: {len(failed)} requests failed and none was answered: {failed[-1].reason}; call again when it works")
                     if not running:
@@ -233,7 +239,7 @@ def open_endpoint(spec: str, args: argparse.Namespace) -> Generate:
     return generate
 
 
-def ask(client, endpoint: Endpoint, request: Request, sample: int, seed: int, args: argparse.Namespace) -> Reply:
+def ask(client, endpoint: Endpoint, request: Request, sample: int, seed: int, temperature: float, args: argparse.Namespace) -> Reply:
     """One reply, after up to TRIES tries with growing, jittered pauses; a failure becomes a reply with finish `error`."""
     import httpx
 
@@ -247,7 +253,7 @@ def ask(client, endpoint: Endpoint, request: Request, sample: int, seed: int, ar
     chat = chat_parts(request.messages, urls)
     for part in (part for message in chat for part in message["content"] if part["type"] == "image"):
         part["type"], part["image_url"] = "image_url", part.pop("image")
-    body = {"model": endpoint.model, "messages": chat, "max_tokens": args.max_tokens, "temperature": args.temperature, "top_p": args.top_p, "seed": seed}
+    body = {"model": endpoint.model, "messages": chat, "max_tokens": args.max_tokens, "temperature": temperature, "top_p": args.top_p, "seed": seed}
     body |= {"top_k": args.top_k} if args.top_k else {}
     for attempt in range(TRIES):
         pause = min(60.0, 2.0**attempt) * random.uniform(0.5, 1.0)

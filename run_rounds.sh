@@ -25,6 +25,7 @@ ROUNDS="${ROUNDS:-3}"                              # K, self-evolving rounds
 SAMPLES="${SAMPLES:-$(toy_or 3 8)}"                # paths a problem and round
 DISTILL="${DISTILL:-}"                             # |D0|; empty: 6 % of the toy problems, 30 % of real ones
 ACCEPT="${ACCEPT:-$(toy_or answer both)}"          # status of a path by: orm, answer, both; the ORM's diagnosis is stored in any case
+RETRY_UNDECIDED="${RETRY_UNDECIDED:-1}"            # times the ORM is asked again where it gave no verdict
 REFLECT="${REFLECT:-final}"                        # final, every, none
 INIT="${INIT:-$(toy_or previous base)}"            # each fine-tuning starts from: base, previous (the toy has no time to start anew)
 LIMIT="${LIMIT:-0}"                                # first N problems of DATA and of each test set (0: all)
@@ -44,7 +45,7 @@ DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and 
 
 die() { echo "error: $*" >&2; exit 2; }
 for name in ROUNDS SAMPLES GPUS; do [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name: ${!name}: must be a whole number of at least 1"; done
-for name in LIMIT SEED; do [[ ${!name} =~ ^[0-9]+$ ]] || die "$name: ${!name}: must be a whole number"; done
+for name in LIMIT SEED RETRY_UNDECIDED; do [[ ${!name} =~ ^[0-9]+$ ]] || die "$name: ${!name}: must be a whole number"; done
 [[ -z $DISTILL || $DISTILL =~ ^[1-9][0-9]*$ ]] || die "DISTILL: $DISTILL: must be a whole number of at least 1"
 [[ $ACCEPT =~ ^(orm|answer|both)$ ]] || die "ACCEPT: $ACCEPT: must be orm, answer or both"
 [[ $ORM != none || $ACCEPT == answer ]] || die "ORM: none: goes with ACCEPT=answer only"
@@ -100,7 +101,7 @@ fi
 if [[ $DRY_RUN != 1 ]]; then
   mkdir -p "$run"
   exec 9> "$run/.lock"; flock -n 9 || die "$run is being written by another call; wait for it or choose another RUN"
-  settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
+  settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
     MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
   $PYTHON common.py "$run/config.json" "${settings[@]}"  # refuses a run with other settings
 fi
@@ -108,7 +109,7 @@ fi
 generate=(--max-tokens "$MAX_TOKENS" --max-pixels "$MAX_PIXELS" --batch-size "$ROWS" --seed "$SEED")
 finetune=(--model "$MODEL" --init "$INIT" --batch-size "$BATCH" --micro-batch "$MICRO_BATCH" --max-pixels "$MAX_PIXELS" --seed "$SEED")
 student=("${finetune[@]}" --lr "$LR" --per-problem "$PER_PROBLEM")
-accept=(--accept "$ACCEPT" --max-pixels "$MAX_PIXELS"); [[ $ORM == none ]] || accept+=(--model "${ORM:-$run/orm/model}")
+accept=(--accept "$ACCEPT" --max-pixels "$MAX_PIXELS"); [[ $ORM == none ]] || accept+=(--model "${ORM:-$run/orm/model}" --retry-undecided "$RETRY_UNDECIDED")
 read -ra tests <<< "$TEST"
 count() { if [[ -f $1 ]]; then wc -l < "$1"; else echo "${LIMIT/#0/$(toy_or 1200 341346)}"; fi; }
 evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" --columns "$COLUMNS_OF_DATA" "${generate[@]}"; }

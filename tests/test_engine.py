@@ -73,8 +73,10 @@ def test_sampled_tokens_follow_the_distribution(tiny_model):
     inputs = dict(common.encode_prompts(processor, [common.chat_parts(common.solve_messages(row))]))
     seeds = [[common.derive_seed("chi", k) for k in range(3000)]]
     model.generation_config.eos_token_id = None
-    tokens, _ = engine.decode_batch(model, inputs, seeds, 1, settings(temperature=0.7))
+    tokens, logprobs = engine.decode_batch(model, inputs, seeds, 1, 0.7, settings())
     probability = (model(**inputs).logits[0, -1].float() / 0.7).softmax(-1)
+    raw = model(**inputs).logits[0, -1].float().log_softmax(-1)
+    assert torch.allclose(logprobs[:, 0], raw[tokens[:, 0]], atol=1e-4)  # at temperature 1, whatever it was sampled at
     top = probability.topk(10).indices
     seen = torch.stack([(tokens[:, 0] == token).sum() for token in top]).float()
     expected = probability[top] * 3000

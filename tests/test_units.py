@@ -1,6 +1,8 @@
 """Small functions, by tables."""
 
+import argparse
 import json
+import math
 import random
 
 import pytest
@@ -106,7 +108,7 @@ GOOD = '{"status": "WRONG", "error_step": "Step 2: 3 + 4 = 8", "error_analysis":
         ('{"status": "WRONG", "error_step": 2}', "wrong", "2"),
         ('{"status": "CORRECT"} or {"status": "WRONG"}', "undecided", None),
         ("The solution is correct.", "undecided", None),
-        ('{"status": "CORRECT" or "WRONG"', "correct", None),
+        ('{"status": "CORRECT" or "WRONG"', "undecided", None),  # the form, repeated
         ('{"status": "MAYBE"}', "undecided", None),
         ("", "undecided", None),
     ],
@@ -114,6 +116,87 @@ GOOD = '{"status": "WRONG", "error_step": "Step 2: 3 + 4 = 8", "error_analysis":
 def test_parse_verdict(stage, reply, verdict, step):
     parsed = stage("02_verify").parse_verdict(reply)
     assert (parsed["verdict"], parsed["error_step"]) == (verdict, step)
+
+
+SOLUTION = "Step 1: The picture shows sides 3 and 4.\nStep 2: 3 + 4 = 8.\nStep 3: 8 * 2 = 16.\nThe answer to this problem is 16."
+
+
+@pytest.mark.parametrize(
+    "error_step, line",
+    [
+        ("Step 2", 2),
+        ("2", 2),
+        ("step 2: addition of the sides", 2),
+        ("Step 2: 3 + 4 = 8.", 2),
+        ("'3 + 4 = 8.'", 2),
+        ("The picture shows sides 3 and 4", 1),
+        ("The picture shows  side 3 and 4.", 1),  # misquoted
+        ("The answer to this problem is 16.", 4),
+        ("Step 12", None),
+        ("8 + 1 = 9", None),  # a sum, not a step's number
+        ("all of it", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_match_step(stage, error_step, line):
+    assert stage("02_verify").match_step(error_step, SOLUTION) == line
+
+
+def test_match_step_without_numbers(stage):
+    match_step = stage("02_verify").match_step
+    assert match_step("第二步", "第1步 先看图\n3 + 4 = 8") is None
+    assert match_step("3 + 4 = 8", "first look\n3 + 4 = 8, so 8") == 2
+    assert match_step("x" * 10**6, "\n".join(["y" * 10**5] * 200)) is None  # and soon
+
+
+def spoken(text, *logprobs, sample=0):
+    """A local model's reply, a token each word."""
+    words = [word + " " for word in text.split()]
+    return engine.Reply({}, sample, text, pieces=list(zip(words, logprobs or [-0.1] * len(words))))
+
+
+def test_status_probability(stage):
+    probability = stage("02_verify").status_probability
+    assert probability(spoken('{"status": "WRONG", "error_step": "Step', -3, math.log(0.8), -2, -2)) == 0.8
+    assert probability(spoken('{"status": WRONG "error_step": ...', -3, math.log(0.6), -1, -1)) == 0.6
+    assert probability(spoken("nothing")) is None and probability(engine.Reply({}, 0, GOOD)) is None
+
+
+@pytest.mark.parametrize(
+    "replies, threshold, verdict, step",
+    [
+        ([GOOD], 0, "wrong", "Step 2: 3 + 4 = 8"),
+        ([GOOD, '{"status": "CORRECT"}', GOOD], 0, "wrong", "Step 2: 3 + 4 = 8"),
+        (['{"status": "CORRECT"}', GOOD], 0, "undecided", None),
+        (["?", GOOD, "?"], 0, "wrong", "Step 2: 3 + 4 = 8"),
+        (["?", "?"], 0, "undecided", None),
+        ([], 0, "undecided", None),
+        ([GOOD], 0.95, "undecided", "Step 2: 3 + 4 = 8"),  # e ** -0.1 is 0.905
+        ([GOOD], 0.9, "wrong", "Step 2: 3 + 4 = 8"),
+    ],
+)
+def test_judged(stage, replies, threshold, verdict, step):
+    row = {"answer_check": "wrong", "response": SOLUTION}
+    judged = stage("02_verify").judged(row, [spoken(text) for text in replies], "orm", threshold)
+    assert (judged["orm_check"], judged["status"], judged["error_step"]) == (verdict, verdict, step)
+    assert judged["error_line"] == (2 if step else None)
+
+
+def test_undecided_replies_are_asked_for_again(stage):
+    """Other seeds and a temperature; a path that was cut off is not asked about."""
+    verify, calls = stage("02_verify"), []
+    args = argparse.Namespace(model="m", accept="orm", workers=1, show_answer=False, orm_samples=1, orm_threshold=0.0, retry_undecided=2, temperature=0.0, seed=0)
+    rows = [{"id": name, "question": "?", "images": [], "sample": 0, "response": "The answer is 5.", "answer": "5", "finish": finish} for name, finish in (("a", "stop"), ("b", "stop"), ("c", "length"))]
+
+    def generate(requests, temperature):
+        for request in requests:
+            calls.append((request.row["id"], temperature, *request.seeds.values()))
+            yield engine.Reply(request.row, 0, "no idea" if request.row["id"] == "b" and len(calls) < 4 else '{"status": "CORRECT"}')
+
+    verdicts = {row["id"]: row["orm_check"] for row in verify.verify(args, iter(rows), generate)}
+    assert verdicts == {"a": "correct", "b": "correct", "c": "undecided"}
+    assert [call[:2] for call in calls] == [("a", 0.0), ("b", 0.0), ("b", 0.7), ("b", 0.7)] and len({call[2] for call in calls}) == 4
 
 
 @pytest.mark.parametrize(
