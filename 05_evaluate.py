@@ -1,7 +1,7 @@
 """Evaluate a model on test sets, with the same answer check as the training data; or collect a run's evaluations.
 
 Reads:  problems.jsonl files, benchmarks (mathvision:PATH) or hub data sets (hf:NAME:SPLIT)
-Writes: OUTPUT/predictions.jsonl   problem + benchmark, sample, response, finish, tokens, answer_check, extracted, rule
+Writes: OUTPUT/predictions.jsonl   problem + benchmark, sample, response, finish, tokens, answer_check, extracted, rule, official (by the benchmark's own rule)
         OUTPUT/metrics.json        conditions; for each benchmark n, correct, accuracy, unparsed, truncated, by subject and source
         RUN/metrics.json           with --run: every stage's metrics, data sizes, seconds, tokens, the ORM's audit
 
@@ -21,8 +21,8 @@ from typing import Iterator
 
 from tqdm import tqdm
 
-from answers import check_rows
-from benchmarks import load_problems, parse_columns
+from answers import AnswerChecker, check_rows
+from benchmarks import RULES, load_problems, parse_columns
 from common import Output, add_model_flags, check_flags, derive_seed, fail, finished, processes, row_key, solve_messages
 from engine import Request, open_model
 
@@ -78,8 +78,11 @@ def predict(args: argparse.Namespace, expected: int) -> None:
                 yield reply.row | {"sample": reply.sample, "response": reply.text, "finish": reply.finish, "tokens": reply.tokens,
                                    "prompt_tokens": reply.prompt_tokens, "model": args.model, "seed": reply.seed} | ({"reason": reply.reason} if reply.reason else {})  # fmt: skip
 
-        for row in tqdm(check_rows(rows(), args.workers), total=todo, desc="evaluate", unit="answer", disable=None):
-            output.write(row)
+        with AnswerChecker() as checker:
+            for row in tqdm(check_rows(rows(), args.workers), total=todo, desc="evaluate", unit="answer", disable=None):
+                if row["benchmark"] in RULES:
+                    row["official"] = row["finish"] != "error" and RULES[row["benchmark"]](row, checker.same)
+                output.write(row)
     output.finish(expected)
 
 
@@ -122,6 +125,7 @@ def score(rows: list[dict]) -> dict:
         "unparsed": round(sum(row["rule"] == "none" for row in rows) / len(rows), 4),
         "truncated": round(sum(row["finish"] == "length" for row in rows) / len(rows), 4),
         "errors": sum(row["finish"] == "error" for row in rows),
+        "official": round(sum(bool(row["official"]) for row in rows) / len(rows), 4) if rows[0].get("official") is not None else None,
         "by_subject": split("subject"),
         "by_source": split("source"),
     }
@@ -157,7 +161,7 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     while not (args.output / "predictions.jsonl").exists():  # other processes are not done; the launcher ends all if one fails
         time.sleep(1)
-    needed = ("id", "sample", "benchmark", "extracted", "answer_check", "rule", "finish", "subject", "source")
+    needed = ("id", "sample", "benchmark", "extracted", "answer_check", "rule", "finish", "subject", "source", "official")
     by_name = defaultdict(list)
     for row in read_json_rows(args.output / "predictions.jsonl"):
         by_name[row["benchmark"]].append({name: row.get(name) for name in needed})
@@ -166,6 +170,7 @@ def evaluate(args: argparse.Namespace) -> None:
     write_json(target, {"conditions": conditions, "benchmarks": figures})
     for name, result in figures.items():
         extra = "".join(f", {key.replace('_at', '')}@{k} {value:.1%}" for key in ("pass_at", "majority_at") for k, value in result.get(key, {}).items() if k == max(result[key]))
+        extra += f", by the benchmark's own rule {result['official']:.1%}" if result["official"] is not None else ""
         print(f"{name}: {result['accuracy']:.1%} of {result['n']} right{extra}; no answer found {result['unparsed']:.1%}, cut off {result['truncated']:.1%}, errors {result['errors']}")
 
 

@@ -718,6 +718,10 @@ class AnswerChecker:
         finally:
             self.idle.put(worker)
 
+    def same(self, given: str, reference: str) -> bool:
+        """Whether two values are equal to two decimals, whatever is around them."""
+        return next(self.check_many([(f"\\boxed{{{given[:SPAN]}}}", {"answer": reference, "precision": 2}, "stop")]))["answer_check"] == "correct"
+
     def check_many(self, items: Iterable[tuple[str, dict, str]]) -> Iterator[dict]:
         """One result an item, in order; only a window of the items is held in memory."""
         window = deque()

@@ -5,6 +5,8 @@ set that `datasets` loads from the hub or from a local folder, with its columns 
 
 Writes: problems.jsonl   id, question, images, answer, optional options, solution, subject, source; pictures that come inside rows go to images/
 
+RULES are the benchmarks' own ways to score, beside which 05_evaluate.py reports its own.
+
     python benchmarks.py --input mathvision:MATH-V/testmini --output problems.jsonl
     python benchmarks.py --input hf:MathLLMs/MathVision:test --columns images=decoded_image --output problems.jsonl --limit 100
 """
@@ -13,17 +15,19 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from itertools import islice
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 from tqdm import tqdm
 
+from answers import LETTERS
 from common import PLACEHOLDERS, check_row, fail, finished, open_image, read_rows, relative_images
 
-FIELDS = ("id", "question", "images", "answer", "options", "solution", "subject", "source", "level")
+FIELDS = ("id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level")
 
 
 def mathvision(folder: Path) -> Iterator[dict]:
@@ -41,20 +45,132 @@ def mathvision(folder: Path) -> Iterator[dict]:
         }  # fmt: skip
 
 
-BENCHMARKS = {"mathvision": mathvision}
+def mathvista(folder: Path) -> Iterator[dict]:
+    """MathVista in its source form: testmini.json (rows, or rows by pid) beside images/. Splits: by task (GPS is its task "geometry problem solving")."""
+    wanted = {"integer": "Give an integer.", "float": "Give a number with {} decimal places.", "list": "Give a Python list, for example [1, 2, 3]."}
+    for row in source_rows(folder, ("testmini.json", "testmini.jsonl", "test.json")):
+        precision = int(row["precision"]) if row.get("precision") is not None else None
+        hint = wanted[row["answer_type"]].format(precision) if row["question_type"] == "free_form" else ""
+        unit = f"(Unit: {row['unit']})" if row.get("unit") else ""
+        yield {
+            "id": f"mathvista/{row['pid']}", "question": " ".join(filter(None, (row["question"], unit, hint))), "images": [str(folder.absolute() / row["image"])],
+            "answer": row["answer"], "options": row.get("choices") or [], "precision": precision, "subject": row["metadata"]["task"],
+            "level": row["metadata"]["grade"], "source": row["metadata"]["source"],
+        }  # fmt: skip
+
+
+def mathverse(folder: Path) -> Iterator[dict]:
+    """MathVerse in its source form: testmini.json (five versions of each problem, with images/) or testmini_text_only.json. Splits: source is the version."""
+    for row in source_rows(folder, ("testmini.json", "testmini_text_only.json", "testmini_text_only.jsonl")):
+        question, *choices = re.split(r"\n(?:Choices:\n)?[A-H]:", row["question"])
+        yield {
+            "id": f"mathverse/{row['sample_index']}", "question": question or "Solve the problem that stands in the image.",
+            "images": [str(folder.absolute() / "images" / row["image"])] if row["image"] else [], "answer": row["answer"], "options": choices,
+            "subject": row["metadata"]["subject"], "level": row["metadata"]["subfield"], "source": row["problem_version"],
+        }  # fmt: skip
+
+
+BENCHMARKS = {"mathvision": mathvision, "mathvista": mathvista, "mathverse": mathverse}
 
 
 def source_rows(folder: Path, names: tuple[str, ...]) -> Iterator[dict]:
-    """Rows of the first of these files that is in the folder."""
+    """Rows of the first of these files that is in the folder: JSON lines, or (.json) a list or an object of rows."""
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         fail(f"{folder}: none of {', '.join(names)} in it")
+    if path.suffix == ".json":
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            fail(f"{path}: not JSON ({error})")
+        yield from rows.values() if isinstance(rows, dict) else rows
+        return
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield json.loads(line)
             except ValueError as error:
                 fail(f"{path}:{number}: not JSON ({error})")
+
+
+# ---------------------------------------------------------------- the benchmarks' own rules
+
+
+def mathvision_rule(row: dict, equal: Callable[[str, str], bool]) -> bool:
+    """MATH-V's evaluate.py: the answer by string rules, equal as text or in value to two decimals (by `equal`), to the letter or the option's value."""
+    said = row["response"].strip()
+    for letter in "ABCDE":
+        if said.endswith((f" {letter}.", f" ({letter}).")) or said.startswith((f"{letter}\n", f"({letter})\n", f"({letter}) {letter}\n")):
+            said = letter
+    if is_float(number := said.split("is ")[-1].rstrip(".")):
+        said = number
+    if "oxed{" not in said:
+        for phrase in ("the final answer is", "the answer is", "the correct answer is", "the answer should be"):
+            for start in (phrase, phrase.replace("the", "The")):
+                if start in said:
+                    said = said.split(start)[-1].strip().split("\n")[0].split(". ")[0]
+    elif said.count("oxed{") > 1:
+        said = "\\boxed{" + said.split("oxed{")[-1]
+    said = said.lower().replace("{}", "")
+    said = boxes[-1] if (boxes := re.findall(r"oxed\{(.*)\}", said, re.DOTALL)) else said
+    if "}" in said and ("{" not in said or said.index("}") < said.index("{")):
+        said = said.split("}")[0]
+    said = said.split("=")[-1].split("\\approx")[-1]
+    for word in (" ", "\\,", "\n", "\\text", "\\mbox", "\\left", "\\right", "^{\\circ}", "^\\circ", "{m}^3", "m^3", "{units}", "units", "{km}", "km", "\\!", "$", "\\%"):
+        said = said.replace(word, "")
+    said = re.sub(r"[({]([a-e])[)}]", r"\1", said).rstrip(".").lstrip(":")
+    golds = [str(row["answer"])]
+    if row.get("options") and golds[0] in LETTERS[: len(row["options"])]:
+        golds.append(str(row["options"][LETTERS.index(golds[0])]))
+    return any(said and (said == gold.lower().strip() or is_value(said) and is_value(gold) and equal(said, gold)) for gold in golds)
+
+
+def mathvista_rule(row: dict, equal: Callable[[str, str], bool]) -> bool:
+    """MathVista's calculate_score.py, on the answer that our rules find (the original asks GPT-4 to extract it): the letter's or the nearest option, int(float()), rounding."""
+    said, answer, options = (row["extracted"] or "").strip(), str(row["answer"]), [str(option) for option in row.get("options") or []]
+    if options:
+        letter = re.search(r"\(([a-zA-Z])\)", said)
+        said = letter[1].upper() if letter else said
+        return answer == (options[LETTERS.index(said)] if said and said in LETTERS[: len(options)] else min(options, key=lambda option: edit_distance(said, option)))
+    if answer.startswith("["):
+        return said == answer
+    if not is_float(said) or not math.isfinite(float(said)):
+        return False
+    return (str(int(float(said))) if row.get("precision") is None else str(round(float(said), row["precision"]))) == answer
+
+
+def mathverse_rule(row: dict, equal: Callable[[str, str], bool]) -> bool:
+    """MathVerse's --quick_match: the extracted answer (here by our rules; the original asks GPT-4) is the reference, character for character."""
+    return (row["extracted"] or "") == str(row["answer"])
+
+
+RULES = {"mathvision": mathvision_rule, "mathvista": mathvista_rule, "mathverse": mathverse_rule}
+
+
+def is_value(text: str) -> bool:
+    """Whether LaTeX without names: a stray word or unit makes the original's evaluation fail."""
+    return bool(re.search(r"\d", text)) and not re.search(r"[^\W\d_]", re.sub(r"\\(?:[dt]?frac|sqrt|pi|cdot|times|div)", " ", text))
+
+
+def is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein's."""
+    row = list(range(len(other) + 1))
+    for i, left in enumerate(one, 1):
+        diagonal, row[0] = row[0], i
+        for j, right in enumerate(other, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
+    return row[-1]
+
+
+# ---------------------------------------------------------------- the hub, and any source
 
 
 def hub_rows(spec: str, columns: dict[str, str], pictures: Path) -> Iterator[dict]:

@@ -6,9 +6,10 @@ import math
 import random
 
 import pytest
-from conftest import read_rows, write_rows
+from conftest import ROOT, read_rows, write_rows
 from PIL import Image
 
+import answers
 import benchmarks
 import common
 import engine
@@ -296,6 +297,64 @@ def test_mathvision_rows(tmp_path):
     name, problems = benchmarks.load_problems(f"mathvision:{tmp_path}", tmp_path)
     first, second = problems
     assert name == "mathvision" and first["question"] == "How many?" and second["question"] == "<image1> or <image2>?"
+
+
+@pytest.mark.parametrize(
+    "benchmark, response, answer, options, precision, right",
+    [
+        ("mathvision", "So the answer is (B).", "B", ["3", "4"], None, True),
+        ("mathvision", "\\boxed{4}", "B", ["3", "4"], None, True),  # the option's value
+        ("mathvision", "\\boxed{4.0}", "B", ["3", "4"], None, True),
+        ("mathvision", "\\boxed{3}", "B", ["3", "4"], None, False),
+        ("mathvision", "\\boxed{\\frac{7}{3}}", "7/3", [], None, True),
+        ("mathvision", "The answer is 12. I am sure.", "12", [], None, True),
+        ("mathvision", "The area is 2.504", "2.5", [], None, True),
+        ("mathvision", "\\boxed{72 \\mathrm{~cm}}", "72", [], None, False),  # right, but not to this rule
+        ("mathvision", "\\boxed{\\text{(A) } 3}", "A", ["3", "4"], None, False),
+        ("mathvision", "", "12", [], None, False),
+        ("mathvista", "The answer is (B).", "no", ["yes", "no"], None, True),
+        ("mathvista", "The answer is nope.", "no", ["yes", "no"], None, True),  # the nearest option
+        ("mathvista", "The answer is 12.7.", "12", [], None, True),  # int() cuts off
+        ("mathvista", "The answer is 5.768.", "5.77", [], 2, True),
+        ("mathvista", "The answer is 5.76.", "5.77", [], 2, False),
+        ("mathvista", "The answer is 12 apples.", "12", [], None, False),
+        ("mathverse", "The answer is B.", "B", ["3", "4"], None, True),
+        ("mathverse", "The answer is 4 + 4.", "8", [], None, False),
+    ],
+)
+def test_the_benchmarks_own_rules(benchmark, response, answer, options, precision, right):
+    row = {"response": response, "answer": answer, "options": options, "precision": precision, "question": ""}
+    with answers.AnswerChecker() as checker:
+        (row,) = answers.check_rows([row])
+        assert benchmarks.RULES[benchmark](row, checker.same) == right
+
+
+def test_mathvista_and_mathverse_rows(tmp_path):
+    vista = {"question": "How long?", "image": "images/1.jpg", "choices": None, "unit": "cm", "precision": 1.0, "answer": "2.5", "question_type": "free_form",
+             "answer_type": "float", "pid": "7", "metadata": {"task": "geometry problem solving", "grade": "high school", "source": "GEOS"}}  # fmt: skip
+    (tmp_path / "testmini.json").write_text(json.dumps({"7": vista}))
+    (row,) = benchmarks.mathvista(tmp_path)
+    assert row["question"] == "How long? (Unit: cm) Give a number with 1 decimal places." and row["precision"] == 1 and row["subject"] == "geometry problem solving"
+    verse = {"sample_index": "3", "problem_version": "Text Lite", "question": "Find x.\nChoices:\nA:4 cm\nB:5", "image": "a.png", "answer": "B", "metadata": {"subject": "Plane Geometry", "subfield": "Angle"}}
+    (tmp_path / "testmini.json").write_text(json.dumps([verse, verse | {"sample_index": "4", "question": "", "problem_version": "Vision Only"}]))
+    lite, vision = benchmarks.mathverse(tmp_path)
+    assert (lite["question"], lite["options"], lite["source"]) == ("Find x.", ["4 cm", "5"], "Text Lite") and vision["question"]
+
+
+@pytest.mark.parametrize("name", ["mathvista", "mathverse"])
+def test_rows_of_the_sources(name, tmp_path):
+    path = ROOT.parent / "shared" / "data" / "benchmark_rows" / ("mathvista_rows.jsonl" if name == "mathvista" else "mathverse_text_only_rows.jsonl")
+    if not path.exists():
+        pytest.skip("no rows of the source here")
+    (tmp_path / ("testmini.jsonl" if name == "mathvista" else "testmini_text_only.jsonl")).write_bytes(path.read_bytes())
+    (tmp_path / "images").mkdir()
+    for row in read_rows(path):  # its pictures are not here
+        if row["image"]:
+            Image.new("RGB", (5, 5)).save(tmp_path / row["image"])
+    rows = list(benchmarks.load_problems(f"{name}:{tmp_path}", tmp_path)[1])
+    assert len(rows) >= 40
+    for row, result in zip(rows, answers.check_rows(row | {"response": f"The answer to this problem is {row['answer']}."} for row in rows)):
+        assert result["answer_check"] == "correct", (row["question"], row["answer"], result["extracted"])
 
 
 def test_hub_rows_write_pictures_once(tmp_path, run):
