@@ -23,8 +23,9 @@ COLUMNS_OF_DATA="${COLUMNS:-}"; [[ $COLUMNS_OF_DATA == *=* ]] || COLUMNS_OF_DATA
 TEST="${TEST:-toy/test.jsonl}"                     # test sets, separated by spaces
 ROUNDS="${ROUNDS:-3}"                              # K, self-evolving rounds
 SAMPLES="${SAMPLES:-$(toy_or 3 8)}"                # paths a problem and round
-DISTILL="${DISTILL:-}"                             # |D0|; empty: 6 % of the toy problems, 30 % of real ones
-ACCEPT="${ACCEPT:-$(toy_or answer both)}"          # status of a path by: orm, answer, both; the ORM's diagnosis is stored in any case
+DISTILL="${DISTILL:-}"                             # |D0|; empty: 8 % of the toy problems, 30 % of real ones
+ACCEPT="${ACCEPT:-both}"                           # status of a path by: orm, answer, both; the ORM's diagnosis is stored in any case
+REFLECT_ACCEPT="${REFLECT_ACCEPT:-$(toy_or answer "$ACCEPT")}"   # of a reflected path (the toy ORM has hardly seen a right path of the hardest families and rejects them)
 RETRY_UNDECIDED="${RETRY_UNDECIDED:-1}"            # times the ORM is asked again where it gave no verdict
 REFLECT="${REFLECT:-final}"                        # final, every, none
 INIT="${INIT:-$(toy_or previous base)}"            # each fine-tuning starts from: base, previous (the toy has no time to start anew)
@@ -38,7 +39,7 @@ ROWS="${ROWS:-$(toy_or 256 64)}"                   # paths decoded together in a
 PER_PROBLEM="${PER_PROBLEM:-$(toy_or 1 4)}"        # correct paths a problem to train on
 EPOCHS="${EPOCHS:-$(toy_or 3 1)}"; DISTILL_EPOCHS="${DISTILL_EPOCHS:-$(toy_or 10 "$EPOCHS")}"   # of each round; of M0, whose rows are few
 LR="${LR:-$(toy_or 1e-3 1e-5)}"; BATCH="${BATCH:-$(toy_or 16 128)}"; MICRO_BATCH="${MICRO_BATCH:-$(toy_or 16 4)}"
-ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths train the ORM; empty: a third of the toy problems; D0, 15000 at most, of real ones
+ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths train the ORM; empty: all toy problems; D0, 15000 at most, of real ones
 ORM_SAMPLES="${ORM_SAMPLES:-4}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:-4}"   # paths a problem: sampled; kept of each kind
 ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 3 1)}"; ORM_LR="${ORM_LR:-$LR}"
 DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and its size, run nothing
@@ -47,8 +48,8 @@ die() { echo "error: $*" >&2; exit 2; }
 for name in ROUNDS SAMPLES GPUS; do [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name: ${!name}: must be a whole number of at least 1"; done
 for name in LIMIT SEED RETRY_UNDECIDED; do [[ ${!name} =~ ^[0-9]+$ ]] || die "$name: ${!name}: must be a whole number"; done
 [[ -z $DISTILL || $DISTILL =~ ^[1-9][0-9]*$ ]] || die "DISTILL: $DISTILL: must be a whole number of at least 1"
-[[ $ACCEPT =~ ^(orm|answer|both)$ ]] || die "ACCEPT: $ACCEPT: must be orm, answer or both"
-[[ $ORM != none || $ACCEPT == answer ]] || die "ORM: none: goes with ACCEPT=answer only"
+for name in ACCEPT REFLECT_ACCEPT; do [[ ${!name} =~ ^(orm|answer|both)$ ]] || die "$name: ${!name}: must be orm, answer or both"; done
+[[ $ORM != none || $ACCEPT$REFLECT_ACCEPT == answeranswer ]] || die "ORM: none: goes with ACCEPT=answer and REFLECT_ACCEPT=answer only"
 [[ $REFLECT =~ ^(final|every|none)$ ]] || die "REFLECT: $REFLECT: must be final, every or none"
 [[ $INIT =~ ^(base|previous)$ ]] || die "INIT: $INIT: must be base or previous"
 [[ $RUN =~ ^[A-Za-z0-9._-]+$ ]] || die "RUN: $RUN: letters, digits, dot, dash and underscore only"
@@ -101,7 +102,7 @@ fi
 if [[ $DRY_RUN != 1 ]]; then
   mkdir -p "$run"
   exec 9> "$run/.lock"; flock -n 9 || die "$run is being written by another call; wait for it or choose another RUN"
-  settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
+  settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT REFLECT_ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
     MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
   $PYTHON common.py "$run/config.json" "${settings[@]}"  # refuses a run with other settings
 fi
@@ -109,7 +110,7 @@ fi
 generate=(--max-tokens "$MAX_TOKENS" --max-pixels "$MAX_PIXELS" --batch-size "$ROWS" --seed "$SEED")
 finetune=(--model "$MODEL" --init "$INIT" --batch-size "$BATCH" --micro-batch "$MICRO_BATCH" --max-pixels "$MAX_PIXELS" --seed "$SEED")
 student=("${finetune[@]}" --lr "$LR" --per-problem "$PER_PROBLEM")
-accept=(--accept "$ACCEPT" --max-pixels "$MAX_PIXELS"); [[ $ORM == none ]] || accept+=(--model "${ORM:-$run/orm/model}" --retry-undecided "$RETRY_UNDECIDED")
+accept=(--max-pixels "$MAX_PIXELS"); [[ $ORM == none ]] || accept+=(--model "${ORM:-$run/orm/model}" --retry-undecided "$RETRY_UNDECIDED")
 read -ra tests <<< "$TEST"
 count() { if [[ -f $1 ]]; then wc -l < "$1"; else echo "${LIMIT/#0/$(toy_or 1200 341346)}"; fi; }
 evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" --columns "$COLUMNS_OF_DATA" "${generate[@]}"; }
@@ -117,8 +118,8 @@ evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}
 # D: all problems, checked; the base model's accuracy
 step "$run/problems.jsonl" 0 $PYTHON benchmarks.py --input "$DATA" --output "$run/problems.jsonl" --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
 N=$(count "$run/problems.jsonl"); [[ $DRY_RUN != 1 || ! -f $DATA ]] || { N=$(wc -l < "$DATA"); ((LIMIT == 0 || N < LIMIT)) || N=$LIMIT; }
-DISTILL="${DISTILL:-$((N * $(toy_or 6 30) / 100 + 1))}"
-ORM_PROBLEMS="${ORM_PROBLEMS:-$(toy_or $((N / 3 > DISTILL ? N / 3 : DISTILL)) $((DISTILL < 15000 ? DISTILL : 15000)))}"
+DISTILL="${DISTILL:-$((N * $(toy_or 8 30) / 100 + 1))}"
+ORM_PROBLEMS="${ORM_PROBLEMS:-$(toy_or "$N" $((DISTILL < 15000 ? DISTILL : 15000)))}"
 evaluate base "$MODEL"
 
 # 1-2  D_SFT: the teacher's solutions of D0 that verify as correct; M0
@@ -142,7 +143,7 @@ reflect() {  # reflect FOLDER NAME VERIFIED...: reconsider what is still wrong, 
   local folder=$1 name=$2 by=${REFLECTOR:-TEACHER}; shift 2
   [[ $by == student ]] && by=$previous
   step "$folder/reflected.jsonl" $((N - DISTILL)) $(launch "$by") 03_reflect.py --input "$@" --output "$folder/reflected.jsonl" --model "$by" "${generate[@]}"
-  step "$folder/$name" $((N - DISTILL)) $(launch) 02_verify.py --input "$folder/reflected.jsonl" --output "$folder/$name" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
+  step "$folder/$name" $((N - DISTILL)) $(launch) 02_verify.py --input "$folder/reflected.jsonl" --output "$folder/$name" --accept "$REFLECT_ACCEPT" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
   verified+=("$folder/$name")
 }
 
@@ -152,7 +153,7 @@ for ((i = 1; i <= ROUNDS; i++)); do
   round=$run/round_$i
   step "$round/samples.jsonl" $(((N - DISTILL) * SAMPLES)) $(launch) 01_sample.py --input "$run/problems.jsonl" --output "$round/samples.jsonl" --model "$previous" \
     --unsolved-in "${verified[@]}" --samples "$SAMPLES" --temperature "$TEMPERATURE" --top-p "$TOP_P" --origin "round-$i" "${generate[@]}"
-  step "$round/verified.jsonl" $(((N - DISTILL) * SAMPLES)) $(launch) 02_verify.py --input "$round/samples.jsonl" --output "$round/verified.jsonl" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
+  step "$round/verified.jsonl" $(((N - DISTILL) * SAMPLES)) $(launch) 02_verify.py --input "$round/samples.jsonl" --output "$round/verified.jsonl" --accept "$ACCEPT" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
   verified+=("$round/verified.jsonl")
   [[ $REFLECT != every ]] || reflect "$round" reflected_verified.jsonl "${verified[@]}"
   step "$round/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$round/model" --train-file "$round/train.jsonl" "${student[@]}" --epochs "$EPOCHS" --previous "$previous"

@@ -45,7 +45,12 @@ def tiny_model(tmp_path_factory):
 
     def folder(kind: str) -> Path:
         if kind not in made:
-            made[kind] = tiny.make_model(kind, tmp_path_factory.mktemp(kind))
+            try:
+                made[kind] = tiny.make_model(kind, tmp_path_factory.mktemp(kind))
+            except ImportError as error:  # before transformers 5.20 or so Idefics3's image processor asks for it
+                if "Torchvision" in str(error):
+                    pytest.skip(f"{kind}: this version of transformers needs torchvision for it")
+                raise
         return made[kind]
 
     return folder
