@@ -63,6 +63,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--orm-samples", type=int, default=1, help="ask the ORM k times and take the majority; needs a temperature (default %(default)s)")
     parser.add_argument("--orm-threshold", type=float, default=0.0, help="verdicts of a local ORM below this probability are undecided (default %(default)s)")
     parser.add_argument("--retry-undecided", type=int, default=0, help="ask again, with other seeds, up to N times where no verdict was given (default %(default)s)")
+    parser.add_argument("--check-correct", action="store_true", help="with --annotate: ask about correct paths too and drop those in which the teacher finds a wrong step")
     parser.add_argument("--balance-with", nargs="*", default=[], help="with --annotate: verified.jsonl files whose correct paths the ORM is trained on too")
     parser.add_argument("--limit", type=int, default=0, help="only the first N paths (default %(default)s: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes for mathematical comparisons (default %(default)s)")
@@ -208,12 +209,13 @@ def balanced_keys(rows: Iterable[dict], seed: int, more_correct: int) -> set[str
 
 
 def annotate(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator[dict]:
-    """Correct paths as they are; wrong ones with the teacher's explanation, undecided where it cannot be used."""
+    """Correct paths as they are, or (--check-correct) if the teacher agrees: some are right by luck. Wrong ones with the teacher's
+    explanation. What cannot be used is undecided, with the reason."""
     correct: list[dict] = []
 
     def requests() -> Iterator[Request]:
         for row in check_rows(rows, args.workers):
-            if row["answer_check"] == "correct":
+            if row["answer_check"] == "correct" and not args.check_correct:
                 correct.append(row)
                 continue
             prompt = fill(FEEDBACK_PROMPT, question=question_text(row), answer=row["answer"], response=row["response"])
@@ -225,16 +227,18 @@ def annotate(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterat
 
     for reply in generate(requests()):
         yield from finish_correct()
-        verdict, reason = parse_verdict(reply.text), None
+        verdict, answer_check, reason = parse_verdict(reply.text), reply.row["answer_check"], None
         if reply.finish == "error":
             reason = reply.reason
-        elif verdict["verdict"] != "wrong":
-            reason = "the teacher contradicts the answer check" if verdict["verdict"] == "correct" else "no verdict in the reply"
-        elif not verdict["error_analysis"]:
+        elif verdict["verdict"] == "undecided":
+            reason = "no verdict in the reply"
+        elif verdict["verdict"] != answer_check:
+            reason = f"the teacher contradicts the answer check, which says {answer_check}"
+        elif answer_check == "wrong" and not verdict["error_analysis"]:
             reason = "no analysis"
-        elif gives_away(reply.row, verdict):
+        elif answer_check == "wrong" and gives_away(reply.row, verdict):
             reason = "the explanation gives the answer away"
-        fields = {"status": "undecided" if reason else "wrong", "error_step": verdict["error_step"], "error_analysis": verdict["error_analysis"]}
+        fields = {"status": "undecided" if reason else answer_check, "error_step": verdict["error_step"], "error_analysis": verdict["error_analysis"]}
         yield reply.row | fields | {"judge_reply": reply.text, "judge_tokens": [reply.prompt_tokens, reply.tokens]} | ({"reason": reason} if reason else {})
     yield from finish_correct()
 

@@ -41,6 +41,7 @@ EPOCHS="${EPOCHS:-$(toy_or 3 1)}"; DISTILL_EPOCHS="${DISTILL_EPOCHS:-$(toy_or 10
 LR="${LR:-$(toy_or 1e-3 1e-5)}"; BATCH="${BATCH:-$(toy_or 16 128)}"; MICRO_BATCH="${MICRO_BATCH:-$(toy_or 16 4)}"
 ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths train the ORM; empty: all toy problems; D0, 15000 at most, of real ones
 ORM_SAMPLES="${ORM_SAMPLES:-4}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:-4}"   # paths a problem: sampled; kept of each kind
+ORM_CHECK_CORRECT="${ORM_CHECK_CORRECT:-$(toy_or 1 0)}"   # 1: the teacher is asked about correct paths too, and those with a wrong step (right by luck) are left out
 ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 3 1)}"; ORM_LR="${ORM_LR:-$LR}"
 DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and its size, run nothing
 
@@ -48,6 +49,7 @@ die() { echo "error: $*" >&2; exit 2; }
 for name in ROUNDS SAMPLES GPUS; do [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name: ${!name}: must be a whole number of at least 1"; done
 for name in LIMIT SEED RETRY_UNDECIDED; do [[ ${!name} =~ ^[0-9]+$ ]] || die "$name: ${!name}: must be a whole number"; done
 [[ -z $DISTILL || $DISTILL =~ ^[1-9][0-9]*$ ]] || die "DISTILL: $DISTILL: must be a whole number of at least 1"
+[[ $ORM_CHECK_CORRECT =~ ^[01]$ ]] || die "ORM_CHECK_CORRECT: $ORM_CHECK_CORRECT: must be 0 or 1"
 for name in ACCEPT REFLECT_ACCEPT; do [[ ${!name} =~ ^(orm|answer|both)$ ]] || die "$name: ${!name}: must be orm, answer or both"; done
 [[ $ORM != none || $ACCEPT$REFLECT_ACCEPT == answeranswer ]] || die "ORM: none: goes with ACCEPT=answer and REFLECT_ACCEPT=answer only"
 [[ $REFLECT =~ ^(final|every|none)$ ]] || die "REFLECT: $REFLECT: must be final, every or none"
@@ -103,7 +105,7 @@ if [[ $DRY_RUN != 1 ]]; then
   mkdir -p "$run"
   exec 9> "$run/.lock"; flock -n 9 || die "$run is being written by another call; wait for it or choose another RUN"
   settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT REFLECT_ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
-    MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
+    MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_CHECK_CORRECT ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
   $PYTHON common.py "$run/config.json" "${settings[@]}"  # refuses a run with other settings
 fi
 
@@ -134,7 +136,7 @@ if [[ -z $ORM ]]; then
   step "$run/orm/samples.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES)) $(launch) 01_sample.py --input "$run/problems.jsonl" --output "$run/orm/samples.jsonl" --model "$run/round_0/model" \
     --draw "$ORM_PROBLEMS" --samples "$ORM_SAMPLES" --temperature "$TEMPERATURE" --top-p "$TOP_P" --origin orm "${generate[@]}"
   step "$run/orm/annotated.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES / 2)) $(launch TEACHER) 02_verify.py --annotate --input "$run/orm/samples.jsonl" \
-    --balance-with "$run/round_0/verified.jsonl" --output "$run/orm/annotated.jsonl" --model TEACHER --seed "$SEED" --max-pixels "$MAX_PIXELS"
+    --balance-with "$run/round_0/verified.jsonl" $([[ $ORM_CHECK_CORRECT == 0 ]] || echo --check-correct) --output "$run/orm/annotated.jsonl" --model TEACHER --seed "$SEED" --max-pixels "$MAX_PIXELS"
   step "$run/orm/model" 0 $(launch) 04_finetune.py --orm --input "$run/orm/annotated.jsonl" "$run/round_0/verified.jsonl" --output "$run/orm/model" --train-file "$run/orm/train.jsonl" "${finetune[@]}" \
     --init base --epochs "$ORM_EPOCHS" --lr "$ORM_LR" --per-problem "$ORM_PER_PROBLEM"
 fi

@@ -218,6 +218,26 @@ def test_decide(stage, policy, answer, orm, status):
     assert stage("02_verify").decide(policy, answer, orm) == status
 
 
+@pytest.mark.parametrize("check_correct, statuses", [(False, ["correct", "correct", "wrong", "undecided"]), (True, ["correct", "undecided", "wrong", "undecided"])])
+def test_annotations_that_contradict_the_answer_check_are_dropped(stage, check_correct, statuses):
+    """A right path, one right by luck, a wrong one with its mistake, a wrong one that the teacher calls right."""
+    args = argparse.Namespace(workers=1, check_correct=check_correct, seed=0)
+    says = {"luck": "WRONG", "wrong": "WRONG"}
+    rows = [{"id": name, "question": "?", "images": [], "sample": 0, "response": f"The answer is {number}.", "answer": "5", "finish": "stop"}
+            for name, number in (("right", 5), ("luck", 5), ("wrong", 6), ("praised", 7))]  # fmt: skip
+    asked = []
+
+    def generate(requests):
+        for request in requests:
+            asked.append(request.row["id"])
+            yield engine.Reply(request.row, 0, json.dumps({"status": says.get(asked[-1], "CORRECT"), "error_step": "1", "error_analysis": "No."}))
+
+    found = {row["id"]: row for row in stage("02_verify").annotate(args, iter(rows), generate)}
+    assert [found[row["id"]]["status"] for row in rows] == statuses
+    assert set(asked) == ({"wrong", "praised"} | ({"right", "luck"} if check_correct else set()))
+    assert "contradicts the answer check" in found["praised"]["reason"] and found["wrong"]["error_analysis"] == "No."
+
+
 @pytest.mark.parametrize(
     "analysis, response, leaks",
     [
