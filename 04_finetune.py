@@ -393,7 +393,10 @@ def save_model(accelerator, model, spec: str, part: Path) -> None:
     if accelerator.is_main_process:
         if accelerator.mixed_precision == "bf16":
             state = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        accelerator.unwrap_model(model).save_pretrained(part, state_dict=state)
+        model = accelerator.unwrap_model(model)
+        for name in getattr(model, "all_tied_weights_keys", {}):  # stored once: the other name says where
+            state.pop(name, None)
+        model.save_pretrained(part, state_dict=state)
         copy_processor(spec, part)
     accelerator.wait_for_everyone()
 
