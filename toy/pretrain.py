@@ -36,6 +36,7 @@ from common import JUDGE_PROMPT, SOLVE_PROMPT, fill, question_text
 WORD_FAMILIES = [
     "rectangle_area", "rectangle_perimeter", "triangle_perimeter", "triangle_angle", "bars_difference", "bars_total",
 ]  # fmt: skip
+PICTURES = [*toy.FAMILIES, *["points_area"] * 5]  # to describe: heights in a coordinate plane are learnt last, so these are shown more often
 IMAGE_TOKENS = (toy.CELLS) ** 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 CHAT_TEMPLATE = (
@@ -78,7 +79,7 @@ def describe(rng: random.Random) -> Example:
 
 
 def draw_description(rng: random.Random) -> tuple:
-    name = rng.choice(list(toy.FAMILIES))
+    name = rng.choice(PICTURES)
     record, numbers, canvas = toy.make_problem(name, rng)
     return canvas, record, f"The picture shows {toy.FAMILIES[name].facts.format(**numbers)}."
 
@@ -94,6 +95,28 @@ def one_sum(rng: random.Random) -> tuple[str, int]:
 def calculate(rng: random.Random) -> Example:
     sums = [one_sum(rng) for _ in range(rng.randint(3, 6))]
     return Example(None, "\n".join(f"{left} ?" for left, _ in sums), "\n".join(f"{left} {right}." for left, right in sums))
+
+
+def sum_with_choices(rng: random.Random) -> tuple[str, list[str], list[str]]:
+    """(a sum to choose the result of, its solution's lines, the lines of one that goes wrong in the sum or the letter)"""
+    left, result = one_sum(rng)
+    options = toy.draw_options(result, rng)
+    letter = "ABCD"[options.index(str(result))]
+    other = rng.choice([name for name in "ABCD" if name != letter])
+    said = rng.choice([result, int(options["ABCD".index(other)])])
+    lines = [[f"{left} {value}.", f"The answer to this problem is {name}."] for value, name in ((result, letter), (said, other))]
+    return question_text({"question": f"{left} ?", "options": options}), *lines
+
+
+def choose(rng: random.Random) -> Example:
+    question, right, _ = sum_with_choices(rng)
+    return Example(None, question, "\n".join(right))
+
+
+def check_choice(rng: random.Random) -> Example:
+    question, right, wrong = sum_with_choices(rng)
+    example = check_lines(None, right, rng.choice([right, wrong]))
+    return example._replace(text=f"{question}\n\n{example.text}")
 
 
 def in_words(rng: random.Random) -> tuple:
@@ -131,7 +154,7 @@ def check_sums(rng: random.Random) -> Example:
 
 
 def check_description(rng: random.Random) -> Example:
-    name = rng.choice(list(toy.FAMILIES))
+    name = rng.choice(PICTURES)
     family = toy.FAMILIES[name]
     _, numbers, canvas = toy.make_problem(name, rng)
     right = f"The picture shows {family.facts.format(**numbers)}."
@@ -188,7 +211,7 @@ def check_words(rng: random.Random) -> Example:
 
 def check_picture(rng: random.Random) -> Example:
     """A description and sums that have nothing to do with it; half of the time one line is wrong."""
-    name = rng.choice(list(toy.FAMILIES))
+    name = rng.choice(PICTURES)
     family = toy.FAMILIES[name]
     _, numbers, canvas = toy.make_problem(name, rng)
     sums = [one_sum(rng) for _ in range(rng.choice([0, 1, 2, 3]))]
@@ -203,8 +226,8 @@ def check_picture(rng: random.Random) -> Example:
 
 EASY_TASKS = [(describe_briefly, 0.3), (calculate, 0.15), (check_sums, 0.35), (check_description, 0.2)]
 TASKS = [
-    (describe_briefly, 0.10), (describe, 0.08), (calculate, 0.08), (solve_words, 0.12),
-    (check_sums, 0.10), (check_description, 0.14), (check_words, 0.24), (check_picture, 0.14),
+    (describe_briefly, 0.12), (describe, 0.07), (calculate, 0.06), (choose, 0.06), (solve_words, 0.12),
+    (check_sums, 0.07), (check_choice, 0.06), (check_description, 0.12), (check_words, 0.20), (check_picture, 0.12),
 ]  # fmt: skip
 
 
