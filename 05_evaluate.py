@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Iterator
@@ -23,8 +22,9 @@ from tqdm import tqdm
 
 from answers import AnswerChecker, check_rows
 from benchmarks import RULES, load_problems, parse_columns
-from common import Output, add_model_flags, check_flags, derive_seed, fail, finished, processes, row_key, solve_messages
+from common import add_model_flags, check_flags, derive_seed, fail, processes, row_key, solve_messages
 from engine import Request, open_model
+from output import Output, disk_errors, expected_length, finished, share
 
 EXAMPLES = 10  # of each disagreement between answer check and ORM, kept in a run's metrics.json
 
@@ -59,19 +59,18 @@ def test_problems(args: argparse.Namespace) -> Iterator[dict]:
             yield row | {"benchmark": name}
 
 
-def predict(args: argparse.Namespace, expected: int) -> None:
-    """Write predictions.jsonl: one row a problem and sample."""
-    output = Output(args.output / "predictions.jsonl")
-    todo = expected - len(output.done)
-    if todo:
-        rank, world = processes()
+def predict(args: argparse.Namespace, lengths: dict[tuple[str, str], int]) -> None:
+    """Write predictions.jsonl: one row a problem and sample. `lengths`: of each (benchmark, id)."""
+    output = Output(args.output / "predictions.jsonl", args)
+    missing = {name: [k for k in range(args.samples) if row_key({"benchmark": name[0], "id": name[1], "sample": k}) not in output.done] for name in lengths}
+    mine = share({name: lengths[name] * len(samples) for name, samples in missing.items() if samples})
+    if mine:
         generate = open_model(args.model, args)
 
         def requests() -> Iterator[Request]:
-            for index, row in enumerate(test_problems(args)):
-                missing = [k for k in range(args.samples) if row_key(row | {"sample": k}) not in output.done]
-                if missing and index % world == rank:
-                    yield Request(row, solve_messages(row), {k: derive_seed(args.seed, "evaluate", row["id"], k) for k in missing})
+            for row in test_problems(args):
+                if (name := (row["benchmark"], row["id"])) in mine:
+                    yield Request(row, solve_messages(row), {k: derive_seed(args.seed, "evaluate", row["id"], k) for k in missing[name]})
 
         def rows() -> Iterator[dict]:
             for reply in generate(requests()):
@@ -79,11 +78,13 @@ def predict(args: argparse.Namespace, expected: int) -> None:
                                    "prompt_tokens": reply.prompt_tokens, "model": args.model, "seed": reply.seed} | ({"reason": reply.reason} if reply.reason else {})  # fmt: skip
 
         with AnswerChecker() as checker:
-            for row in tqdm(check_rows(rows(), args.workers), total=todo, desc="evaluate", unit="answer", disable=None):
+            for row in tqdm(check_rows(rows(), args.workers), total=sum(len(missing[name]) for name in mine), desc="evaluate", unit="answer", disable=None):
                 if row["benchmark"] in RULES:
                     row["official"] = row["finish"] != "error" and RULES[row["benchmark"]](row, checker.same)
                 output.write(row)
-    output.finish(expected)
+    output.finish(len(lengths) * args.samples)
+    if processes()[0] == 0:
+        output.wait()
 
 
 # ---------------------------------------------------------------- figures
@@ -151,16 +152,16 @@ def read_json_rows(path: Path) -> Iterator[dict]:
 
 def evaluate(args: argparse.Namespace) -> None:
     target = args.output / "metrics.json"
+    if args.retry_errors and (args.output / "predictions.jsonl").exists() and not finished(args.output / "predictions.jsonl", retry_errors=True):
+        target.unlink(missing_ok=True)
     if finished(target):
         return
-    expected = sum(1 for _ in test_problems(args)) * args.samples  # checks every row before a model is loaded
+    lengths = {(row["benchmark"], row["id"]): expected_length(row) for row in test_problems(args)}  # checks every row before a model is loaded
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "predictions.jsonl").exists():
-        predict(args, expected)
+        predict(args, lengths)
     if processes()[0]:
         return
-    while not (args.output / "predictions.jsonl").exists():  # other processes are not done; the launcher ends all if one fails
-        time.sleep(1)
     needed = ("id", "sample", "benchmark", "extracted", "answer_check", "rule", "finish", "subject", "source", "official")
     by_name = defaultdict(list)
     for row in read_json_rows(args.output / "predictions.jsonl"):
@@ -276,4 +277,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with disk_errors():
+        main()

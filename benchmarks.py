@@ -25,7 +25,8 @@ from typing import Callable, Iterator
 from tqdm import tqdm
 
 from answers import LETTERS
-from common import PLACEHOLDERS, check_row, fail, finished, open_image, read_rows, relative_images
+from common import PLACEHOLDERS, check_row, fail, open_image, read_rows, relative_images
+from output import disk_errors, finished
 
 FIELDS = ("id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level")
 
@@ -282,4 +283,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with disk_errors():
+        main()

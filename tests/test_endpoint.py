@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+import endpoint
 import engine
 
 
@@ -54,16 +55,18 @@ def good(number, body):
     return 200, {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}, {}
 
 
-def ask_all(server, count=20, concurrency=16):
-    args = argparse.Namespace(temperature=0.0, top_p=1.0, top_k=0, max_tokens=12, max_pixels=1000, concurrency=concurrency)
+LIMITS = {"timeout": 5.0, "max_requests": 0, "max_cost": 0.0, "spent": None}
+
+
+def ask_all(server, count=20, concurrency=16, **limits):
+    args = argparse.Namespace(temperature=0.0, top_p=1.0, top_k=0, max_tokens=12, max_pixels=1000, concurrency=concurrency, **LIMITS | limits)
     requests = (engine.Request({"id": str(k), "images": []}, [{"role": "user", "content": f"q{k}"}], {0: k}) for k in range(count))
     return {reply.row["id"]: reply for reply in engine.open_model(server.spec, args)(requests)}
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    pause = time.sleep
-    monkeypatch.setattr(engine.time, "sleep", lambda seconds: pause(min(seconds, 0.02)))
+    monkeypatch.setattr(endpoint.random, "uniform", lambda low, high: 0.01)
 
 
 def test_many_requests_are_in_flight(monkeypatch):
@@ -77,7 +80,7 @@ def test_many_requests_are_in_flight(monkeypatch):
 @pytest.mark.parametrize(
     "fault",
     [
-        (429, {}, {"Retry-After": "1"}),
+        (429, {}, {"Retry-After": "0.1"}),
         (500, b"oops", {}),
         (200, b"{not json", {}),
         (200, {"choices": []}, {}),

@@ -14,6 +14,7 @@ import benchmarks
 import common
 import engine
 import problems as toy
+from output import Output
 
 
 def test_fill_is_one_pass_and_defuses_tokens():
@@ -38,13 +39,13 @@ def test_question_text(options, expected):
 def test_output_resumes_after_a_torn_line(tmp_path):
     path = tmp_path / "out.jsonl"
     rows = [{"id": name, "images": []} for name in "abc"]
-    output = common.Output(path)
+    output = Output(path)
     for row in rows[:2]:
         output.write(row)
-    output.file.close()  # as when its process is killed
+    output.state_file.close()  # as when its process is killed
     with (tmp_path / "out.jsonl.part").open("ab") as file:
         file.write(b'{"id": "c", "ima')
-    again = common.Output(path)
+    again = Output(path)
     assert again.done == {common.row_key(row) for row in rows[:2]}
     again.write(rows[2])
     again.finish(3)
@@ -52,16 +53,18 @@ def test_output_resumes_after_a_torn_line(tmp_path):
 
 
 def test_unfinished_output_keeps_its_part(tmp_path):
-    output = common.Output(tmp_path / "out.jsonl")
+    output = Output(tmp_path / "out.jsonl")
     output.write({"id": "a", "images": []})
-    output.finish(2)
+    with pytest.raises(SystemExit) as ended:
+        output.finish(2)
+    assert ended.value.code == 3
     assert not (tmp_path / "out.jsonl").exists() and (tmp_path / "out.jsonl.part").exists()
 
 
 def test_a_second_writer_is_refused(tmp_path, capsys):
-    first = common.Output(tmp_path / "out.jsonl")
+    first = Output(tmp_path / "out.jsonl")
     with pytest.raises(SystemExit):
-        common.Output(tmp_path / "out.jsonl")
+        Output(tmp_path / "out.jsonl")
     assert "is being written by another process" in capsys.readouterr().err
     first.finish(0)
 
