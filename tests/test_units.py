@@ -12,6 +12,7 @@ from PIL import Image
 import answers
 import benchmarks
 import common
+import endpoint
 import engine
 import problems as toy
 from output import Output
@@ -396,8 +397,8 @@ def test_hub_rows_write_pictures_once(tmp_path, run):
 def test_data_url_keeps_small_files(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     Image.new("RGB", (900, 900)).save(tmp_path / "b.bmp")
-    assert engine.data_url(str(tmp_path / "a.png"), 1000).startswith("data:image/png;base64,")
-    assert engine.data_url(str(tmp_path / "b.bmp"), 1000).startswith("data:image/png;base64,")
+    assert endpoint.data_url(str(tmp_path / "a.png"), 1000).startswith("data:image/png;base64,")
+    assert endpoint.data_url(str(tmp_path / "b.bmp"), 1000).startswith("data:image/png;base64,")
 
 
 def test_teacher_answers_the_three_prompts(toy_world, stage):
