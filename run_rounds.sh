@@ -182,7 +182,7 @@ mode=run; [[ $DRY_RUN != 1 ]] || mode=dry
 if [[ $mode == dry ]]; then evolution; exit; fi
 
 mkdir -p "$run" && touch "$run/.lock" || die "$run: cannot be written; see above"
-exec 9>> "$run/.lock"; flock -n 9 || die "$run is being written by another call; wait for it or choose another RUN"
+exec 9>> "$run/.lock"; flock -w 5 9 || die "$run is being written by another call; wait for it or choose another RUN"
 settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT REFLECT_ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
   MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_CHECK_CORRECT ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
 machine=(); for name in GPUS LAUNCH ROWS MICRO_BATCH CONCURRENCY TIMEOUT MAX_REQUESTS MAX_COST; do machine+=("$name=${!name}"); done
