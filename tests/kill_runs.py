@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BUDGET = dict(LIMIT="16", ROUNDS="1", SAMPLES="2", DISTILL="10", EPOCHS="1", DISTILL_EPOCHS="2", ORM_EPOCHS="1", ORM_PROBLEMS="10", ORM_SAMPLES="2", MAX_TOKENS="64")
+BUDGET = dict(LIMIT="20", ROUNDS="1", SAMPLES="2", DISTILL="13", EPOCHS="1", DISTILL_EPOCHS="4", ORM_EPOCHS="1", ORM_PROBLEMS="14", ORM_SAMPLES="2", MAX_TOKENS="96")
 HANG = 900  # seconds after which a call is taken to hang
 
 

@@ -11,10 +11,10 @@ def test_the_loop_runs_to_its_end(small_run):
     folder = ROOT / "runs" / "test-loop"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert [stage["stage"] for stage in metrics["stages"]] == ["base", "round_0", "round_1", "final"]
-    assert all(stage["benchmarks"]["toy_test"]["n"] == 16 for stage in metrics["stages"])
+    assert all(stage["benchmarks"]["toy_test"]["n"] == 20 for stage in metrics["stages"])
     assert not list(folder.rglob("*.part"))
     rows = [json.loads(line) for line in (folder / "problems.jsonl").read_text().splitlines()]
-    assert len(rows) == 16
+    assert len(rows) == 20
 
 
 def test_records_grow_field_by_field(small_run):
@@ -36,7 +36,7 @@ def test_solved_problems_are_not_sampled_again(small_run):
     folder = ROOT / "runs" / "test-loop"
     solved = {row["id"] for row in read_rows(folder / "round_0" / "verified.jsonl") if row["status"] == "correct"}
     sampled = {row["id"] for row in read_rows(folder / "round_1" / "samples.jsonl")}
-    assert solved and not solved & sampled and len(solved | sampled) == 16
+    assert solved and not solved & sampled and len(solved | sampled) == 20
 
 
 def test_a_second_call_only_skips(small_run, run):
