@@ -202,13 +202,16 @@ def gives_away(row: dict, verdict: dict) -> bool:
 
 
 def balanced_keys(rows: Iterable[dict], seed: int, more_correct: int) -> set[str]:
-    """Keys of as many wrong paths as correct ones (with `more_correct` from elsewhere), chosen by the seed, no path twice."""
-    keys, seen = defaultdict(list), set()
+    """Keys of as many wrong paths as correct ones (with `more_correct` from elsewhere), chosen by the seed, no path twice.
+
+    By keys, not by their order in the file: a rerun's rows come in another one.
+    """
+    paths = {}
     for row in rows:
-        fingerprint = hash((row["id"], " ".join(row["response"].split())))
-        if row["answer_check"] in ("correct", "wrong") and fingerprint not in seen:
-            seen.add(fingerprint)
-            keys[row["answer_check"]].append(row_key(row))
+        if row["answer_check"] in ("correct", "wrong"):
+            fingerprint = hash((row["id"], " ".join(row["response"].split())))
+            paths[fingerprint] = min(paths.get(fingerprint, ("~", "")), (row_key(row), row["answer_check"]))
+    keys = {check: sorted(key for key, found in paths.values() if found == check) for check in ("correct", "wrong")}
     if not keys["wrong"] or not len(keys["correct"]) + more_correct:
         fail(f"--input: {len(keys['correct'])} correct and {len(keys['wrong'])} wrong paths: the ORM needs both; sample more problems, or more paths a problem")
     rng = random.Random(seed)

@@ -56,22 +56,20 @@ def choose_drafts(args: argparse.Namespace) -> dict[tuple[int, str], tuple[int, 
     Different texts only; paths with a diagnosis first, later rounds before earlier ones. A right answer which the ORM
     rejected is left alone: the prompt says that the answer is certainly wrong.
     """
-    solved, wrong, texts = set(), defaultdict(list), set()
+    solved, wrong = set(), defaultdict(list)
     for number, path in enumerate(args.input):
         for row in read_rows(path, NEEDED, may_be_empty=True):
             if row["status"] == "correct":
                 solved.add(row["id"])
             elif row["status"] == "wrong" and row.get("answer_check") != "correct":
-                text = hash((row["id"], " ".join(row["response"].split())))
-                if text not in texts:
-                    texts.add(text)
-                    wrong[row["id"]].append((not row.get("error_step"), -number, row["sample"], row_key(row), expected_length(row)))
-    open_ids = [name for name in wrong if name not in solved][: args.limit or None]
-    best = {name: sorted(wrong[name])[: args.drafts] for name in open_ids}
-    return {
-        (-number, key): (index, length, row_key({"id": name, "sample": index}))
-        for name, drafts in best.items() for index, (_, number, _, key, length) in enumerate(drafts)
-    }  # fmt: skip
+                text = hash(" ".join(row["response"].split()))
+                wrong[row["id"]].append((not row.get("error_step"), -number, row["sample"], row_key(row), expected_length(row), text))
+    drafts = {}
+    for name in [name for name in wrong if name not in solved][: args.limit or None]:
+        best = {draft[-1]: draft for draft in sorted(wrong[name], reverse=True)}.values()  # the best of each text
+        for index, (_, number, _, key, length, _) in enumerate(sorted(best)[: args.drafts]):
+            drafts[-number, key] = index, length, row_key({"id": name, "sample": index})
+    return drafts
 
 
 def main() -> None:

@@ -103,14 +103,17 @@ def pick_diverse(rows: list[tuple[str, str]], count: int) -> list[str]:
 
 
 def choose_rows(args: argparse.Namespace) -> set[tuple[str, str, int]]:
-    """The (file, id, sample) to train on. Responses are held for one pass only, a problem's worth each."""
+    """The (file, id, sample) to train on, whatever the order of the rows: that differs from call to call."""
     groups, labels = defaultdict(list), ("correct", "wrong") if args.orm else ("correct",)
-    for path in args.input:
+    for number, path in enumerate(args.input):
         for row in read_rows(path, ("id", "question", "sample", "response", "status"), may_be_empty=True):
             explained = row["status"] == "correct" or row.get("error_analysis")  # a judge cannot learn why from nothing
             if row["status"] in labels and explained and row.get("finish", "stop") == "stop" and row["response"].strip():
-                groups[row["status"], row["id"]].append(((str(path), row["id"], row["sample"]), row["response"]))
-    chosen = {label: [key for (status, _), rows in groups.items() if status == label for key in pick_diverse(rows, args.per_problem)] for label in labels}
+                groups[row["status"], row["id"]].append((number, row["sample"], row["response"]))
+    chosen = {label: [] for label in labels}
+    for (status, name), rows in sorted(groups.items()):
+        texts = [((str(args.input[number]), name, sample), response) for number, sample, response in sorted(rows)]
+        chosen[status] += pick_diverse(texts, args.per_problem)
     if args.orm:  # balanced
         count = min(map(len, chosen.values()))
         chosen = {label: random.Random(args.seed).sample(keys, count) for label, keys in chosen.items()}

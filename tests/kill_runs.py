@@ -51,14 +51,14 @@ def kill_every_step(name: str, budget: dict[str, str], seconds: dict[str, int], 
         while process.poll() is None and not killed:
             steps = begun(name)
             if len(steps) > seen and left[steps[-1]] and kills.total() < limit:
-                seen = len(steps)
-                time.sleep(rng.uniform(0.0, 1.1) * (seconds[steps[-1]] + 1))
+                moment = time.monotonic() + rng.uniform(0.0, 1.0) * max(1, seconds[steps[-1]])
+                while time.monotonic() < moment and len(begun(name)) == len(steps) and process.poll() is None:
+                    time.sleep(0.02)
                 left[steps[-1]] -= 1
-                at = begun(name)[-1]  # it may have come to the next one meanwhile
                 killed = process.poll() is None
                 if killed:
                     os.killpg(process.pid, signal.SIGKILL)
-                    kills[at] += 1
+                    kills[begun(name)[-1]] += 1
             if time.monotonic() - start > HANG:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise TimeoutError(f"{name}: a call hangs in {begun(name)[-1]}")

@@ -84,7 +84,10 @@ class Server:
             def log_message(self, *arguments):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Listener(ThreadingHTTPServer):
+            request_queue_size = 128  # connections that wait to be accepted
+
+        self.server = Listener(("127.0.0.1", 0), Handler)
         self.server.daemon_threads, self.server.handle_error = True, lambda *arguments: None
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.spec = f"http://127.0.0.1:{self.server.server_port}/v1#m"

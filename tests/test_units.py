@@ -257,6 +257,24 @@ def test_gives_away(stage, analysis, response, leaks):
     assert stage("02_verify").gives_away(row, {"error_step": None, "error_analysis": analysis}) == leaks
 
 
+def test_what_is_chosen_does_not_hang_on_the_order_of_the_rows(stage, tmp_path):
+    """Replies arrive in another order each time, and after a kill in yet another one."""
+    rows = [
+        {"id": f"p{k // 4}", "sample": k % 4, "question": "Q", "images": [], "answer": "1", "response": f"r{k % 3} {k}" if k % 5 else "same", "finish": "stop",
+         "status": ("correct", "wrong")[k % 2], "answer_check": ("correct", "wrong")[k % 2], "error_step": None, "error_analysis": "a" if k % 3 else None}
+        for k in range(48)
+    ]  # fmt: skip
+    chosen = []
+    for seed in range(3):
+        random.Random(seed).shuffle(rows)
+        path = write_rows(tmp_path / "v.jsonl", rows)
+        orm, student = (stage("04_finetune").choose_rows(argparse.Namespace(input=[path], orm=orm, per_problem=1, seed=0)) for orm in (True, False))
+        unsolved = write_rows(tmp_path / "w.jsonl", [row for row in rows if row["status"] == "wrong"])
+        drafts = stage("03_reflect").choose_drafts(argparse.Namespace(input=[unsolved], drafts=1, limit=0))
+        chosen.append((orm, student, drafts, stage("02_verify").balanced_keys(rows, 0, 0)))
+    assert chosen[0] == chosen[1] == chosen[2] and all(chosen[0])
+
+
 def test_pick_diverse(stage):
     rows = [("a", "x is 1 + 2"), ("b", "x  is 1 + 2"), ("c", "x is 1 + 3"), ("d", "quite another way")]
     assert stage("04_finetune").pick_diverse(rows, 2) == ["a", "d"]
