@@ -254,6 +254,8 @@ def setup_kernels(threads: int = 0) -> tuple[str, object, str]:
         torch.set_num_threads(threads)
     if torch.cuda.is_available():
         device, dtype = f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.bfloat16
+        if int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
+            fail(f"more processes than the {torch.cuda.device_count()} GPUs of this machine; start fewer (GPUS)")
         torch.cuda.set_device(device)
         attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
         name = torch.cuda.get_device_name()

@@ -133,12 +133,12 @@ def main() -> None:
     if other := [f"{name} was {old}, is {made_with[1].get(name)}" for name, old in made_with[0].items() if made_with[1].get(name) != old]:
         print(f"note: {path}: {'; '.join(other)}", file=sys.stderr)
     failed = {out for out in plan if holds_errors(out)} if args.retry_errors else set()
-    stale = [out for out in stale_outputs(plan, begun, {*edited, *failed}) if is_there(out)]
-    if stale and (args.force or failed):
-        print(f"{'; '.join(changed) or ('what they were read by' if failed else 'the commands have changed')}; starts anew: {' '.join(stale)}", flush=True)
+    stale = [out for out in stale_outputs(plan, begun if args.force else plan, {*edited, *failed}) if is_there(out)]
+    if stale:
+        print(f"{'; '.join(changed) or ('rows that failed are tried again' if failed else 'the commands have changed')}; starts anew: {' '.join(stale)}", flush=True)
         for out in reversed(stale):  # a kill in between leaves the first ones, and the settings that they were made with
             remove(out)
-    for out in failed - set(stale):
+    for out in sorted(failed - set(stale)):
         print(f"{rows_file(out)}: tries again the rows that failed", flush=True)
         rows_file(out).replace(f"{rows_file(out)}.part")
         Path(out).unlink(missing_ok=True)

@@ -124,9 +124,9 @@ def open_endpoint(spec: str, args: argparse.Namespace) -> Callable[..., Iterator
     stop = threading.Event()  # nothing more is asked
 
     def work(jobs: queue.SimpleQueue, outcomes: queue.SimpleQueue, temperature: float) -> None:
-        while True:
+        while (job := jobs.get()) is not None:
             try:
-                outcomes.put(ask(client, endpoint, *jobs.get(), temperature, args, budget, stop))
+                outcomes.put(ask(client, endpoint, *job, temperature, args, budget, stop))
             except BaseException as error:  # shown by the main thread
                 outcomes.put(error)
 
@@ -170,6 +170,8 @@ def open_endpoint(spec: str, args: argparse.Namespace) -> Callable[..., Iterator
             yield from failed
         if stop.is_set():
             print(f"stopped: --model: {spec}: {why}" if why else f"stopped: {budget.reached()}; call again{' with more' if args.spent else ''} to go on", file=sys.stderr)
+        for _ in range(args.concurrency):
+            jobs.put(None)
 
     return generate
 

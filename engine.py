@@ -11,7 +11,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Callable, Iterable, Iterator
 
-from common import chat_parts, check_model, encode_prompts, fail, is_endpoint, load_model, load_processor, open_image, setup_kernels
+from common import chat_parts, check_model, encode_prompts, is_endpoint, load_model, load_processor, open_image, setup_kernels
 
 LOOK_AHEAD = 16  # batches of requests that are sorted by length together
 
