@@ -131,6 +131,8 @@ def open_endpoint(spec: str, args: argparse.Namespace) -> Callable[..., Iterator
                 outcomes.put(error)
 
     def generate(requests: Iterable[Request], temperature: float = args.temperature) -> Iterator[Reply]:
+        if stop.is_set():  # by an earlier call
+            return
         waiting, answered, failed, why = 0, False, [], None  # failed: since the last answer; held back, they may be the endpoint's fault
         todo = ((request, sample, seed) for request in requests for sample, seed in request.seeds.items())
         jobs, outcomes = queue.SimpleQueue(), queue.SimpleQueue()
