@@ -120,7 +120,7 @@ class Output:
             with self.part.open("rb") as file:
                 count = sum(1 for _ in file)
             if count >= expected:
-                self.state_path.unlink()
+                self.state_path.unlink(missing_ok=True)
                 replace(self.part, self.path)
                 return True
         if processes()[1] == 1:
