@@ -37,7 +37,7 @@ from benchmarks import load_problems, parse_columns
 from common import Output, check_flags, fail, finished, open_image, read_rows, row_key
 
 HASH_SIDE, HASH_LIMIT = 16, 16  # cells a side of the perceptual hash; grey levels that any cell may differ
-LIMIT = 24  # levels of brightness or colour that two pictures may differ at any place; below 96 pixels a quarter of the longer side: small print blurs
+LIMIT = 28  # levels of brightness or colour that two pictures may differ at any place; below 112 pixels a quarter of the longer side: small print blurs
 COMPARED_SIDE = 1024  # pixels of the longer side, at most
 BLUR = (1.0, 3.0, 3.0)  # pixels: of brightness and of the two colours, which JPEG stores coarsely
 BLANK = 16  # grey levels between the brightest and the darkest pixel; less is a picture of one colour
