@@ -43,7 +43,8 @@ MAX_LINE = 16 << 20  # bytes of a row; a longer line is refused unread
 
 def fail(message: str) -> NoReturn:
     """End the command with one line on stderr and exit code 2: a mistake that the user can mend."""
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    message = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in " ".join(message.splitlines()))  # data may steer a terminal
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -330,7 +331,7 @@ def image_problem(path: Path) -> str | None:
     """What is wrong with a picture, by its header, or None. It may lie anywhere, behind links too."""
     from PIL import Image, UnidentifiedImageError
 
-    if re.match(r"(https?|data|file):", path.name) or re.search(r"(^|/)(https?|file):/", str(path)):
+    if re.search(r"(^|/)(https?|file|data):", str(path)):
         return "a picture is read from a file; download it and write its path"
     try:
         if not path.exists():
@@ -397,14 +398,13 @@ def check_model(spec: str, name: str = "--model") -> None:
         refuse("an endpoint is written http://host:port/v1#model-name")
     folder = Path(spec)
     if not folder.is_dir():
-        if folder.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+        if folder.exists() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", spec):
             refuse("no such folder; give a model folder, a hub id (owner/name) or http://host:port/v1#model-name")
         return  # a hub id
     if not (folder / "config.json").is_file():
         refuse("no config.json in it; is it a model folder?")
     config = read_object(folder / "config.json", refuse)
-    seen = any(re.search(r"vision|visual|image|patch|vit_|vq_|vlm", key) for key in (*config, str(config.get("model_type"))))
-    if not seen and "auto_map" not in config:  # remote code may see without saying so
+    if not reads_pictures(config):
         refuse(f"a {(config.get('architectures') or ['model'])[0]} that reads no pictures, by its config.json; give an image-text-to-text model")
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
@@ -417,6 +417,11 @@ def check_model(spec: str, name: str = "--model") -> None:
     for shard in shards:
         if problem := weights_problem(shard):
             refuse(f"{shard.name}: {problem}; download it again")
+
+
+def reads_pictures(config: dict) -> bool:
+    """Whether a model's config.json speaks of pictures, or of remote code, which may see without saying so."""
+    return "auto_map" in config or any(re.search(r"vision|visual|image|patch|vit_|vq_", name) for name in (*config, str(config.get("model_type"))))
 
 
 def read_object(path: Path, refuse: Callable[[str], NoReturn]) -> dict:

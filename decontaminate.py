@@ -2,7 +2,7 @@
 
 A problem is contaminated by a test problem, and `why` says so, if
   pixels    a picture of both decodes to the same pixels, whatever is asked about it;
-  picture   a picture of both looks the same: re-encoded, resized or both. First the perceptual hash (16 x 16 grey levels) must agree, then
+  picture   a picture of both looks the same: re-encoded, resized or both. First the perceptual hash (24 x 24 grey levels) must agree, then
             the two pictures themselves, brought to one size and blurred by a pixel: one other digit in a drawing is told apart;
   text      question and options are the same, their order, case, width and white space aside, and at least one of the two has no picture.
 The same words under two different pictures are two problems. A picture of one colour says nothing and counts as none.
@@ -36,7 +36,7 @@ from tqdm import tqdm
 from benchmarks import load_problems, parse_columns
 from common import Output, check_flags, fail, finished, open_image, read_rows, row_key
 
-HASH_SIDE, HASH_LIMIT = 16, 16  # cells a side of the perceptual hash; grey levels that any cell may differ
+HASH_SIDE, HASH_LIMIT = 24, 20  # cells a side of the perceptual hash; grey levels that any cell may differ
 LIMIT = 28  # levels of brightness or colour that two pictures may differ at any place; below 112 pixels a quarter of the longer side: small print blurs
 COMPARED_SIDE = 1024  # pixels of the longer side, at most
 BLUR = (1.0, 3.0, 3.0)  # pixels: of brightness and of the two colours, which JPEG stores coarsely
@@ -83,13 +83,18 @@ def fingerprint(path: str) -> Fingerprint | None:
 
 
 def picture_distance(one: str, other: str) -> tuple[int, float]:
-    """(how far two pictures differ where they differ most, 0 ... 255; how far the same picture may)"""
+    """(how far two pictures differ where they differ most, 0 ... 255; how far the same picture may). Colours are looked at if brightness agrees."""
     images = [open_image(path, max_pixels=0) for path in (one, other)]
     size = np.minimum(images[0].size, images[1].size)  # a copy may be stretched: each side is brought to the smaller one
     width, height = np.maximum(1, np.rint(size * min(1, COMPARED_SIDE / size.max()))).astype(int).tolist()
     channels = [image.resize((width, height), Image.Resampling.BICUBIC).convert("YCbCr").split() for image in images]
-    blurred = [[np.asarray(channel.filter(ImageFilter.GaussianBlur(blur)), np.int16) for channel, blur in zip(picture, BLUR)] for picture in channels]
-    return max(int(np.abs(ours - theirs).max()) for ours, theirs in zip(*blurred)), min(LIMIT, max(width, height) / 4)
+    limit, distance = min(LIMIT, max(width, height) / 4), 0
+    for ours, theirs, blur in zip(*channels, BLUR):
+        ours, theirs = (np.asarray(channel.filter(ImageFilter.GaussianBlur(blur)), np.int16) for channel in (ours, theirs))
+        distance = max(distance, int(np.abs(ours - theirs).max()))
+        if distance > limit:
+            break
+    return distance, limit
 
 
 def normalised(text: object) -> str:
@@ -130,7 +135,7 @@ class HeldOut:
     def near(self, ours: Fingerprint) -> list[tuple[dict, Fingerprint]]:
         """The pictures whose perceptual hash agrees."""
         numbers = np.arange(len(self.levels))
-        for cells in (slice(8, None, 17), slice(None)):  # the cells of one diagonal rule out most
+        for cells in (slice(0, None, HASH_SIDE + 1), slice(None)):  # the cells of the diagonal rule out most
             theirs, mine = self.levels[numbers, cells], ours.levels[cells]
             numbers = numbers[(np.maximum(theirs, mine) - np.minimum(theirs, mine)).max(1, initial=0) <= HASH_LIMIT]
         return [self.pictures[number] for number in numbers]

@@ -21,6 +21,7 @@ REFLECTOR="${REFLECTOR:-}"                         # who reflects; empty: the te
 DATA="${DATA:-toy/train.jsonl}"                    # problems.jsonl, NAME:PATH or hf:NAME:SPLIT
 COLUMNS_OF_DATA="${COLUMNS:-}"; [[ $COLUMNS_OF_DATA == *=* ]] || COLUMNS_OF_DATA=   # COLUMNS="question=problem images=image" (a shell's own COLUMNS is a width)
 TEST="${TEST:-toy/test.jsonl}"                     # test sets, separated by spaces
+DECONTAMINATE="${DECONTAMINATE:-drop}"             # problems of DATA that TEST holds too: drop, warn (keep and list them), off
 ROUNDS="${ROUNDS:-3}"                              # K, self-evolving rounds
 SAMPLES="${SAMPLES:-$(toy_or 3 8)}"                # paths a problem and round
 DISTILL="${DISTILL:-}"                             # |D0|; empty: 8 % of the toy problems, 30 % of real ones
@@ -46,14 +47,22 @@ ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 3 1)}"; ORM_LR="${ORM_LR:-$LR}"
 DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and its size, run nothing
 
 die() { echo "error: $*" >&2; exit 2; }
-for name in ROUNDS SAMPLES GPUS; do [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name: ${!name}: must be a whole number of at least 1"; done
-for name in LIMIT SEED RETRY_UNDECIDED; do [[ ${!name} =~ ^[0-9]+$ ]] || die "$name: ${!name}: must be a whole number"; done
-[[ -z $DISTILL || $DISTILL =~ ^[1-9][0-9]*$ ]] || die "DISTILL: $DISTILL: must be a whole number of at least 1"
-[[ $ORM_CHECK_CORRECT =~ ^[01]$ ]] || die "ORM_CHECK_CORRECT: $ORM_CHECK_CORRECT: must be 0 or 1"
-for name in ACCEPT REFLECT_ACCEPT; do [[ ${!name} =~ ^(orm|answer|both)$ ]] || die "$name: ${!name}: must be orm, answer or both"; done
+expect() { local pattern=$1 words=$2 name; shift 2; for name in "$@"; do [[ ${!name} =~ ^($pattern)$ ]] || die "$name: ${!name}: must be $words"; done; }  # expect PATTERN WORDS NAME...
+whole='[1-9][0-9]{0,14}' above_0='([0-9]*[1-9][0-9]*\.?[0-9]*|[0-9]*\.0*[1-9][0-9]*)([eE][-+]?[0-9]{1,2})?'
+expect "$whole" "a whole number of at least 1" ROUNDS SAMPLES GPUS MAX_TOKENS MAX_PIXELS ROWS PER_PROBLEM BATCH MICRO_BATCH ORM_SAMPLES ORM_PER_PROBLEM
+expect "($whole)?" "a whole number of at least 1, or empty" DISTILL ORM_PROBLEMS
+expect "0|$whole" "a whole number" LIMIT SEED RETRY_UNDECIDED
+expect "$above_0" "a number above 0" EPOCHS DISTILL_EPOCHS ORM_EPOCHS LR ORM_LR
+expect "0|0?\.0+|$above_0" "a number of at least 0" TEMPERATURE
+expect '0?\.[0-9]*[1-9][0-9]*|1(\.0*)?' "a number in (0, 1]" TOP_P
+expect 'drop|warn|off' "drop, warn or off" DECONTAMINATE
+expect '[01]' "0 or 1" DRY_RUN ORM_CHECK_CORRECT
+[[ $TEMPERATURE =~ [1-9] || $SAMPLES == 1 && ( -n $ORM || $ORM_SAMPLES == 1 ) ]] || die "TEMPERATURE: $TEMPERATURE: several SAMPLES or ORM_SAMPLES would be the same text; set 1.0"
+[[ $TEST =~ [^[:space:]] ]] || die "TEST: is blank; name at least one test set"
+expect 'orm|answer|both' "orm, answer or both" ACCEPT REFLECT_ACCEPT
 [[ $ORM != none || $ACCEPT$REFLECT_ACCEPT == answeranswer ]] || die "ORM: none: goes with ACCEPT=answer and REFLECT_ACCEPT=answer only"
-[[ $REFLECT =~ ^(final|every|none)$ ]] || die "REFLECT: $REFLECT: must be final, every or none"
-[[ $INIT =~ ^(base|previous)$ ]] || die "INIT: $INIT: must be base or previous"
+expect 'final|every|none' "final, every or none" REFLECT
+expect 'base|previous' "base or previous" INIT
 [[ $RUN =~ ^[A-Za-z0-9._-]+$ ]] || die "RUN: $RUN: letters, digits, dot, dash and underscore only"
 
 # The environment: PYTHON, or an active one, or .venv made from requirements.txt.
@@ -104,8 +113,9 @@ fi
 if [[ $DRY_RUN != 1 ]]; then
   mkdir -p "$run"
   exec 9> "$run/.lock"; flock -n 9 || die "$run is being written by another call; wait for it or choose another RUN"
-  settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT REFLECT_ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
+  settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST DECONTAMINATE ROUNDS SAMPLES DISTILL ACCEPT REFLECT_ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
     MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_CHECK_CORRECT ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
+  $PYTHON -c 'import sys, pathlib, benchmarks; [benchmarks.load_problems(source, pathlib.Path()) for source in sys.argv[1:]]' "$DATA" $TEST  # do they exist?
   $PYTHON common.py "$run/config.json" "${settings[@]}"  # refuses a run with other settings
 fi
 
@@ -117,8 +127,11 @@ read -ra tests <<< "$TEST"
 count() { if [[ -f $1 ]]; then wc -l < "$1"; else echo "${LIMIT/#0/$(toy_or 1200 341346)}"; fi; }
 evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" --columns "$COLUMNS_OF_DATA" "${generate[@]}"; }
 
-# D: all problems, checked; the base model's accuracy
-step "$run/problems.jsonl" 0 $PYTHON benchmarks.py --input "$DATA" --output "$run/problems.jsonl" --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
+# D: all problems, checked, without those of the test sets; the base model's accuracy
+data=$run/data.jsonl; [[ $DECONTAMINATE != off ]] || data=$run/problems.jsonl
+step "$data" 0 $PYTHON benchmarks.py --input "$DATA" --output "$data" --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
+[[ $DECONTAMINATE == off ]] || step "$run/problems.jsonl" 0 $PYTHON decontaminate.py --input "$data" --test "${tests[@]}" --output "$run/problems.jsonl" --action "$DECONTAMINATE" \
+  --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
 N=$(count "$run/problems.jsonl"); [[ $DRY_RUN != 1 || ! -f $DATA ]] || { N=$(wc -l < "$DATA"); ((LIMIT == 0 || N < LIMIT)) || N=$LIMIT; }
 DISTILL="${DISTILL:-$((N * $(toy_or 8 30) / 100 + 1))}"
 ORM_PROBLEMS="${ORM_PROBLEMS:-$(toy_or "$N" $((DISTILL < 15000 ? DISTILL : 15000)))}"
