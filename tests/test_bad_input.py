@@ -336,7 +336,7 @@ def test_legal_input_goes_through_a_model(folder, run):
     """Every legal picture, several pictures, none, and a question longer than the context: an error row, not a crash."""
     target = folder / "data of Müller 数据"
     target.mkdir()
-    rows = [problem(id="none", images=[]), problem(id="long", question="How many? " * 20_000), problem(id="two", images=["0.png", "1.png"])]
+    rows = [problem(id="none", images=[]), problem(id="long", question="How many? " * 20_000, images=[]), problem(id="two", images=["0.png", "1.png"])]
     for index, (content, _, _) in enumerate(LEGAL_PICTURES.values()):
         (target / f"{index}.png").write_bytes(content)
         rows.append(problem(id=f"picture/{index} \0", images=[f"{index}.png"]))
