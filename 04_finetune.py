@@ -81,7 +81,7 @@ def target(row: dict, args: argparse.Namespace) -> tuple[list[dict], str]:
     wrong = row["status"] == "wrong"
     reply = {"status": "WRONG" if wrong else "CORRECT"}
     if not args.binary:
-        reply |= {name: row[name] if wrong else None for name in ("error_step", "error_analysis")}
+        reply |= {name: row.get(name) if wrong else None for name in ("error_step", "error_analysis")}
     return judge_messages(row, args.show_answer), harmless(json.dumps(reply, ensure_ascii=False))
 
 
@@ -117,8 +117,7 @@ def choose_rows(args: argparse.Namespace) -> set[tuple[str, str, int]]:
 
 def write_training_file(args: argparse.Namespace, path: Path) -> None:
     """The training rows in the order of the input files, or the rows of a training file as they are."""
-    with Path(args.input[0]).open(encoding="utf-8") as file:
-        ready = '"messages"' in file.readline()
+    ready = "messages" in next(read_rows(args.input[0], check=False, may_be_empty=True), {})
     chosen = None if ready else choose_rows(args)
     part, count = Path(f"{path}.part"), 0
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def read_rows(path: str | Path, required: Iterable[str] = ("id", "question"), ch
             check_row(row, where, required)
             if (key := hash(row_key(row))) in keys:
                 fail(f"{where}: id: {shown(row['id'])}, sample {row.get('sample', '-')} stands already in line {keys[key]}; make it unique")
-            keys[key] = where.rpartition(":")[2]
+            keys[key] = int(where.rpartition(":")[2])
         row["images"] = [str(path.parent.absolute() / image) for image in row.get("images") or []]
         yield row
     if row is None and not may_be_empty:  # a round can have nothing left to sample; a problem file cannot be empty
@@ -344,20 +344,26 @@ def image_problem(path: Path) -> str | None:
             (width, height), mode = image.size, image.mode
     except UnidentifiedImageError:
         return f"not a picture that can be read; save it as one of {', '.join(IMAGE_FORMATS)}"
-    except (OSError, ValueError, SyntaxError) as error:  # ValueError: a path with a NUL or half a surrogate pair
-        return f"not a picture that can be read ({type(error).__name__}); mend the file or its path"
     except Image.DecompressionBombError:
         return f"more than {MAX_IMAGE_PIXELS} pixels; scale it down"
+    except Exception as error:  # a hostile file can make Pillow raise anything, and so can a path with half a surrogate pair
+        return f"not a picture that can be read ({type(error).__name__}); mend the file or its path"
     if mode in ("I", "F"):
         return "pixels of 32 bits, whose white is not known; save it with 8 or 16 bits"
     return None if width * height <= MAX_IMAGE_PIXELS else f"more than {MAX_IMAGE_PIXELS} pixels; scale it down"
 
 
 def open_image(path: str, max_pixels: int):
-    """A picture as RGB: the first frame, turned as its EXIF says, transparency on white, scaled down to at most `max_pixels`.
+    """A picture as RGB: the first frame, turned as its EXIF says, transparency on white, scaled down to at most `max_pixels`. Raises OSError."""
+    try:
+        return decode_image(path, max_pixels)
+    except OSError:
+        raise
+    except Exception as error:  # a hostile file can make Pillow raise anything
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
-    Raises OSError, ValueError or SyntaxError.
-    """
+
+def decode_image(path: str, max_pixels: int):
     from PIL import Image, ImageOps
 
     with warnings.catch_warnings(action="ignore"), Image.open(path, formats=IMAGE_FORMATS) as image:

@@ -72,7 +72,7 @@ def fingerprint(path: str) -> Fingerprint | None:
     """The fingerprint of a picture, or None if it is blank. Raises ValueError, with the path, if it cannot be decoded."""
     try:
         image = open_image(path, max_pixels=0)
-    except (OSError, ValueError, SyntaxError) as error:
+    except OSError as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from error
     grey = image.convert("L")
     low, high = grey.getextrema()

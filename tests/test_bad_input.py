@@ -289,6 +289,25 @@ def test_legal_pictures(tmp_path, case):
         assert image.getpixel((10, 35)) > (250, 250, 250)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
+def test_a_damaged_picture_raises_one_kind_of_error(tmp_path, kind):
+    """What a stage meets mid-run becomes an error record: open_image raises OSError or returns a picture, whatever bytes it is given."""
+    rng, path = np.random.default_rng(0), tmp_path / "picture"
+    whole = np.frombuffer(saved(Image.fromarray(rng.integers(0, 255, (40, 30, 3), np.uint8)), kind), np.uint8)
+    outcomes = set()
+    for _ in range(60):
+        damaged = whole.copy()
+        places = rng.integers(0, min(len(whole), rng.choice([60, len(whole)])), rng.integers(1, 6))
+        damaged[places] = rng.integers(0, 256, len(places))
+        path.write_bytes(damaged[: rng.integers(1, len(whole) + 1)].tobytes() if rng.random() < 0.3 else damaged.tobytes())
+        if common.image_problem(path) is None:
+            try:
+                outcomes.add(common.open_image(str(path), 100_000).mode)
+            except OSError:
+                outcomes.add("error")
+    assert outcomes <= {"RGB", "error"} and outcomes
+
+
 # ---------------------------------------------------------------- legal files
 
 
@@ -591,3 +610,6 @@ def test_every_stage_ends_in_one_line(folder, run, script, flags):
     lines = done.stderr.splitlines()
     assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith(f"error: {path}:2: images: must be a list of paths"), done.stderr
     assert "kernels:" not in done.stdout  # nothing was loaded
+    path.unlink()
+    done = run(script, *[path if flag == "FILE" else flag for flag in flags], "--output", folder / "other")
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {path}: no such file") and len(done.stderr.splitlines()) == 1, done.stderr
