@@ -1,14 +1,16 @@
 """Think again: wrong paths, with the step at which they fail and why, become reconsidered paths.
 
 Reads:  verified.jsonl    id, question, images, answer, sample, response, status, error_step, error_analysis
-Writes: reflected.jsonl   the problem, sample (0 ... drafts-1), response (the new one), draft (the wrong one), draft_of, finish, tokens,
-                          prompt_tokens, model, seed, origin ("reflection"); goes through 02_verify.py again
+Writes: reflected.jsonl   the problem, sample (0 ... drafts-1), response (the new one), draft (the wrong one), draft_of (its verified_in, a
+                          path relative to this file, origin and sample), finish, tokens, prompt_tokens, model, seed, origin ("reflection");
+                          goes through 02_verify.py again
 
     python 03_reflect.py --input verified.jsonl --output reflected.jsonl --model runs/default/round_1/model
     python 03_reflect.py --input round_*/verified.jsonl --output reflected.jsonl --model https://api.openai.com/v1#gpt-4o --drafts 2
 """
 
 import argparse
+import os
 from collections import Counter, defaultdict
 from typing import Iterator
 
@@ -82,14 +84,15 @@ def main() -> None:
     mine = share({place: length for place, (_, length, key) in drafts.items() if key not in output.done})
 
     def requests() -> Iterator[Request]:
-        rows = (((number, row_key(row)), row) for number, path in enumerate(args.input) for row in read_rows(path, NEEDED, check=False, may_be_empty=True))
-        for place, row in rows:
+        rows = (((number, row_key(row)), path, row) for number, path in enumerate(args.input) for row in read_rows(path, NEEDED, check=False, may_be_empty=True))
+        for place, path, row in rows:
             if place in mine:
                 draft = drafts[place][0]
                 prompt = fill(
                     REFLECT_PROMPT, question=question_text(row), response=row["response"],
                     error_step=row.get("error_step") or "not known", error_analysis=row.get("error_analysis") or "none",
                 )  # fmt: skip
+                row["draft_of"] = {"verified_in": os.path.relpath(path, os.path.dirname(args.output) or "."), "origin": row.get("origin"), "sample": row["sample"]}
                 yield Request(row, user_message(prompt, row["images"]), {draft: derive_seed(args.seed, "reflection", row["id"], draft)})
 
     generate = open_model(args.model, args) if mine else lambda requests: iter(())
@@ -99,8 +102,7 @@ def main() -> None:
             row = {name: value for name, value in reply.row.items() if name not in VERIFIED_FIELDS}
             output.write(row | {
                 "sample": reply.sample, "response": reply.text, "draft": reply.row["response"], "finish": reply.finish,
-                "draft_of": {"origin": reply.row.get("origin"), "sample": reply.row["sample"]}, "tokens": reply.tokens,
-                "prompt_tokens": reply.prompt_tokens, "model": args.model, "seed": reply.seed, "origin": "reflection",
+                "tokens": reply.tokens, "prompt_tokens": reply.prompt_tokens, "model": args.model, "seed": reply.seed, "origin": "reflection",
             } | ({"reason": reply.reason} if reply.reason else {}))  # fmt: skip
             counts[reply.finish] += 1
             tokens += reply.tokens

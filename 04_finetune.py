@@ -3,7 +3,9 @@
 Reads:  verified.jsonl   id, question, images, sample, response, status, finish, origin; with --orm also error_step, error_analysis
         (or a training file: rows with messages, images, id, sample, origin)
 Writes: OUTPUT/          a model folder that `from_pretrained` loads, with train_log.jsonl (step, loss, lr, grad_norm, tokens) and training.json
-        train.jsonl      the rows trained on: messages and images as TRL, ms-swift and LLaMA-Factory read them, + id, sample, origin
+        train.jsonl      the rows trained on: messages and images as TRL, ms-swift and LLaMA-Factory read them, + id, sample, origin, and where the
+                         response comes from: model, seed, verified_in (the verified.jsonl with its verdicts), of reflections draft_of (the draft's
+                         verified_in, origin and sample); paths are relative to train.jsonl
 
     python 04_finetune.py --input verified.jsonl --output model --model toy/base --lr 1e-3 --batch-size 32
     accelerate launch --num_processes 8 04_finetune.py --input verified.jsonl --output model --model Qwen/Qwen2-VL-7B-Instruct --freeze-vision
@@ -83,7 +85,7 @@ def target(row: dict, args: argparse.Namespace) -> tuple[list[dict], str]:
     wrong = row["status"] == "wrong"
     reply = {"status": "WRONG" if wrong else "CORRECT"}
     if not args.binary:
-        reply |= {name: row[name] if wrong else None for name in ("error_step", "error_analysis")}
+        reply |= {name: row.get(name) if wrong else None for name in ("error_step", "error_analysis")}
     return judge_messages(row, args.show_answer), harmless(json.dumps(reply, ensure_ascii=False))
 
 
@@ -122,8 +124,7 @@ def choose_rows(args: argparse.Namespace) -> set[tuple[str, str, int]]:
 
 def write_training_file(args: argparse.Namespace, path: Path) -> None:
     """The training rows in the order of the input files, or the rows of a training file as they are."""
-    with Path(args.input[0]).open(encoding="utf-8") as file:
-        ready = '"messages"' in file.readline()
+    ready = "messages" in next(read_rows(args.input[0], check=False, may_be_empty=True), {})
     chosen = None if ready else choose_rows(args)
     part, count = Path(f"{path}.part"), 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,12 +136,21 @@ def write_training_file(args: argparse.Namespace, path: Path) -> None:
                 if not ready:
                     messages, reply = target(row, args)
                     origin = {"origin": row.get("origin", "sample")} | ({"status": row["status"]} if args.orm else {})
-                    row = {"messages": [*messages, {"role": "assistant", "content": reply}], "images": row["images"], "id": row["id"], "sample": row["sample"]} | origin
+                    traced = provenance(row, Path(source), path.parent)
+                    row = {"messages": [*messages, {"role": "assistant", "content": reply}], "images": row["images"], "id": row["id"], "sample": row["sample"]} | origin | traced
                 file.write(json.dumps(relative_images(row, path.parent), ensure_ascii=False) + "\n")
                 count += 1
     if not count:
         fail(f"{args.input[0]}: status: no row to train on; is anything verified as correct{' and as wrong' if args.orm else ''}?")
     part.replace(path)
+
+
+def provenance(row: dict, source: Path, folder: Path) -> dict:
+    """Who wrote a row's response with which seed, and the file of its verdicts; of a reflection also those of its draft. Paths are relative to `folder`."""
+    traced = {"model": row.get("model"), "seed": row.get("seed"), "verified_in": os.path.relpath(source, folder)}
+    if draft := row.get("draft_of"):
+        traced["draft_of"] = draft | {"verified_in": os.path.relpath(source.parent / draft["verified_in"], folder)}
+    return traced
 
 
 class TrainingRows:

@@ -561,14 +561,19 @@ def concluded_letters(text: str, values: list[str]) -> tuple[str | None, set[str
     return (start[0], named) if named else (None, set())
 
 
+def reference_letters(problem: dict) -> set[str]:
+    """The letters of the options that the reference answer names, by letter or by value; none if it is not among them."""
+    values, answer = option_values(problem["options"]), str(problem["answer"]).strip()
+    options = [str(option).strip() for option in problem["options"]]
+    wanted = {letter for letter, option in zip(LETTERS, options, strict=False) if option == answer}
+    return wanted or stated_letters(simplify(answer), values) or letters_of(simplify(answer), values)
+
+
 def check_choice(
     response: str, span: str | None, rule: str, problem: dict, equal: Equal
 ) -> tuple[bool | None, str | None, str]:
     """(verdict, extracted, rule) for multiple choice: the reference is a value, a letter or letters."""
-    values, answer = option_values(problem["options"]), str(problem["answer"]).strip()
-    options = [str(option).strip() for option in problem["options"]]
-    wanted = {letter for letter, option in zip(LETTERS, options, strict=False) if option == answer}
-    wanted = wanted or stated_letters(simplify(answer), values) or letters_of(simplify(answer), values)
+    values, wanted = option_values(problem["options"]), reference_letters(problem)
     if not wanted:
         return None, span, rule
     given = simplify(span) if span else ""

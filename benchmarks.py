@@ -14,6 +14,7 @@ RULES are the benchmarks' own ways to score, beside which 05_evaluate.py reports
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from typing import Callable, Iterator
 from tqdm import tqdm
 
 from answers import LETTERS
-from common import PLACEHOLDERS, check_row, fail, open_image, read_rows, relative_images
+from common import PLACEHOLDERS, check_flags, check_row, fail, json_lines, open_image, read_rows, relative_images, shown
 from output import disk_errors, finished
 
 FIELDS = ("id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level")
@@ -78,20 +79,19 @@ def source_rows(folder: Path, names: tuple[str, ...]) -> Iterator[dict]:
     """Rows of the first of these files that is in the folder: JSON lines, or (.json) a list or an object of rows."""
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
-        fail(f"{folder}: none of {', '.join(names)} in it")
+        fail(f"{folder}: none of {', '.join(names)} in it; give the folder of the benchmark's own files")
     if path.suffix == ".json":
         try:
             rows = json.loads(path.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            fail(f"{path}: not JSON ({error})")
-        yield from rows.values() if isinstance(rows, dict) else rows
-        return
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                fail(f"{path}:{number}: not JSON ({error})")
+        except (ValueError, RecursionError) as error:
+            fail(f"{path}: not JSON ({error}); fetch the file again")
+        rows = [(str(path), row) for row in (rows.values() if isinstance(rows, dict) else rows if isinstance(rows, list) else [rows])]
+    else:
+        rows = json_lines(path)
+    for where, row in rows:
+        if not isinstance(row, dict):
+            fail(f"{where}: a {type(row).__name__} instead of a row; give the benchmark's own file")
+        yield row
 
 
 # ---------------------------------------------------------------- the benchmarks' own rules
@@ -195,8 +195,10 @@ def hub_rows(spec: str, columns: dict[str, str], pictures: Path) -> Iterator[dic
         record["images"] = [save_picture(value, pictures, f"{spec}:{number}") for value in values if value is not None]
         content = json.dumps([record["question"], record["options"], record["images"]], ensure_ascii=False)
         record["id"] = str(record["id"]) if record["id"] is not None else hashlib.sha256(content.encode()).hexdigest()[:16]
-        question = re.sub(rf"\s*(?:{PLACEHOLDERS.pattern})", "", str(record["question"])) if record["images"] else record["question"]
-        yield {name: value for name, value in record.items() if value is not None} | {"question": question.strip(), "source": record["source"] or name}
+        if record["images"] and isinstance(record["question"], str):
+            record["question"] = re.sub(rf"\s*(?:{PLACEHOLDERS.pattern})", "", record["question"]).strip()
+        answer = record["answer"] if record["answer"] != "" else None  # not known
+        yield {name: value for name, value in record.items() if value is not None} | {"question": record["question"], "answer": answer, "source": record["source"] or name}
 
 
 def save_picture(value: object, folder: Path, where: str) -> str:
@@ -228,7 +230,7 @@ def load_problems(spec: str, pictures: Path, columns: dict[str, str] | None = No
     if name == "hf":
         return path.strip("/").replace("/", "_").replace(":", "_"), checked(hub_rows(spec, columns or {}, pictures), spec)
     if name in BENCHMARKS:
-        if not Path(path).is_dir():
+        if not path or not Path(path).is_dir():
             fail(f"{spec}: no folder {path or '(none given)'}; write {name}:PATH")
         return name, checked(BENCHMARKS[name](Path(path)), spec)
     if not Path(spec).is_file():
@@ -246,10 +248,16 @@ def parse_columns(text: str) -> dict[str, str]:
 
 def checked(rows: Iterator[dict], spec: str) -> Iterator[dict]:
     seen = set()
-    for number, row in enumerate(rows, 1):
+    for number in itertools.count(1):
+        try:
+            row = next(rows, None)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # a field of the source that is missing or of another type
+            fail(f"{spec}:{number}: {shown(error)}: the row is not in the source's own form; mend it")
+        if row is None:
+            return
         check_row(row, f"{spec}:{number}", ("id", "question", "answer"))
         if row["id"] in seen:
-            fail(f"{spec}:{number}: id: {row['id']!r} stands there already; make it unique")
+            fail(f"{spec}:{number}: id: {shown(row['id'])} stands there already; make it unique")
         seen.add(row["id"])
         yield row
 
@@ -261,6 +269,7 @@ def main() -> None:
     parser.add_argument("--columns", default="", help='columns of a hub data set, for example "question=problem images=image"')
     parser.add_argument("--limit", type=int, default=0, help="only the first N problems (default %(default)s: all)")
     args = parser.parse_args()
+    check_flags(args)
     if finished(args.output):
         return
     columns = parse_columns(args.columns)
@@ -272,12 +281,12 @@ def main() -> None:
             for image in row["images"]:  # decoded once here, so that no later stage meets a broken file
                 try:
                     open_image(image, max_pixels=0)
-                except (OSError, ValueError, SyntaxError) as error:
+                except OSError as error:
                     fail(f"{args.input}:{count + 1}: images: {image}: cannot be decoded ({error}); repair the file or remove the row")
             file.write(json.dumps(relative_images(row, args.output.parent), ensure_ascii=False) + "\n")
             count += 1
     if not count:
-        fail(f"{args.input}: no problems in it")
+        fail(f"{args.input}: no problems in it; give another source or a larger --limit")
     os.replace(part, args.output)
     print(f"{args.output}: {count} problems from {args.input}")
 

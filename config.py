@@ -20,7 +20,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from common import fail
+from common import check_model, fail
 from output import disk_errors, fingerprint, has_failed, replace
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")
@@ -117,6 +117,9 @@ def provenance() -> dict:
 def main() -> None:
     args = parse_args()
     path = args.run / "config.json"
+    for name, spec in pairs(args.settings).items():
+        if name in ("MODEL", "TEACHER", "ORM", "REFLECTOR") and spec not in ("", "none", "student"):  # some are used only days later
+            check_model(spec, name)
     inputs = {name: fingerprint(name) for name in args.inputs if Path(name).exists()}
     now = {"settings": pairs(args.settings), "machine": pairs(args.machine), "inputs": inputs} | provenance()
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now

@@ -22,6 +22,7 @@ REFLECTOR="${REFLECTOR:-}"                         # who reflects; empty: the te
 DATA="${DATA:-toy/train.jsonl}"                    # problems.jsonl, NAME:PATH or hf:NAME:SPLIT
 COLUMNS_OF_DATA="${COLUMNS:-}"; [[ $COLUMNS_OF_DATA == *=* ]] || COLUMNS_OF_DATA=   # COLUMNS="question=problem images=image" (a shell's own COLUMNS is a width)
 TEST="${TEST:-toy/test.jsonl}"                     # test sets, separated by spaces
+DECONTAMINATE="${DECONTAMINATE:-drop}"             # problems of DATA that TEST holds too: drop, warn (keep and list them), off
 ROUNDS="${ROUNDS:-3}"                              # K, self-evolving rounds
 SAMPLES="${SAMPLES:-$(toy_or 3 8)}"                # paths a problem and round
 DISTILL="${DISTILL:-}"                             # |D0|; empty: 8 % of the toy problems, 30 % of real ones
@@ -52,14 +53,22 @@ FORCE="${FORCE:-0}"                                # 1: go on with other setting
 RETRY_ERRORS="${RETRY_ERRORS:-0}"                  # 1: try again the rows of complete files that failed; what was made from them is made anew
 
 die() { echo "error: $*" >&2; exit 2; }
-for name in ROUNDS SAMPLES GPUS CONCURRENCY; do [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name: ${!name}: must be a whole number of at least 1"; done
-for name in LIMIT SEED RETRY_UNDECIDED MAX_REQUESTS; do [[ ${!name} =~ ^[0-9]+$ ]] || die "$name: ${!name}: must be a whole number"; done
-[[ -z $DISTILL || $DISTILL =~ ^[1-9][0-9]*$ ]] || die "DISTILL: $DISTILL: must be a whole number of at least 1"
-[[ $ORM_CHECK_CORRECT =~ ^[01]$ ]] || die "ORM_CHECK_CORRECT: $ORM_CHECK_CORRECT: must be 0 or 1"
-for name in ACCEPT REFLECT_ACCEPT; do [[ ${!name} =~ ^(orm|answer|both)$ ]] || die "$name: ${!name}: must be orm, answer or both"; done
+expect() { local pattern=$1 words=$2 name; shift 2; for name in "$@"; do [[ ${!name} =~ ^($pattern)$ ]] || die "$name: ${!name}: must be $words"; done; }  # expect PATTERN WORDS NAME...
+whole='[1-9][0-9]{0,14}' above_0='([0-9]*[1-9][0-9]*\.?[0-9]*|[0-9]*\.0*[1-9][0-9]*)([eE][-+]?[0-9]{1,2})?'
+expect "$whole" "a whole number of at least 1" ROUNDS SAMPLES GPUS CONCURRENCY MAX_TOKENS MAX_PIXELS ROWS PER_PROBLEM BATCH MICRO_BATCH ORM_SAMPLES ORM_PER_PROBLEM
+expect "($whole)?" "a whole number of at least 1, or empty" DISTILL ORM_PROBLEMS
+expect "0|$whole" "a whole number" LIMIT SEED RETRY_UNDECIDED MAX_REQUESTS
+expect "$above_0" "a number above 0" EPOCHS DISTILL_EPOCHS ORM_EPOCHS LR ORM_LR TIMEOUT
+expect "0|0?\.0+|$above_0" "a number of at least 0" TEMPERATURE MAX_COST
+expect '0?\.[0-9]*[1-9][0-9]*|1(\.0*)?' "a number in (0, 1]" TOP_P
+expect 'drop|warn|off' "drop, warn or off" DECONTAMINATE
+expect '[01]' "0 or 1" DRY_RUN FORCE RETRY_ERRORS ORM_CHECK_CORRECT
+[[ $TEMPERATURE =~ [1-9] || $SAMPLES == 1 && ( -n $ORM || $ORM_SAMPLES == 1 ) ]] || die "TEMPERATURE: $TEMPERATURE: several SAMPLES or ORM_SAMPLES would be the same text; set 1.0"
+[[ $TEST =~ [^[:space:]] ]] || die "TEST: is blank; name at least one test set"
+expect 'orm|answer|both' "orm, answer or both" ACCEPT REFLECT_ACCEPT
 [[ $ORM != none || $ACCEPT$REFLECT_ACCEPT == answeranswer ]] || die "ORM: none: goes with ACCEPT=answer and REFLECT_ACCEPT=answer only"
-[[ $REFLECT =~ ^(final|every|none)$ ]] || die "REFLECT: $REFLECT: must be final, every or none"
-[[ $INIT =~ ^(base|previous)$ ]] || die "INIT: $INIT: must be base or previous"
+expect 'final|every|none' "final, every or none" REFLECT
+expect 'base|previous' "base or previous" INIT
 [[ $RUN =~ ^[A-Za-z0-9._-]+$ ]] || die "RUN: $RUN: letters, digits, dot, dash and underscore only"
 
 # The environment: PYTHON, or an active one, or .venv made from requirements.txt.
@@ -131,8 +140,11 @@ reflect() {  # reflect FOLDER NAME VERIFIED...: reconsider what is still wrong, 
 }
 
 evolution() {  # Algorithm 1
-  # D: all problems, checked; the base model's accuracy
-  step "$run/problems.jsonl" 0 $PYTHON benchmarks.py --input "$DATA" --output "$run/problems.jsonl" --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
+  # D: all problems, checked, without those of the test sets; the base model's accuracy
+  local data=$run/data.jsonl; [[ $DECONTAMINATE != off ]] || data=$run/problems.jsonl
+  step "$data" 0 $PYTHON benchmarks.py --input "$DATA" --output "$data" --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
+  [[ $DECONTAMINATE == off ]] || step "$run/problems.jsonl" 0 $PYTHON decontaminate.py --input "$data" --test "${tests[@]}" --output "$run/problems.jsonl" --action "$DECONTAMINATE" \
+    --columns "$COLUMNS_OF_DATA" --limit "$LIMIT"
   N=$(count "$run/problems.jsonl"); [[ $DRY_RUN != 1 || ! -f $DATA ]] || { N=$(wc -l < "$DATA"); ((LIMIT == 0 || N < LIMIT)) || N=$LIMIT; }
   DISTILL="${DISTILL:-$((N * $(toy_or 8 30) / 100 + 1))}"
   ORM_PROBLEMS="${ORM_PROBLEMS:-$(toy_or "$N" $((DISTILL < 15000 ? DISTILL : 15000)))}"
@@ -183,9 +195,10 @@ if [[ $mode == dry ]]; then evolution; exit; fi
 
 mkdir -p "$run" && touch "$run/.lock" || die "$run: cannot be written; see above"
 exec 9>> "$run/.lock"; flock -w 5 9 || die "$run is being written by another call; wait for it or choose another RUN"
-settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST ROUNDS SAMPLES DISTILL ACCEPT REFLECT_ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
+settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST DECONTAMINATE ROUNDS SAMPLES DISTILL ACCEPT REFLECT_ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
   MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_CHECK_CORRECT ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
 machine=(); for name in GPUS LAUNCH ROWS MICRO_BATCH CONCURRENCY TIMEOUT MAX_REQUESTS MAX_COST; do machine+=("$name=${!name}"); done
 force=(); [[ $FORCE != 1 ]] || force+=(--force); [[ $RETRY_ERRORS != 1 ]] || force+=(--retry-errors)
+$PYTHON -c 'import sys, pathlib, benchmarks; [benchmarks.load_problems(source, pathlib.Path()) for source in sys.argv[1:]]' "$DATA" $TEST  # do they exist?
 (mode=plan; evolution) | $PYTHON config.py "$run" --settings "${settings[@]}" --machine "${machine[@]}" --inputs "$DATA" "${tests[@]}" "$MODEL" ${force[@]+"${force[@]}"}  # refuses other settings
 evolution

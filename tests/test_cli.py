@@ -7,7 +7,7 @@ import pytest
 from conftest import read_rows, write_rows
 from PIL import Image
 
-STAGES = ["01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py", "05_evaluate.py", "benchmarks.py"]
+STAGES = ["01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py", "05_evaluate.py", "benchmarks.py", "decontaminate.py"]
 
 
 @pytest.mark.parametrize("script", [*STAGES, "toy/problems.py", "toy/teacher.py", "toy/pretrain.py"])
@@ -29,30 +29,6 @@ def problem(**changes) -> dict:
 
 
 GOOD = json.dumps(problem())
-BAD_PROBLEMS = {
-    "broken JSON": ("{", "not a JSON object"),
-    "not an object": ("[1]", "instead of a JSON object"),
-    "bare string": (json.dumps(problem(images="x.png")), "images: must be a list"),
-    "missing picture": (json.dumps(problem(images=["no.png"])), "images: no.png: no such file"),
-    "picture is text": (json.dumps(problem(images=["p.jsonl"])), "not a picture"),
-    "picture is a folder": (json.dumps(problem(images=["."])), "not a picture"),
-    "placeholder": (json.dumps(problem(question="see <image>")), "question: holds the image placeholder"),
-    "pad token": (json.dumps(problem(question="<|image_pad|>")), "question: holds the image placeholder"),
-    "no question": (json.dumps({"id": "a", "images": [], "answer": "1"}), "question: missing"),
-    "empty question": (json.dumps(problem(question=" ")), "question: "),
-    "id is a number": (json.dumps(problem(id=3)), "id: 3 is not a string"),
-    "options": (json.dumps(problem(options="1, 2")), "options: must be a list"),
-    "duplicate": (GOOD + "\n" + GOOD, "stands already in line 1"),
-    "empty file": ("", "the file is empty"),
-}
-
-
-@pytest.mark.parametrize("case", list(BAD_PROBLEMS))
-def test_bad_problems(run, tmp_path, picture, case):
-    text, message = BAD_PROBLEMS[case]
-    (tmp_path / "p.jsonl").write_text(text)
-    done = run("01_sample.py", "--input", tmp_path / "p.jsonl", "--output", tmp_path / "out.jsonl", "--model", tmp_path)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr and "p.jsonl" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -84,14 +60,6 @@ def test_bad_flags(run, tmp_path, picture, script, flags, message):
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr, done.stderr
 
 
-def test_a_file_that_cannot_be_decoded_ends_the_import(run, tmp_path, picture):
-    data = (tmp_path / "x.png").read_bytes()
-    (tmp_path / "x.png").write_bytes(data[: len(data) - 30])
-    (tmp_path / "p.jsonl").write_text(GOOD)
-    done = run("benchmarks.py", "--input", tmp_path / "p.jsonl", "--output", tmp_path / "out.jsonl")
-    assert done.returncode == 2 and "cannot be decoded" in done.stderr
-
-
 def test_answers_alone_need_no_model(run, tmp_path, picture):
     rows = [problem(sample=k, response=text, finish=finish) for k, (text, finish) in enumerate([
         ("The answer to this problem is 1.", "stop"), ("The answer to this problem is 2.", "stop"), ("Hm.", "stop"), ("The answer", "length")])]  # fmt: skip
@@ -103,12 +71,6 @@ def test_answers_alone_need_no_model(run, tmp_path, picture):
     assert (tmp_path / "sub" / verified[0]["images"][0]).resolve() == (tmp_path / "x.png").resolve()
     again = run("02_verify.py", "--input", tmp_path / "s.jsonl", "--output", tmp_path / "sub" / "v.jsonl", "--accept", "answer")
     assert again.stdout.startswith("skip ")
-
-
-@pytest.mark.parametrize("name, value", [("ROUNDS", "0"), ("SAMPLES", "0"), ("ACCEPT", "maybe"), ("REFLECT", "1"), ("LIMIT", "-1"), ("RUN", "a/b"), ("INIT", "x")])
-def test_bad_settings_of_a_run(run, name, value):
-    done = run("run_rounds.sh", **{name: value, "DRY_RUN": "1"})
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {name}: ")
 
 
 def test_dry_run_prints_every_command_and_runs_nothing(run, tmp_path):

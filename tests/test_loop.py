@@ -1,9 +1,12 @@
 """The whole loop on a very small budget, and its rerun."""
 
 import json
+from pathlib import Path
 
 from conftest import ROOT, read_rows
 from kill_runs import BUDGET as SMALL
+
+import common
 
 
 def test_the_loop_runs_to_its_end(small_run):
@@ -30,6 +33,26 @@ def test_records_grow_field_by_field(small_run):
     assert trained[0]["messages"][0]["content"].startswith("<image>")
     accepted = {row["id"] for name in ("round_0", "round_1", "final") for row in read_rows(folder / name / "verified.jsonl") if row["status"] == "correct"}
     assert {row["id"] for row in trained} == accepted
+
+
+def test_every_row_that_is_trained_on_leads_back_to_its_sample(small_run):
+    """train.jsonl -> the file of its verdicts -> sample, checkpoint, seed, prompt, verdict; of a reflection also its draft."""
+    folder, seen = ROOT / "runs" / "test-loop" / "final", set()
+    for row in read_rows(folder / "train.jsonl"):
+        (found,) = [other for other in read_rows(folder / row["verified_in"]) if (other["id"], other["sample"]) == (row["id"], row["sample"])]
+        assert (found["status"], found["response"], found["origin"]) == ("correct", row["messages"][-1]["content"], row["origin"])
+        assert (found["model"], found["seed"]) == (row["model"], row["seed"]) and row["model"]
+        assert row["seed"] == common.derive_seed(0, row["origin"], row["id"], row["sample"])  # it can be drawn again
+        assert row["messages"][0]["content"] == common.solve_messages(found)[0]["content"]
+        if row["origin"] == "round-1":
+            assert (ROOT / row["model"] / "config.json").is_file() and row["model"] == "runs/test-loop/round_0/model"
+        if row["origin"] == "reflection":
+            draft = row["draft_of"]
+            (wrong,) = [other for other in read_rows(folder / draft["verified_in"]) if (other["id"], other["sample"]) == (row["id"], draft["sample"])]
+            assert (wrong["status"], wrong["response"], wrong["origin"]) == ("wrong", found["draft"], draft["origin"])
+        assert Path(row["verified_in"]).parent.name == {"teacher": "round_0", "round-1": "round_1"}.get(row["origin"], "")
+        seen.add(row["origin"])
+    assert {"teacher", "reflection"} <= seen
 
 
 def test_solved_problems_are_not_sampled_again(small_run):

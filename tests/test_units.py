@@ -275,6 +275,34 @@ def test_what_is_chosen_does_not_hang_on_the_order_of_the_rows(stage, tmp_path):
     assert chosen[0] == chosen[1] == chosen[2] and all(chosen[0])
 
 
+def test_training_rows_name_where_they_come_from(stage, tmp_path):
+    """A teacher's, a round's and a reflection's row -> model, seed and the file that holds the verdict; the reflection also its draft's."""
+    (tmp_path / "elsewhere").mkdir()
+
+    def verified(name: str, **changes) -> dict:
+        return {"id": name, "question": "What?", "images": [], "sample": 1, "response": f"by {name}", "finish": "stop", "status": "correct"} | changes
+
+    files = {
+        "round_0": [verified("a", origin="teacher", model="http://host/v1#teacher", seed=11)],
+        "round_2": [verified("b", origin="round-2", model="runs/x/round_1/model", seed=12), verified("c", origin="round-2", status="wrong", response="draft")],
+        "final": [verified("c", sample=0, origin="reflection", model="http://host/v1#teacher", seed=13, draft="draft",
+                           draft_of={"verified_in": "../round_2/verified.jsonl", "origin": "round-2", "sample": 1})],
+    }  # fmt: skip
+    for folder, rows in files.items():
+        (tmp_path / folder).mkdir()
+        write_rows(tmp_path / folder / "verified.jsonl", rows)
+    inputs = [str(tmp_path / folder / "verified.jsonl") for folder in files]
+    args = argparse.Namespace(input=inputs, orm=False, per_problem=4, limit=0, seed=0)
+    stage("04_finetune").write_training_file(args, tmp_path / "elsewhere" / "train.jsonl")
+    for row, (folder, rows) in zip(read_rows(tmp_path / "elsewhere" / "train.jsonl"), files.items(), strict=True):
+        (found,) = [other for other in read_rows(tmp_path / "elsewhere" / row["verified_in"]) if (other["id"], other["sample"]) == (row["id"], row["sample"])]
+        assert found == rows[0] and row["verified_in"] == f"../{folder}/verified.jsonl" and (row["model"], row["seed"]) == (found["model"], found["seed"])
+        assert row["messages"][-1]["content"] == found["response"]
+    draft = row["draft_of"]
+    wrong = [other for other in read_rows(tmp_path / "elsewhere" / draft["verified_in"]) if (other["id"], other["sample"]) == (row["id"], draft["sample"])]
+    assert [other["response"] for other in wrong] == ["draft"]
+
+
 def test_pick_diverse(stage):
     rows = [("a", "x is 1 + 2"), ("b", "x  is 1 + 2"), ("c", "x is 1 + 3"), ("d", "quite another way")]
     assert stage("04_finetune").pick_diverse(rows, 2) == ["a", "d"]
