@@ -1,19 +1,51 @@
 """Text from a model: one call for local models and for OpenAI-compatible endpoints (endpoint.py).
 
 `open_model(spec, args)` returns a function that takes requests and yields a reply for each of their samples as it
-finishes. A local model encodes a question's pictures and prompt once for all its samples (the cache is repeated, not
-recomputed), rows that have finished leave the batch, and every sample draws its randomness from its own seed, so that
-it does not depend on what else is in the batch.
+finishes, in any order. A local model works like this:
+
+  requests -> gather -> encode (a thread, ahead of the model) -> Decoder.admit -> start -> step, step, ... -> replies
+
+A question is paid for once. Requests with the same problem and the same pictures make a Question: one request with many
+samples (01, 03, 05), or the candidates of one problem that are to be judged (02), if they come within one window of
+LOOK_AHEAD batches. The longest beginning that all their prompts have in common, pictures included, goes through the
+model once. Its keys and values are stored once, and what follows of each prompt (a candidate; of samples the last
+token only) is read in rows that attend to them. Pictures are opened and resized once a question, too, and where the
+tokenizer allows only the text behind them is tokenized for the other candidates.
+
+The rows stay full. `--batch-size` rows decode together; one that finishes is free at once. When an eighth of them is
+free (REFILL), prompts for as many new samples are read together, left-padded and sorted by length so that little is
+padding. Nothing is re-allocated or moved in a step, see decoder.py. Memory for the rows is counted before they are
+filled; should a step lack memory all the same, half of its rows start again later and fewer are used from then on.
+
+What is promised. A sample's tokens follow from the model, its prompt and its own seed: each token is the inverse of the
+cumulative distribution at the next of the sample's own uniform numbers, which the CPU draws. What else is in the batch,
+its size and order do not matter, as far as floating point allows: sums are taken in another order in another batch, so
+that a token whose cumulative probability ends within rounding of the number drawn can differ (in bf16 more often than
+in fp32), and so can everything behind it. Greedy tokens are those of generate(), with the same proviso.
+
+Which models. The shared path needs a language part that attends through transformers' attention table and keeps every
+token (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL, Idefics3, LLaVA, LLaVA-OneVision do). Each model is tried on a picture when
+it is loaded: do its logits agree with those of its own forward pass? If not, the plain path decodes one batch after
+the other through generate(): prompts read once, then the cache repeated for each sample, finished rows dropped. A
+line says which path is taken, and why if it is the plain one. A picture that cannot be read, a prompt that is too long,
+or whatever else a batch raises becomes an error reply for its own requests: batches that fail are halved.
 """
 
 import argparse
+import collections
+import concurrent.futures
+import copy
 import itertools
-from dataclasses import dataclass, field
-from typing import Callable, Iterable, Iterator
+import os
+from dataclasses import dataclass, field, replace
+from typing import Callable, Iterable, Iterator, NamedTuple
 
-from common import chat_parts, check_model, encode_prompts, is_endpoint, load_model, load_processor, open_image, setup_kernels
+from common import IMAGE, chat_parts, check_model, encode_prompts, is_endpoint, load_model, load_processor, open_image, setup_kernels, user_message
 
 LOOK_AHEAD = 16  # batches of requests that are sorted by length together
+REFILL = 8  # prompts are read for an eighth of the rows at a time, when as many are free
+BATCHES_AHEAD = 4  # of pictures and prompts that are prepared while the model decodes
+ERRORS = (OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError, AttributeError)  # what a picture, a prompt or a foreign model can raise
 
 
 @dataclass
@@ -59,9 +91,22 @@ def open_model(spec: str, args: argparse.Namespace, pieces: bool = False) -> Gen
 # ---------------------------------------------------------------- local models
 
 
+class Local(NamedTuple):
+    """A loaded model with what every way of decoding needs."""
+
+    model: object
+    processor: object
+    tokenizer: object  # a copy of the processor's, which belongs to the thread that encodes
+    args: argparse.Namespace
+    ends: set[int]  # tokens
+    pieces: bool
+    context: int
+
+
 def open_local(spec: str, args: argparse.Namespace, pieces: bool) -> Generate:
-    import torch
     from transformers import GenerationConfig
+
+    from decoder import Decoder
 
     device, dtype, attention = setup_kernels()
     processor = load_processor(spec, args.trust_remote_code)
@@ -70,53 +115,218 @@ def open_local(spec: str, args: argparse.Namespace, pieces: bool) -> Generate:
     ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id}
     # A model folder's own habits (Qwen2-VL: top-k 1, a repetition penalty) would silently override the flags.
     model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=processor.tokenizer.pad_token_id)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30)
-
-    def run(batch: list[Request], temperature: float) -> list[Reply]:
-        """All samples of a batch of requests. A batch that fails is halved until the faulty request stands alone."""
-        try:
-            chats = [chat_parts(request.messages, [open_image(image, args.max_pixels) for image in request.row["images"]]) for request in batch]
-            inputs = encode_prompts(processor, chats).to(device)
-            lengths = inputs["attention_mask"].sum(1).tolist()
-            if max(lengths) + 1 > context:
-                raise ValueError(f"prompt of {max(lengths)} tokens in a context of {context}")
-            limit = min(args.max_tokens, context - max(lengths))
-            with torch.inference_mode():
-                tokens, logprobs = decode_batch(model, inputs, [list(request.seeds.values()) for request in batch], limit, temperature, args)
-            reason = None
-        except (OSError, ValueError, RuntimeError, IndexError, TypeError) as error:  # RuntimeError: out of memory too
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if reason:  # outside the except block, where the failed batch is no longer held in memory
-            if device != "cpu":
-                torch.cuda.empty_cache()
-            if len(batch) > 1:
-                return run(batch[: len(batch) // 2], temperature) + run(batch[len(batch) // 2 :], temperature)
-            if "memory" in reason and len(seeds_left := list(batch[0].seeds.items())) > 1:
-                halves = seeds_left[: len(seeds_left) // 2], seeds_left[len(seeds_left) // 2 :]
-                return [reply for half in halves for reply in run([Request(batch[0].row, batch[0].messages, dict(half))], temperature)]
-            return [Reply(batch[0].row, sample, finish="error", reason=reason, seed=seed) for sample, seed in batch[0].seeds.items()]
-        replies, owners = [], [(request, length, *item) for request, length in zip(batch, lengths) for item in request.seeds.items()]
-        for (request, length, sample, seed), row, chances in zip(owners, tokens.tolist(), logprobs.tolist()):
-            end = next((index for index, token in enumerate(row) if token in ends), None)
-            text = processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-            count = len(row) if end is None else end + 1
-            parts = list(zip(processor.tokenizer.batch_decode([[token] for token in row[:end]]), chances)) if pieces else []
-            replies.append(Reply(request.row, sample, text, "length" if end is None else "stop", count, length, None, seed, parts))
-        return replies
+    local = Local(model, processor, copy.deepcopy(processor.tokenizer), args, ends, pieces, getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+    try:
+        decoder = Decoder(model, probe(local), args.batch_size, args.max_tokens, ends, pieces)
+        print(f"engine: shared prompts, {decoder.rows} rows", flush=True)
+    except ERRORS as error:
+        decoder = None
+        print(f"engine: plain path, {args.batch_size} rows ({one_line(error)})", flush=True)
 
     def generate(requests: Iterable[Request], temperature: float = args.temperature) -> Iterator[Reply]:
-        requests = iter(requests)
-        first = next(requests, None)
-        if first is None:
+        if decoder is None:
+            for group in gather(requests, args.batch_size, args.batch_size):
+                yield from run_plain(local, [request for question in group for request in question.requests], temperature)
             return
-        size = max(1, args.batch_size // max(1, len(first.seeds)))
-        requests = itertools.chain([first], requests)
-        while window := list(itertools.islice(requests, size * LOOK_AHEAD)):
-            window.sort(key=lambda request: (len(request.row["images"]), len(request.messages[-1]["content"])))
-            for start in range(0, len(window), size):
-                yield from run(window[start : start + size], temperature)
+        questions = gather(requests, args.batch_size, decoder.rows // REFILL)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # pictures and prompts of the next batches, while the model decodes
+            try:
+                for sample in decoder.serve(ahead(pool, local, questions), lambda questions: pool.submit(encode, local, questions).result(), temperature, args.top_k, args.top_p):
+                    yield reply_to(local, sample)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
+    generate.work = decoder.work if decoder else None  # what was computed, for tests and benchmarks
     return generate
+
+
+def reply_to(local: Local, sample: "Sample") -> Reply:
+    """A finished sample as text."""
+    reply = Reply(sample.request.row, sample.number, prompt_tokens=len(sample.prompt), seed=sample.request.seeds[sample.number])
+    if sample.error:
+        return replace(reply, finish="error", reason=one_line(sample.error))
+    end = next((index for index, token in enumerate(sample.tokens) if token in local.ends), None)
+    reply.text = local.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
+    reply.finish, reply.tokens = ("length", len(sample.tokens)) if end is None else ("stop", end + 1)
+    if local.pieces:
+        reply.pieces = list(zip(local.tokenizer.batch_decode([[token] for token in sample.tokens[:end]]), sample.chances))
+    return reply
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+# ---------------------------------------------------------------- prompts, ahead of the device
+
+
+@dataclass
+class Question:
+    """Requests with the same pictures and the same text up to them: their prompts begin alike, and that is computed once."""
+
+    requests: list[Request]
+    shared: int = 0  # tokens that all prompts begin with
+    slot: int = -1  # where its keys and values are
+    unfinished: int = 0  # samples
+
+
+@dataclass
+class Sample:
+    """One reply in the making. It can start again: its tokens follow from its seed."""
+
+    request: Request
+    number: int
+    question: Question | None = None
+    prompt: list[int] = field(default_factory=list)
+    limit: int = 0  # new tokens, at most
+    tokens: list[int] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)  # log-probabilities
+    uniform: list[float] = field(default_factory=list)  # a number in [0, 1) for each token
+    error: Exception | None = None
+
+    @property
+    def tail(self) -> list[int]:
+        return self.prompt[self.question.shared :]
+
+
+@dataclass
+class Batch:
+    """Questions to read together: the model's inputs for their shared beginnings (left-padded), and the samples that follow."""
+
+    questions: list[Question]
+    inputs: dict
+    samples: list[Sample]  # also such as have failed already
+
+
+def gather(requests: Iterable[Request], rows: int, share: int) -> Iterator[list[Question]]:
+    """Requests as questions: those of one window sorted by length, and dealt out in groups of `share` samples or a little more."""
+    requests = iter(requests)
+    first = next(requests, None)
+    if first is None:
+        return
+    requests, window = itertools.chain([first], requests), max(1, rows // len(first.seeds)) * LOOK_AHEAD
+    while taken := list(itertools.islice(requests, window)):
+        questions: dict[tuple, Question] = {}
+        for request in taken:
+            text = request.messages[-1]["content"]
+            key = request.row.get("id"), *request.row["images"], text[: text.rfind(IMAGE) + 1]
+            questions.setdefault(key, Question([])).requests.append(request)
+        group, samples = [], 0
+        for question in sorted(questions.values(), key=lambda question: (len(question.requests[0].row["images"]), len(question.requests[0].messages[-1]["content"]))):
+            group.append(question)
+            samples += sum(len(request.seeds) for request in question.requests)
+            if samples >= share:
+                yield group
+                group, samples = [], 0
+        if group:
+            yield group
+
+
+def ahead(pool, local: Local, groups: Iterator[list[Question]]) -> Iterator[Batch]:
+    """Encoded batches, some of them in the making while the caller works on one."""
+    jobs = collections.deque(pool.submit(encode, local, group) for group in itertools.islice(groups, BATCHES_AHEAD))
+    while jobs:
+        done = jobs.popleft().result()
+        jobs.extend(pool.submit(encode, local, group) for group in itertools.islice(groups, 1))
+        yield from done
+
+
+def encode(local: Local, questions: list[Question]) -> list[Batch]:
+    """Pictures and prompts as tensors. What fails is halved until the faulty question stands alone."""
+    try:
+        chats = [chat_parts(question.requests[0].messages, pictures(local, question.requests[0])) for question in questions]
+        inputs = encode_prompts(local.processor, chats)
+        prompts = [prompts_of(local, question, ids[seen].tolist()) for question, ids, seen in zip(questions, inputs["input_ids"], inputs["attention_mask"].bool())]
+    except ERRORS as error:
+        if len(questions) > 1:
+            return [batch for half in halves(questions) for batch in encode(local, half)]
+        return [Batch([], {}, [Sample(request, number, error=error) for request in questions[0].requests for number in request.seeds])]
+    samples, too_long = [], []
+    for question, group in zip(questions, prompts):
+        question.shared = min(len(os.path.commonprefix(group)), min(map(len, group)) - 1)
+        for request, prompt in zip(question.requests, group):
+            limit = min(local.args.max_tokens, local.context - len(prompt))
+            error = None if limit > 0 else ValueError(f"prompt of {len(prompt)} tokens in a context of {local.context}")
+            new = [Sample(request, number, question, prompt, limit, error=error) for number in request.seeds]
+            samples, too_long = (samples, too_long + new) if error else (samples + new, too_long)
+        question.requests = [request for request, prompt in zip(question.requests, group) if len(prompt) < local.context]
+    if too_long:  # the others once more, without them
+        left = [question for question in questions if question.requests]
+        return [Batch([], {}, too_long), *(encode(local, left) if left else [])]
+    return [Batch(questions, cut(inputs, [question.shared for question in questions], local.processor.tokenizer.pad_token_id), samples)]
+
+
+def pictures(local: Local, request: Request) -> list:
+    return [open_image(image, local.args.max_pixels) for image in request.row["images"]]
+
+
+def halves(items: list) -> tuple[list, list]:
+    return items[: len(items) // 2], items[len(items) // 2 :]
+
+
+def prompts_of(local: Local, question: Question, first: list[int]) -> list[list[int]]:
+    """Token ids of the prompts of a question, of which the first is known: only the text behind the pictures is tokenized again."""
+    if len(question.requests) == 1:
+        return [first]
+    texts = local.processor.apply_chat_template([chat_parts(request.messages) for request in question.requests], add_generation_prompt=True)
+    start = texts[0].find(question.requests[0].messages[-1]["content"].rpartition(IMAGE)[2])
+    if start >= 0 and all(text[:start] == texts[0][:start] for text in texts):
+        tails = local.processor.tokenizer([text[start:] for text in texts], add_special_tokens=False)["input_ids"]
+        if first[-len(tails[0]) :] == tails[0]:  # else this tokenizer joins the text with what stands in front of it
+            return [first[: -len(tails[0])] + tail for tail in tails]
+    chats = [chat_parts(request.messages, pictures(local, request)) for request in question.requests]
+    return [encode_prompts(local.processor, [chat])["input_ids"][0].tolist() for chat in chats]
+
+
+def cut(inputs: dict, lengths: list[int], pad_token: int) -> dict:
+    """Left-padded prompts (B, T) -> the first lengths[b] tokens of each, left-padded again."""
+    import torch
+
+    shared, whole, width = torch.tensor(lengths)[:, None], inputs["attention_mask"].sum(1, keepdim=True), inputs["input_ids"].shape[1]
+    places = torch.arange(max(lengths)) - (max(lengths) - shared)  # (B, P), below 0 is padding
+    index = (places + width - whole).clamp_min(0)
+    pads = {"input_ids": pad_token, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
+    return {**inputs} | {name: inputs[name].gather(1, index).masked_fill(places < 0, pad) for name, pad in pads.items() if name in inputs}
+
+
+def probe(local: Local) -> Batch:
+    """Two samples of a question about a picture, which tell whether a model decodes with shared prompts as it does by itself."""
+    from PIL import Image
+
+    request = Request({"images": []}, user_message("1 + 1 = ?", [""]), {0: 0, 1: 0})
+    inputs = encode_prompts(local.processor, [chat_parts(request.messages, [Image.effect_noise((64, 64), 99).convert("RGB")])])
+    prompt = inputs["input_ids"][0].tolist()
+    question = Question([request], len(prompt) - 3)
+    return Batch([question], inputs, [Sample(request, number, question, prompt, 1) for number in request.seeds])
+
+
+# ---------------------------------------------------------------- the plain path
+
+
+def run_plain(local: Local, batch: list[Request], temperature: float) -> list[Reply]:
+    """All samples of a batch of requests. A batch that fails is halved until the faulty request stands alone; one that lacks memory, further."""
+    import torch
+
+    try:
+        inputs = encode_prompts(local.processor, [chat_parts(request.messages, pictures(local, request)) for request in batch]).to(local.model.device)
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        limit = min(local.args.max_tokens, local.context - max(lengths))
+        if limit < 1:
+            raise ValueError(f"prompt of {max(lengths)} tokens in a context of {local.context}")
+        with torch.inference_mode():
+            tokens, chances = decode_batch(local.model, inputs, [list(request.seeds.values()) for request in batch], limit, temperature, local.args)
+        owners = [(request, number, length) for request, length in zip(batch, lengths) for number in request.seeds]
+        samples = zip(owners, tokens.tolist(), chances.tolist())
+        return [reply_to(local, Sample(request, number, None, [0] * length, limit, *rows)) for (request, number, length), *rows in samples]
+    except ERRORS as error:
+        problem = error.with_traceback(None)  # which would keep the failed batch in memory
+    if local.model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(batch) > 1:
+        return [reply for half in halves(batch) for reply in run_plain(local, half, temperature)]
+    if "memory" in str(problem) and len(batch[0].seeds) > 1:
+        return [reply for half in halves(list(batch[0].seeds.items())) for reply in run_plain(local, [replace(batch[0], seeds=dict(half))], temperature)]
+    return [reply_to(local, Sample(batch[0], number, error=problem)) for number in batch[0].seeds]
 
 
 def decode_batch(model, inputs: dict, seeds: list[list[int]], limit: int, temperature: float, args: argparse.Namespace):

@@ -7,9 +7,13 @@ SPECIAL = ["<pad>", "<eos>", "<user>", "<reply>", "<image>", "<video>", "<fake_t
 TEXT = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048)
 MARKS = {
     "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "internvl": "<IMG_CONTEXT>",
     "idefics3": "<image>",
     "llava": "<image>",
+    "llava_sliding": "<image>",  # its language part forgets what lies too far back
+    "llava_onevision": "<image>",
 }
 
 
@@ -43,16 +47,22 @@ def make_model(kind: str, folder: Path, seed: int = 0) -> Path:
     ids = {token: index for index, token in enumerate(SPECIAL)}
     text = TEXT | {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": ids["<eos>"], "pad_token_id": ids["<pad>"]}
     template_text = template(MARKS[kind])
-    if kind == "qwen2_vl":
+    if kind.startswith("qwen"):
         tokenizer = make_tokenizer(extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"})
-        config = t.Qwen2VLConfig(
-            text_config=text | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
-            vision_config=dict(depth=1, embed_dim=32, hidden_size=32, num_heads=2, patch_size=8, mlp_ratio=2),
-            image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision = dict(depth=2, hidden_size=32, num_heads=2, patch_size=8)
+        vision |= {
+            "qwen2_vl": dict(depth=1, embed_dim=32, mlp_ratio=2),
+            "qwen2_5_vl": dict(intermediate_size=48, out_hidden_size=32, window_size=32, fullatt_block_indexes=[1]),
+            "qwen3_vl": dict(intermediate_size=48, out_hidden_size=32, num_position_embeddings=16, deepstack_visual_indexes=[0, 1]),
+        }[kind]
+        settings = dict(
+            text_config=text | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}} | ({"head_dim": 8} if kind == "qwen3_vl" else {}),
+            vision_config=vision, image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
             vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
         )  # fmt: skip
         images = t.models.qwen2_vl.Qwen2VLImageProcessorPil(patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64})
-        model = t.Qwen2VLForConditionalGeneration(config)
+        name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[kind]
+        model = getattr(t, f"{name}ForConditionalGeneration")(getattr(t, f"{name}Config")(**settings))
     elif kind == "internvl":
         tokenizer = make_tokenizer(extra_special_tokens={"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"})
         config = t.InternVLConfig(
@@ -71,15 +81,24 @@ def make_model(kind: str, folder: Path, seed: int = 0) -> Path:
         )  # fmt: skip
         images = t.models.idefics3.Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
         model = t.Idefics3ForConditionalGeneration(config)
-    elif kind == "llava":
+    elif kind in ("llava", "llava_sliding"):
         tokenizer = make_tokenizer(extra_special_tokens={"image_token": "<image>"})
         config = t.LlavaConfig(
-            text_config={"model_type": "llama"} | text,
+            text_config=({"model_type": "llama"} if kind == "llava" else {"model_type": "mistral", "sliding_window": 32}) | text,
             vision_config={"model_type": "clip_vision_model"} | dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8),
             image_token_index=ids["<image>"], vision_feature_layer=-1,
         )  # fmt: skip
         images = t.models.clip.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
         model = t.LlavaForConditionalGeneration(config)
+    elif kind == "llava_onevision":
+        tokenizer = make_tokenizer(extra_special_tokens={"image_token": "<image>", "video_token": "<video>"})
+        config = t.LlavaOnevisionConfig(
+            text_config={"model_type": "qwen2"} | text,
+            vision_config={"model_type": "siglip_vision_model"} | dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8, vision_use_head=False),
+            image_token_index=ids["<image>"], video_token_index=ids["<video>"], image_grid_pinpoints=[[32, 32], [32, 64], [64, 32]],
+        )  # fmt: skip
+        images = t.models.llava_onevision.LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=[[32, 32], [32, 64], [64, 32]])
+        model = t.LlavaOnevisionForConditionalGeneration(config)
     model.generation_config = t.GenerationConfig(eos_token_id=ids["<eos>"], pad_token_id=ids["<pad>"])
     model.save_pretrained(folder)
     save_processor(kind, tokenizer, images, template_text, folder)
@@ -90,9 +109,17 @@ def save_processor(kind: str, tokenizer, images, template_text: str, folder: Pat
     """The files that AutoProcessor reads, written piece by piece: no class that needs torchvision is made."""
     import json
 
-    classes = {"qwen2_vl": "Qwen2VLProcessor", "internvl": "InternVLProcessor", "idefics3": "Idefics3Processor", "llava": "LlavaProcessor"}
-    settings = {"qwen2_vl": {}, "internvl": {"image_seq_length": 4}, "idefics3": {"image_seq_len": 4}, "llava": {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}}
+    processor, settings = {
+        "qwen2_vl": ("Qwen2VLProcessor", {}),
+        "qwen2_5_vl": ("Qwen2_5_VLProcessor", {}),
+        "qwen3_vl": ("Qwen3VLProcessor", {}),
+        "internvl": ("InternVLProcessor", {"image_seq_length": 4}),
+        "idefics3": ("Idefics3Processor", {"image_seq_len": 4}),
+        "llava": ("LlavaProcessor", {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}),
+        "llava_sliding": ("LlavaProcessor", {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}),
+        "llava_onevision": ("LlavaOnevisionProcessor", {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}),
+    }[kind]
     tokenizer.chat_template = template_text
     tokenizer.save_pretrained(folder)
     images.save_pretrained(folder)
-    (Path(folder) / "processor_config.json").write_text(json.dumps({"processor_class": classes[kind]} | settings[kind]))
+    (Path(folder) / "processor_config.json").write_text(json.dumps({"processor_class": processor} | settings))
