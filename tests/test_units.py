@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import random
+import re
 
 import pytest
 from conftest import read_rows, write_rows
@@ -341,7 +342,7 @@ def test_data_url_keeps_small_files(tmp_path):
     assert engine.data_url(str(tmp_path / "b.bmp"), 1000).startswith("data:image/png;base64,")
 
 
-def test_teacher_answers_the_three_prompts(toy_world, stage):
+def test_teacher_answers_the_four_prompts(toy_world, stage):
     import teacher
 
     rows = read_rows(toy_world / "train.jsonl")
@@ -357,5 +358,14 @@ def test_teacher_answers_the_three_prompts(toy_world, stage):
     prompt = common.fill(stage("03_reflect").REFLECT_PROMPT, question=question, response=wrong, error_step="x", error_analysis="y")
     assert server.answer(prompt, picture, 0) == row["solution"]
     assert server.answer("What is this?", picture, 0) is None
+    number = re.compile(r"\d+")  # a picture's number, a sum's result and the operation changed: each is another type of error
+    lines = row["solution"].split("\n")
+    changed = {"vision": (0, number.sub("99", lines[0].removeprefix("Step 1:"), count=1)), "calculation": (1, re.sub(r"= \d+", "= 9999", lines[1])), "reasoning": (1, "Step 2: It is 1 + 1 = 2.")}
+    for kind, (place, line) in changed.items():
+        response = "\n".join([*lines[:place], line, *lines[place + 1 :]])
+        prompt = common.fill(stage("05_evaluate").CLASSIFY_PROMPT, question=question, answer=row["answer"], response=response)
+        assert json.loads(server.answer(prompt, picture, 0)) == {"error_type": kind}
+    prompt = common.fill(stage("05_evaluate").CLASSIFY_PROMPT, question=question, answer=row["answer"], response="I see nothing.")
+    assert json.loads(server.answer(prompt, picture, 0)) == {"error_type": None}
     always_wrong = teacher.Teacher([toy_world / "train.jsonl"], wrong=1.0, seed=0)
     assert always_wrong.answer(common.fill(common.SOLVE_PROMPT, question=question), picture, 0) != row["solution"]
