@@ -22,12 +22,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from common import fail
-from report_page import label, write_page
+from report_page import DISAGREEMENTS, label, write_page
 from scores import compare, differing, predictions, read_json_rows, wilson, write_json
 
 EXAMPLES = 10  # of each disagreement between answer check and ORM and stage, kept in metrics.json
 REFRESH = 5  # seconds between two looks of --watch
-DISAGREEMENTS = {("wrong", "correct"): "orm_accepts_wrong", ("correct", "wrong"): "orm_rejects_right"}  # (answer check, ORM check)
 SAMPLED = ("samples.jsonl", "reflected.jsonl", "predictions.jsonl")  # rows with the tokens of a reply
 JUDGED = ("verified.jsonl", "reflected_verified.jsonl", "annotated.jsonl", "judged.jsonl", "errors.jsonl")  # rows with those of a judge's reply
 

@@ -6,12 +6,11 @@ any network, any foreign style or picture, and any script but the one in report_
 
 import base64
 import hashlib
-import heapq
 import io
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from typing import Callable, Iterator
 
 from common import open_image, question_text
 from scores import CHANGES, predictions, read_json_rows, wilson
@@ -25,6 +24,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b82d0", "#d97a1e", "#1f9d78", "#d149
 ERROR_COLOURS = {"reasoning": BLUE, "understanding": PURPLE, "knowledge": GREEN, "calculation": ORANGE, "vision": RED, "unclassified": GREY}
 VERDICTS = ("correct", "wrong", "undecided")
 STEPS = {"samples": "sampling", "reflected": "reflecting", "verified": "verifying", "reflected_verified": "verifying", "annotated": "annotating", "model": "fine-tuning", "evaluation": "evaluating"}
+DISAGREEMENTS = {("wrong", "correct"): "orm_accepts_wrong", ("correct", "wrong"): "orm_rejects_right"}  # (answer check, ORM check)
 KINDS = {  # of cards, as the filters name them
     "gained": "got right", "lost": "got lost", "never": "never right", "orm_accepts_wrong": "ORM accepts a wrong answer",
     "orm_rejects_right": "ORM rejects a right answer", "reflected": "reflected",
@@ -191,9 +191,9 @@ def loss_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 # ---------------------------------------------------------------- gallery
 
 
-def sample_of(rows: Iterable, count: int, key: Callable = lambda row: row["id"]) -> list:
-    """`count` of the rows, the same at every call, spread over the file."""
-    return heapq.nsmallest(count, rows, key=lambda row: hashlib.sha256(str(key(row)).encode()).digest())
+def rank(key: object) -> bytes:
+    """Puts keys in an order that is random, but the same at every call."""
+    return hashlib.sha256(str(key).encode()).digest()
 
 
 def picture(path: Path) -> str | None:
@@ -230,7 +230,7 @@ def test_cards(stages: list[Path]) -> Iterator[dict]:
             kind = ("gained" if not right[0] else None) if right[-1] else "lost" if any(right) else "never"
             if kind:
                 kinds[kind].append(key)
-    chosen = {key: kind for kind, keys in kinds.items() for key in sample_of(keys, CARDS if kind != "never" else CARDS // 2, key=str)}
+    chosen = {key: kind for kind, keys in kinds.items() for key in sorted(keys, key=rank)[: CARDS if kind != "never" else CARDS // 2]}
     answers: dict[tuple, list[dict]] = {key: [] for key in chosen}
     rows: dict[tuple, dict] = {}
     for folder in stages:
@@ -244,26 +244,35 @@ def test_cards(stages: list[Path]) -> Iterator[dict]:
         yield card(rows[key], stages[-1] / "eval", [kind], answers[key], set="test problem" if len({name for name, _ in chosen}) == 1 else f"test problem of {key[0]}")
 
 
+def keep(chosen: dict, key: str, value: object, count: int) -> None:
+    """Put into `chosen`, which holds at most `count` keys: those that come first by their hash, each with its last value."""
+    chosen[key] = value
+    if len(chosen) > count:
+        del chosen[max(chosen, key=rank)]
+
+
 def training_cards(stages: list[Path]) -> Iterator[dict]:
-    """Paths on which answer check and ORM disagree, and reflections with what they reflect on."""
-    for kind, checks in (("orm_accepts_wrong", ("wrong", "correct")), ("orm_rejects_right", ("correct", "wrong"))):
+    """Paths on which answer check and ORM disagree, and reflections with what they reflect on; two passes over the verified files."""
+    disagreements: dict[str, dict] = {"orm_accepts_wrong": {}, "orm_rejects_right": {}}
+    right: dict[str, tuple] = {}
+    other: dict[str, tuple] = {}
 
-        def paths() -> Iterator[tuple[Path, dict]]:
-            return ((folder, row) for folder in stages for row in read_json_rows(folder / "verified.jsonl") if (row["answer_check"], row.get("orm_check")) == checks)  # noqa: B023
+    def verified() -> Iterator[tuple[Path, dict]]:
+        return ((folder, row) for folder in stages for name in ("verified.jsonl", "reflected_verified.jsonl") for row in read_json_rows(folder / name))
 
-        chosen = set(sample_of({row["id"] for _, row in paths()}, CARDS, key=str))
-        for folder, row in {row["id"]: (folder, row) for folder, row in paths() if row["id"] in chosen}.values():  # a problem's last path
+    for folder, row in verified():
+        if kind := DISAGREEMENTS.get((row["answer_check"], row.get("orm_check"))):
+            keep(disagreements[kind], row["id"], (folder, row), CARDS)
+        if "draft" in row:
+            keep(right if row["status"] == "correct" else other, row["id"], (folder, row), CARDS * 2 // 3 if row["status"] == "correct" else CARDS // 3)
+    for kind, paths in disagreements.items():
+        for folder, row in paths.values():
             yield card(row, folder, [kind], [shown(row, label(folder.name))], set="training problem")
-
-    def reflections(right: bool) -> Iterator[tuple[Path, dict]]:
-        files = ((folder, folder / name) for folder in stages for name in ("verified.jsonl", "reflected_verified.jsonl"))
-        return ((folder, row) for folder, file in files for row in read_json_rows(file) if "draft" in row and (row["status"] == "correct") == right)
-
-    chosen = [pair for right, count in ((True, CARDS * 2 // 3), (False, CARDS // 3)) for pair in sample_of(reflections(right), count, key=lambda pair: pair[1]["id"])]
-    wanted = {(row["id"], row["draft_of"]["origin"], row["draft_of"]["sample"]) for _, row in chosen}
-    drafts = {key: row for folder in stages for row in read_json_rows(folder / "verified.jsonl") if (key := (row["id"], row.get("origin"), row["sample"])) in wanted}
-    for folder, row in chosen:
-        draft = drafts.get((row["id"], row["draft_of"]["origin"], row["draft_of"]["sample"])) or {"response": row["draft"], "answer_check": None}
+    reflections = [*right.values(), *other.values()]
+    wanted = {(row["id"], row["draft_of"]["origin"], row["draft_of"]["sample"]) for _, row in reflections}
+    drafts = {key: row for _, row in verified() if (key := (row["id"], row.get("origin"), row["sample"])) in wanted} if wanted else {}
+    for folder, row in reflections:
+        draft = drafts.get((row["id"], row["draft_of"]["origin"], row["draft_of"]["sample"])) or {"response": row["draft"]}
         yield card(row, folder, ["reflected"], [shown(draft, "before reflection"), shown(row, "after reflection")], set="training problem")
 
 
