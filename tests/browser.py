@@ -7,12 +7,14 @@ import argparse
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+PATIENCE = 120  # seconds without a word from Chromium
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
          "--hide-scrollbars", "--remote-debugging-pipe")  # fmt: skip
 
@@ -54,6 +56,8 @@ class Browser:
 
     def message(self) -> dict:
         while b"\0" not in self.buffer:
+            if not select.select([self.read_end], [], [], PATIENCE)[0]:
+                raise RuntimeError(f"Chromium has said nothing for {PATIENCE} s")
             if not (data := os.read(self.read_end, 1 << 20)):
                 raise RuntimeError("Chromium has ended")
             self.buffer += data
