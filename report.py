@@ -19,6 +19,7 @@ import sys
 import time
 from array import array
 from collections import Counter, defaultdict
+from functools import lru_cache
 from pathlib import Path
 
 from common import fail
@@ -85,23 +86,35 @@ def yield_of(folder: Path, subject_of: dict[str, str]) -> dict:
     return {"by_subject": {name: dict(subjects[name]) for name in sorted(subjects)}, "tokens": tokens} | rates
 
 
-def tokens_used(run: Path) -> dict[str, dict]:
-    """{stage: {"endpoint" or "local": [tokens in, tokens out]}} of all replies kept in the run's files, also those being written."""
-    settings, used = read_json(run / "config.json").get("settings", {}), defaultdict(lambda: {"endpoint": [0, 0], "local": [0, 0]})
-    judges = {"annotated.jsonl": settings.get("TEACHER") or "http", "verified.jsonl": settings.get("ORM", ""), "reflected_verified.jsonl": settings.get("ORM", "")}
+def tokens_used(run: Path, counted: dict | None = None) -> dict[str, dict]:
+    """{stage: {"endpoint" or "local": [tokens in, tokens out]}} of all replies kept in the run's files, also those being written.
+
+    `counted`: what an earlier call has counted, by file; only what was written since is read.
+    """
+    settings, counted, used = read_json(run / "config.json").get("settings", {}), {} if counted is None else counted, {}
+    judges = {"annotated.jsonl": settings.get("TEACHER") or "http", "verified.jsonl": settings.get("ORM"), "reflected_verified.jsonl": settings.get("ORM")}
     for path in sorted(run.rglob("*.jsonl*")):
         stage, name = path.relative_to(run).parts[0], path.name.removesuffix(".part")
         if name not in SAMPLED + JUDGED or not re.fullmatch(r"base|orm|round_\d+|final", stage):
             continue
-        for row in read_json_rows(path):
-            if name in SAMPLED:
-                model, counts = row.get("model"), (row.get("prompt_tokens"), row.get("tokens"))
-            else:
-                model, counts = row.get("judge_model") or judges.get(name), row.get("judge_tokens") or (0, 0)
-            total = used[stage]["endpoint" if str(model).startswith("http") else "local"]
-            for index, count in enumerate(counts):
-                total[index] += count or 0
-    return dict(used)
+        offset, total = counted.get(path, (0, {"endpoint": [0, 0], "local": [0, 0]}))
+        with path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):  # is being written
+                    break
+                row, offset = json.loads(line), offset + len(line)
+                if name in SAMPLED:
+                    model, counts = row.get("model"), (row.get("prompt_tokens"), row.get("tokens"))
+                else:
+                    model, counts = row.get("judge_model") or judges.get(name), row.get("judge_tokens") or (0, 0)
+                place = total["endpoint" if str(model).startswith("http") else "local"]
+                place[:] = [before + (count or 0) for before, count in zip(place, counts)]
+        counted[path] = offset, total
+        stage_total = used.setdefault(stage, {"endpoint": [0, 0], "local": [0, 0]})
+        for who, counts in total.items():
+            stage_total[who] = [before + count for before, count in zip(stage_total[who], counts)]
+    return used
 
 
 def cost_of(tokens: dict[str, dict]) -> float | None:
@@ -215,11 +228,16 @@ def print_totals(metrics: dict) -> None:
 
 
 def count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.is_file() else 0
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 
 
-def solved_problems(run: Path) -> set[str]:
-    return {row["id"] for path in run.glob("*/*verified.jsonl") for row in read_json_rows(path) if row["status"] == "correct"}
+@lru_cache(maxsize=4)
+def solved_problems(files: tuple[Path, ...]) -> int:
+    """How many problems these finished verified files solve."""
+    return len({row["id"] for path in files for row in read_json_rows(path) if row["status"] == "correct"})
 
 
 def progress(run: Path) -> tuple[Path, int, int | None] | None:
@@ -238,15 +256,15 @@ def progress(run: Path) -> tuple[Path, int, int | None] | None:
     elif name == "predictions.jsonl":
         total = sum(figures["n"] for figures in read_json(run / "base" / "eval" / "metrics.json").get("benchmarks", {}).values())
     elif name == "reflected.jsonl" or name == "samples.jsonl" and re.fullmatch(r"round_[1-9]\d*", folder.name):
-        total = (count_lines(run / "problems.jsonl") - len(solved_problems(run))) * (int(settings.get("SAMPLES", 1)) if name == "samples.jsonl" else 1)
+        total = (count_lines(run / "problems.jsonl") - solved_problems(tuple(sorted(run.glob("*/*verified.jsonl"))))) * (int(settings.get("SAMPLES", 1)) if name == "samples.jsonl" else 1)
     elif step and step[0] == str((folder / name).relative_to(run)):
         total = int(step[1])
     return path, count_lines(path), total or None
 
 
-def screen(run: Path, seen: dict[Path, tuple[float, int]]) -> str:
-    """The summary of a run under way; `seen`: (time, rows done) of each file when it was first looked at, for the pace."""
-    settings, seconds, tokens = read_json(run / "config.json").get("settings", {}), seconds_spent(run), tokens_used(run)
+def screen(run: Path, seen: dict[Path, tuple[float, int]], counted: dict) -> str:
+    """The summary of a run under way; `seen`: (time, rows done) of each file when it was first looked at, for the pace; `counted`: as in tokens_used."""
+    settings, seconds, tokens = read_json(run / "config.json").get("settings", {}), seconds_spent(run), tokens_used(run, counted)
     steps = sum(map(len, seconds.values()))
     lines = [f"{run}: {settings.get('MODEL', '?')}, {settings.get('ROUNDS', '?')} rounds; {steps} steps done in {sum(map(sum, map(dict.values, seconds.values()))) / 60:.1f} min"]
     now, current = time.time(), progress(run)
@@ -279,8 +297,9 @@ def screen(run: Path, seen: dict[Path, tuple[float, int]]) -> str:
 def watch(run: Path) -> None:
     """Show the summary until the run is complete; once, if the output is not a terminal."""
     seen: dict[Path, tuple[float, int]] = {}
+    counted: dict = {}
     while True:
-        text = screen(run, seen)
+        text = screen(run, seen, counted)
         print(("\033[H\033[2J" if sys.stdout.isatty() else "") + text, flush=True)
         if not sys.stdout.isatty() or (run / "report.html").is_file():
             return

@@ -10,7 +10,6 @@ import pytest
 from conftest import read_rows, write_rows
 from PIL import Image
 
-import benchmarks
 import common
 import engine
 import problems as toy
