@@ -457,7 +457,7 @@ def main() -> None:
     train_file = args.train_file or Path(f"{args.output}.train.jsonl")
     rank, world = processes()
     part = Path(f"{args.output}.part")
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "log_with"}
     if rank == 0:
         write_training_file(args, train_file)
         begin(part, settings)

@@ -1,7 +1,8 @@
 """A run folder -> metrics.json, the table over its stages, and report.html: one page that opens from disk, with no network.
 
-Reads:  RUN/config.json, problems.jsonl, timings.tsv, {base,round_*,final}/{samples,verified,train,reflected}.jsonl, eval/{metrics.json,*.jsonl}
-Writes: RUN/metrics.json   stages (train_rows, seconds, tokens, benchmarks, changes from the stage before, audit, yield), overall, pool, tokens, cost
+Reads:  RUN/config.json, problems.jsonl, timings.tsv, {base,round_*,final}/{samples,verified,train,reflected}.jsonl, eval/{metrics.json,*.jsonl},
+        blank/ where a stage was evaluated with --blank-image too
+Writes: RUN/metrics.json   stages (train_rows, seconds, tokens, benchmarks, changes from the stage before, blank, audit, yield), overall, pool, tokens, cost
         RUN/ledger.jsonl   a row a problem: benchmark, id, subject, checks by stage (test problems); id, subject, first_solved (training problems)
         RUN/report.html    the same with figures and a gallery of problems
 
@@ -181,11 +182,12 @@ def collect(run: Path) -> dict:
             figures.setdefault("splits", {"subject": figures.get("by_subject", {})})
         now = predictions(folder / "eval", lambda row: {name: row[name] for name in ("id", "sample", "answer_check")})
         changes = {name: compare(before[name], rows) for name, rows in now.items() if name in before}
+        blank = predictions(folder / "blank", lambda row: {name: row[name] for name in ("id", "sample", "answer_check")})
         first, before = first or now, now
         stages.append({
             "stage": folder.name, "train_rows": sum(1 for _ in read_json_rows(folder / "train.jsonl")), "seconds": sum(seconds.get(folder.name, {}).values()),
             "steps": seconds.get(folder.name, {}), "tokens": tokens.get(folder.name), "conditions": evaluation.get("conditions", {}), "benchmarks": evaluation["benchmarks"],
-            "changes": changes, "audit": audit(folder / "verified.jsonl"), "yield": yield_of(folder, subject_of),
+            "changes": changes, "blank": {name: compare(rows, now[name]) for name, rows in blank.items() if name in now}, "audit": audit(folder / "verified.jsonl"), "yield": yield_of(folder, subject_of),
         })  # fmt: skip
         stages[-1]["not_comparable"] = differing(stages[0]["conditions"], stages[-1]["conditions"])
     total = {who: dict(zip(("prompt", "new"), map(sum, zip(*(stage[who] for stage in tokens.values()))))) or {"prompt": 0, "new": 0} for who in ("endpoint", "local")}

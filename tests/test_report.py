@@ -58,6 +58,7 @@ def run_folder(tmp_path_factory):
     write_rows(folder / "orm" / "annotated.jsonl", [{"id": "p1", "sample": 0, "judge_tokens": [2000, 300]}, {"id": "p2", "sample": 0, "judge_tokens": None}])
     write_rows(folder / "base" / "eval" / "judged.jsonl", [{"id": "t1", "sample": 0, "judge_model": "http://judge/v1#j", "judge_tokens": [7, 1]}])
     write_rows(folder / "final" / "eval" / "errors.jsonl", [{"id": f"t1 {EVIL}", "sample": 0, "benchmark": "set", "error_type": "vision"}])
+    shutil.copytree(folder / "round_0" / "eval", folder / "final" / "blank")
     (folder / "timings.tsv").write_text("base/eval/metrics.json\t61\nround_1/samples.jsonl\t30\norm/model\t9\n")
     return folder
 
@@ -76,6 +77,7 @@ def test_metrics_of_a_run(reported):
     assert list(by_name) == list(CHECKS) and [by_name[name]["train_rows"] for name in CHECKS] == [0, 1, 2, 3]
     assert by_name["round_0"]["changes"]["set"]["changes"] == {"correct to correct": 1, "incorrect to incorrect": 1, "correct to incorrect": 1, "incorrect to correct": 2}
     assert metrics["overall"]["set"]["change"] == pytest.approx(0.4) and by_name["final"]["not_comparable"] == ["max_tokens"]
+    assert by_name["final"]["blank"]["set"]["before"] == 0.6 and "with blank pictures: 60.0 %" in (folder / "report.html").read_text()
     assert by_name["round_1"]["audit"]["answer/orm"]["wrong/correct"] == 1 and by_name["round_1"]["audit"]["no_verdict"] == 1
     assert [len(by_name["round_1"]["audit"]["examples"][kind]) for kind in ("orm_accepts_wrong", "orm_rejects_right", "no_verdict")] == [1, 1, 1]
     assert metrics["pool"]["first_solved"] == {"round_0": 1, "round_1": 1, "final": 1} and metrics["pool"]["problems"] == 4
@@ -89,7 +91,7 @@ def test_metrics_of_a_run(reported):
 def test_tokens_and_cost_count_every_endpoint(reported):
     metrics = json.loads((reported[0] / "metrics.json").read_text())
     assert metrics["tokens"]["endpoint"] == {"prompt": 1000 + 2000 + 7, "new": 100 + 300 + 1}  # solutions, annotations, a judge of the evaluation
-    assert metrics["tokens"]["local"] == {"prompt": 4 * 5 * 30 + 7 * 60, "new": 4 * 5 * 7 + 7 * 20}  # predictions, and the ORM's replies
+    assert metrics["tokens"]["local"] == {"prompt": 5 * 5 * 30 + 7 * 60, "new": 5 * 5 * 7 + 7 * 20}  # predictions, and the ORM's replies
     assert metrics["cost"] == pytest.approx((3007 * 2 + 401 * 10) / 1e6, abs=1e-4)
 
 
