@@ -285,35 +285,39 @@ def shown(row: dict, name: str, note: str | None = None) -> dict:
 # ---------------------------------------------------------------- the page
 
 
-def figures_of(run: Path, metrics: dict, names: list[str]) -> dict[str, str]:
-    """{name: SVG} of the figures that the run has data for."""
+def figures_of(run: Path, metrics: dict, names: list[str]) -> dict[str, list[str]]:
+    """{section: SVGs} of the figures that the run has data for; per test set where they are about one."""
     stages, figures = metrics["stages"], {}
-    figures["accuracy"] = svg(draw_accuracy(stages, names), "Accuracy by stage, 95 % intervals" if len(names) > 1 else f"{names[0]} (n = {stages[0]['benchmarks'][names[0]]['n']}), 95 % intervals")
-    changed = [stage for stage in stages if (stage["changes"].get(names[0]) or {}).get("changes")]
-    if changed:
-        parts = {kind: [stage["changes"][names[0]]["changes"][kind] for stage in changed] for kind in CHANGES}
-        n = changed[-1]["changes"][names[0]]["n"]
-        figures["changes"] = svg(draw_stacks([f"to {label(stage['stage'])}" for stage in changed], parts, [BLUE, GREY, RED, GREEN], f"problems of {names[0]} (n = {n})"), "From each stage to the next")
+    title = "Accuracy by stage, 95 % intervals" if len(names) > 1 else f"{names[0]} (n = {stages[-1]['benchmarks'][names[0]]['n']}), 95 % intervals"
+    figures["results"] = [svg(draw_accuracy(stages, names), title)]
     if metrics["pool"]["problems"]:
-        figures["pool"] = svg(draw_pool(metrics["pool"]), f"Training problems solved (n = {metrics['pool']['problems']:,})")
+        figures["results"].append(svg(draw_pool(metrics["pool"]), f"Training problems solved (n = {metrics['pool']['problems']:,})"))
+    figures["changes"] = []
+    for name in names:
+        changed = [stage for stage in stages if (stage["changes"].get(name) or {}).get("changes")]
+        if changed:
+            parts = {kind: [stage["changes"][name]["changes"][kind] for stage in changed] for kind in CHANGES}
+            places, n = [f"to {label(stage['stage'])}" for stage in changed], changed[-1]["changes"][name]["n"]
+            figures["changes"].append(svg(draw_stacks(places, parts, [BLUE, GREY, RED, GREEN], f"problems of {name} (n = {n})"), "From each stage to the next"))
+        typed = [stage for stage in stages if "error_types" in stage["benchmarks"].get(name, {})]
+        kinds = {kind: [stage["benchmarks"][name]["error_types"].get(kind, 0) for stage in typed] for kind in ERROR_COLOURS}
+        kinds = {kind: counts for kind, counts in kinds.items() if sum(counts)}
+        if kinds:
+            places, colours = [label(stage["stage"]) for stage in typed], [ERROR_COLOURS[kind] for kind in kinds]
+            figures["changes"].append(svg(draw_stacks(places, kinds, colours, f"wrong answers of {name}"), "Wrong answers by type of the first mistake"))
     if audited := [stage for stage in stages if stage["audit"].get("judged")]:
-        figures["audit"] = svg(draw_audit(audited), "ORM against answer check, 95 % intervals")
         cells = {"right, accepted": "correct/correct", "right, rejected": "correct/wrong", "wrong, rejected": "wrong/wrong", "wrong, accepted": "wrong/correct"}
         parts = {words: [100 * stage["audit"]["answer/orm"].get(pair, 0) / stage["audit"]["paths"] for stage in audited] for words, pair in cells.items()}
-        figures["verdicts"] = svg(draw_stacks([f"{label(stage['stage'])}, n = {stage['audit']['paths']:,}" for stage in audited], parts, [BLUE, GREY, GREEN, RED], "verified paths, %"), "Verified paths by both checks")
-    if typed := [stage for stage in stages if "error_types" in stage["benchmarks"].get(names[0], {})]:
-        kinds = {kind: [stage["benchmarks"][names[0]]["error_types"].get(kind, 0) for stage in typed] for kind in typed[0]["benchmarks"][names[0]]["error_types"]}
-        kinds = {kind: counts for kind, counts in kinds.items() if sum(counts)}
-        figures["errors"] = svg(draw_stacks([label(stage["stage"]) for stage in typed], kinds, [ERROR_COLOURS[kind] for kind in kinds], f"wrong answers of {names[0]}"), "Wrong answers by type of the first mistake")
-    if curves := loss_curves(run):
-        figures["loss"] = svg(draw_loss(curves), "Training loss (running mean)")
-    timed = [("ORM", metrics["orm"]["steps"])] if metrics["orm"]["steps"] else []
-    timed = [(label(stage["stage"]), stage["steps"]) for stage in stages] + timed
+        places = [f"{label(stage['stage'])}, n = {stage['audit']['paths']:,}" for stage in audited]
+        figures["orm"] = [svg(draw_audit(audited), "ORM against answer check, 95 % intervals"),
+                          svg(draw_stacks(places, parts, [BLUE, GREY, GREEN, RED], "verified paths, %"), "Verified paths by both checks")]  # fmt: skip
+    figures["yield"] = [svg(draw_loss(curves), "Training loss (running mean)")] if (curves := loss_curves(run)) else []
+    timed = [(label(stage["stage"]), stage["steps"]) for stage in stages] + ([("ORM", metrics["orm"]["steps"])] if metrics["orm"]["steps"] else [])
     times = {kind: [sum(spent for step, spent in steps.items() if STEPS.get(step, step) == kind) / 60 for _, steps in timed] for kind in dict.fromkeys(STEPS.values())}
     times = {kind: values for kind, values in times.items() if sum(values)}
     if times:
-        figures["time"] = svg(draw_stacks([name for name, _ in timed], times, [BLUE, PURPLE, ORANGE, GREY, GREEN, RED], "minutes", "{:.1f}"), "Time by stage")
-    return figures
+        figures["yield"].append(svg(draw_stacks([name for name, _ in timed], times, [BLUE, PURPLE, ORANGE, GREY, GREEN, RED], "minutes", "{:.1f}"), "Time by stage"))
+    return {section: drawn for section, drawn in figures.items() if drawn}
 
 
 def write_page(run: Path, metrics: dict, config: dict, stages: list[Path]) -> Path:
@@ -337,8 +341,8 @@ def write_page(run: Path, metrics: dict, config: dict, stages: list[Path]) -> Pa
     rows_of_time += [("ORM", metrics["orm"]["steps"], metrics["orm"]["tokens"])] if metrics["orm"]["steps"] or metrics["orm"]["tokens"] else []
     page = environment.from_string(source).render(
         run=run.resolve().name, metrics=metrics, stages=metrics["stages"], names=names, cards=cards, kinds=KINDS, kind_counts=Counter(kind for card in cards for kind in card["kinds"]),
-        figures={name: Markup(text) for name, text in figures_of(run, metrics, names).items()}, subjects={name: subject_table(metrics["stages"], name) for name in names},
-        right_rate=right_rate, verdicts=VERDICTS, config=config, rows_of_time=rows_of_time, most_cards=CARDS, script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        figures={section: [Markup(text) for text in drawn] for section, drawn in figures_of(run, metrics, names).items()}, subjects={name: subject_table(metrics["stages"], name) for name in names},
+        right_rate=right_rate, verdicts=VERDICTS, classified=any("error_types" in figures for stage in metrics["stages"] for figures in stage["benchmarks"].values()), config=config, rows_of_time=rows_of_time, most_cards=CARDS, script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
     part = run / "report.html.part"
     part.write_text(page, encoding="utf-8")
