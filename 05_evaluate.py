@@ -14,6 +14,7 @@ Writes: OUTPUT/predictions.jsonl   problem + benchmark, sample, response, finish
 import argparse
 import hashlib
 import json
+import os
 import re
 import time
 from collections import Counter
@@ -115,7 +116,9 @@ def blank_picture(path: str, folder: Path) -> str:
         blank = folder / f"blank_{image.width}x{image.height}.png"
         if not blank.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            Image.new("1", image.size, 1).save(blank)
+            part = blank.with_suffix(f".{os.getpid()}.part")
+            Image.new("1", image.size, 1).save(part, "PNG")
+            part.replace(blank)
     return str(blank.absolute())
 
 

@@ -13,7 +13,7 @@ from typing import Callable, Iterable, Iterator
 Z = 1.959964  # of a 95 % interval
 RESAMPLES = 10_000  # of the bootstrap
 CHANGES = ("correct to correct", "incorrect to incorrect", "correct to incorrect", "incorrect to correct")  # the paper's Figure 2
-MAY_DIFFER = {"model", "test", "seed", "blank_image"}  # conditions that a comparison is about; others make two scores not comparable
+MAY_DIFFER = {"model", "test", "limit", "seed", "blank_image"}  # conditions that a comparison is about; others make two scores not comparable
 
 
 def read_json_rows(path: Path) -> Iterator[dict]:
