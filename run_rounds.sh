@@ -132,7 +132,7 @@ accept=(--max-pixels "$MAX_PIXELS"); [[ $ORM == none ]] || accept+=(--model "${O
 read -ra tests <<< "$TEST"
 count() { if [[ -f $1 ]]; then wc -l < "$1"; else echo "${LIMIT/#0/$(toy_or 1200 341346)}"; fi; }
 judge=(); [[ $CLASSIFY == none ]] || judge=(--classify "$CLASSIFY")
-evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" --columns "$COLUMNS_OF_DATA" "${judge[@]}" "${generate[@]}"; }
+evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]} * (1 + (${#judge[@]} > 0))))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" --columns "$COLUMNS_OF_DATA" "${judge[@]}" "${generate[@]}"; }
 
 # D: all problems, checked, without those of the test sets; the base model's accuracy
 data=$run/data.jsonl; [[ $DECONTAMINATE != off ]] || data=$run/problems.jsonl
