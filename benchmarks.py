@@ -111,11 +111,7 @@ SPLITS = {  # by what each is reported: name -> field; None: any other test set
 
 def benchmark_problems(name: str, source: str, pictures: Path) -> Iterator[dict]:
     """Problem records of a benchmark: from a folder in its source form, or OWNER/NAME or OWNER/NAME:SPLIT on the hub."""
-    for row in folder_rows(name, Path(source)) if Path(source).is_dir() else benchmark_hub_rows(name, source, pictures):
-        try:
-            yield BENCHMARKS[name](row)
-        except (KeyError, TypeError, ValueError) as error:
-            fail(f"{name}:{source}: {row.get('id', row.get('pid', row.get('sample_index')))}: {type(error).__name__} {error}: the row is not in the benchmark's source form")
+    return map(BENCHMARKS[name], folder_rows(name, Path(source)) if Path(source).is_dir() else benchmark_hub_rows(name, source, pictures))
 
 
 def folder_rows(name: str, folder: Path) -> Iterator[dict]:
