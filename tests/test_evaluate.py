@@ -221,7 +221,7 @@ def test_mathvista_and_mathverse_rows(tmp_path):
     (row,) = load("mathvista", tmp_path)
     assert row["question"].startswith("How long? (Unit: cm)\nHint: ") and "one decimal place" in row["question"] and row["precision"] == 1
     assert row["subject"] == "geometry problem solving" and row["query"].endswith("\nQuestion: How long? (Unit: cm)")
-    write_json([vista | {"answer_type": "text", "question_type": "multi_choice", "choices": ["2", "3"], "unit": None, "precision": None}])
+    write_json([vista | {"answer_type": "text", "question_type": "multi_choice", "choices": ["2", "3"], "answer": "3", "unit": None, "precision": None}])
     (row,) = load("mathvista", tmp_path)
     assert row["question"] == "How long?" and row["query"].endswith("Question: How long?\nChoices:\n(A) 2\n(B) 3") and "option letter" in row["query"]
     verse = {"sample_index": "3", "problem_index": "1", "problem_version": "Text Lite", "question": "Find x.\nChoices:\nA:4 cm\nB:5", "image": "a.png", "answer": "B", "metadata": {"subject": "Plane Geometry", "subfield": "Angle"}}
