@@ -16,8 +16,9 @@ from typing import Iterator
 
 from tqdm import tqdm
 
-from common import Output, add_model_flags, check_flags, derive_seed, fail, finished, processes, read_rows, row_key, solve_messages
+from common import add_model_flags, check_flags, derive_seed, fail, read_rows, row_key, solve_messages
 from engine import Request, open_model
+from output import Output, disk_errors, expected_length, finished, share
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,15 +40,18 @@ def read_problems(args: argparse.Namespace, check: bool) -> Iterator[dict]:
     return islice((row for path in args.input for row in read_rows(path, check=check)), args.limit or None)
 
 
-def choose(args: argparse.Namespace) -> set[str]:
-    """The ids to sample: one pass that also checks every row, holding ids only."""
-    ids = [row["id"] for row in read_problems(args, check=True)]
-    if twice := next((name for name, count in Counter(ids).items() if count > 1), None):
-        fail(f"--input: id {twice!r} is in more than one of the files; make it unique")
+def choose(args: argparse.Namespace) -> dict[str, int]:
+    """{id to sample: its expected length}: one pass that also checks every row."""
+    lengths = {}
+    for row in read_problems(args, check=True):
+        if row["id"] in lengths:
+            fail(f"--input: id {row['id']!r} is in more than one of the files; make it unique")
+        lengths[row["id"]] = expected_length(row)
     solved = {row["id"] for path in args.unsolved_in for row in read_rows(path, ("id", "status"), may_be_empty=True) if row["status"] == "correct"}
+    ids = list(lengths)
     if args.draw:
         ids = heapq.nsmallest(args.draw, ids, key=lambda name: hashlib.sha256(f"{args.seed}:{name}".encode()).digest())
-    return {name for name in ids if name not in solved}
+    return {name: lengths[name] for name in ids if name not in solved}
 
 
 def main() -> None:
@@ -55,25 +59,21 @@ def main() -> None:
     check_flags(args)
     if args.samples > 1 and args.temperature == 0:
         fail("--samples: more than one sample at --temperature 0 would be the same text; set --temperature 1.0")
-    if finished(args.output):
+    if finished(args.output, args.retry_errors):
         return
     chosen = choose(args)
-    output = Output(args.output)
-    expected = len(chosen) * args.samples
-    rank, world = processes()
-    todo = expected - len(output.done)
-    generate = open_model(args.model, args) if todo else lambda requests: iter(())
+    output = Output(args.output, args)
+    missing = {name: [k for k in range(args.samples) if row_key({"id": name, "sample": k}) not in output.done] for name in chosen}
+    mine = share({name: chosen[name] * len(samples) for name, samples in missing.items() if samples})
+    generate = open_model(args.model, args) if mine else lambda requests: iter(())
 
     def requests() -> Iterator[Request]:
-        for index, row in enumerate(row for row in read_problems(args, check=False) if row["id"] in chosen):
-            if index % world != rank:
-                continue
-            missing = [k for k in range(args.samples) if row_key({"id": row["id"], "sample": k}) not in output.done]
-            if missing:
-                yield Request(row, solve_messages(row), {k: derive_seed(args.seed, args.origin, row["id"], k) for k in missing})
+        for row in read_problems(args, check=False):
+            if row["id"] in mine:
+                yield Request(row, solve_messages(row), {k: derive_seed(args.seed, args.origin, row["id"], k) for k in missing[row["id"]]})
 
     counts, tokens, reasons = Counter(), 0, Counter()
-    with tqdm(total=todo, desc="sample", unit="path", disable=None) as bar:
+    with tqdm(total=sum(len(missing[name]) for name in mine), desc="sample", unit="path", disable=None) as bar:
         for reply in generate(requests()):
             record = {
                 "sample": reply.sample, "response": reply.text, "finish": reply.finish, "tokens": reply.tokens,
@@ -84,10 +84,11 @@ def main() -> None:
             tokens += reply.tokens
             reasons[reply.reason] += reply.finish == "error"
             bar.update()
-    output.finish(expected)
+    output.finish(len(chosen) * args.samples)
     problem = f"; first error: {max(reasons, key=reasons.get)}" if counts["error"] else ""
     print(f"{args.output}: {len(chosen)} problems x {args.samples}: {dict(counts)}, {tokens} new tokens{problem}")
 
 
 if __name__ == "__main__":
-    main()
+    with disk_errors():
+        main()

@@ -3,7 +3,8 @@
 Reads:  samples.jsonl    id, question, images, answer, optional options, sample, response, finish
 Writes: verified.jsonl   + answer_check, orm_check (correct, wrong, undecided; null when not run), status (by --accept),
                          extracted, rule (of the answer check), error_step, error_line (the response's line it was matched to, from 1),
-                         error_analysis, judge_reply (raw; a list of several), judge_tokens, orm_confidence (local models)
+                         error_analysis, judge_reply (raw; a list of several), judge_tokens, orm_confidence (local models),
+                         judge_error (why a reply could not be had)
 
 With --annotate the model is the teacher, which is shown the reference answer, and the output is training data for the ORM: as many
 correct paths as wrong ones, each wrong one with the step at which it fails and why.
@@ -25,9 +26,10 @@ from tqdm import tqdm
 
 from answers import check_rows
 from common import (
-    Output, add_model_flags, check_flags, derive_seed, fail, fill, finished, is_endpoint, judge_messages, processes, question_text, read_rows, row_key, user_message,
+    add_model_flags, check_flags, derive_seed, fail, fill, is_endpoint, judge_messages, question_text, read_rows, row_key, user_message,
 )  # fmt: skip
 from engine import Reply, Request, open_model
+from output import Output, disk_errors, expected_length, finished, share
 
 # The teacher's annotation of a wrong path (the paper's feedback prompt, in our words).
 FEEDBACK_PROMPT = """You are evaluating a student's solution of a mathematics problem.
@@ -144,7 +146,13 @@ def judged(row: dict, replies: list[Reply], policy: str, threshold: float) -> di
         "error_step": steps.get("error_step"), "error_line": match_step(steps.get("error_step"), row["response"]), "error_analysis": steps.get("error_analysis"),
         "judge_reply": texts[0] if len(texts) == 1 else texts or None, "orm_confidence": confidence,
         "judge_tokens": [sum(reply.prompt_tokens for reply in replies), sum(reply.tokens for reply in replies)],
-    }  # fmt: skip
+    } | judge_error(replies)  # fmt: skip
+
+
+def judge_error(replies: list[Reply]) -> dict:
+    """The field that says why a reply could not be had, if one could not."""
+    reasons = [reply.reason for reply in replies if reply.finish == "error"]
+    return {"judge_error": reasons[0]} if reasons else {}
 
 
 def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator[dict]:
@@ -194,13 +202,16 @@ def gives_away(row: dict, verdict: dict) -> bool:
 
 
 def balanced_keys(rows: Iterable[dict], seed: int, more_correct: int) -> set[str]:
-    """Keys of as many wrong paths as correct ones (with `more_correct` from elsewhere), chosen by the seed, no path twice."""
-    keys, seen = defaultdict(list), set()
+    """Keys of as many wrong paths as correct ones (with `more_correct` from elsewhere), chosen by the seed, no path twice.
+
+    By keys, not by their order in the file: a rerun's rows come in another one.
+    """
+    paths = {}
     for row in rows:
-        fingerprint = hash((row["id"], " ".join(row["response"].split())))
-        if row["answer_check"] in ("correct", "wrong") and fingerprint not in seen:
-            seen.add(fingerprint)
-            keys[row["answer_check"]].append(row_key(row))
+        if row["answer_check"] in ("correct", "wrong"):
+            fingerprint = hash((row["id"], " ".join(row["response"].split())))
+            paths[fingerprint] = min(paths.get(fingerprint, ("~", "")), (row_key(row), row["answer_check"]))
+    keys = {check: sorted(key for key, found in paths.values() if found == check) for check in ("correct", "wrong")}
     if not keys["wrong"] or not len(keys["correct"]) + more_correct:
         fail(f"--input: {len(keys['correct'])} correct and {len(keys['wrong'])} wrong paths: the ORM needs both; sample more problems, or more paths a problem")
     rng = random.Random(seed)
@@ -239,7 +250,7 @@ def annotate(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterat
         elif answer_check == "wrong" and gives_away(reply.row, verdict):
             reason = "the explanation gives the answer away"
         fields = {"status": "undecided" if reason else answer_check, "error_step": verdict["error_step"], "error_analysis": verdict["error_analysis"]}
-        yield reply.row | fields | {"judge_reply": reply.text, "judge_tokens": [reply.prompt_tokens, reply.tokens]} | ({"reason": reason} if reason else {})
+        yield reply.row | fields | {"judge_reply": reply.text, "judge_tokens": [reply.prompt_tokens, reply.tokens]} | judge_error([reply]) | ({"reason": reason} if reason else {})
     yield from finish_correct()
 
 
@@ -279,28 +290,25 @@ def main() -> None:
         fail("--orm-samples: more than one at --temperature 0 would be the same reply; set --temperature 1.0")
     if args.orm_threshold and (not args.model or is_endpoint(args.model)):
         fail("--orm-threshold: needs a local ORM as --model; an endpoint tells no probabilities")
-    if finished(args.output):
+    if finished(args.output, args.retry_errors):
         return
     args.limit = args.limit or None
-    total, keys = 0, set()
+    lengths = {}
     for row in all_rows(args, check=True):  # checks every row before a model is loaded
-        if (key := row_key(row)) in keys:
+        if (key := row_key(row)) in lengths:
             fail(f"--input: id {row['id']!r}, sample {row['sample']} is in more than one of the files")
-        keys.add(key)
-        total += 1
-    chosen = keys
+        lengths[key] = expected_length(row)
+    chosen = lengths.keys()
     if args.annotate:
         more_correct = sum(row["status"] == "correct" for path in args.balance_with for row in read_rows(path, ("id", "status"), may_be_empty=True))
         chosen = balanced_keys(check_rows(all_rows(args, check=False), args.workers), args.seed, more_correct)
-    output = Output(args.output)
-    rank, world = processes()
-    todo = len(chosen) - len(output.done)
-    generate = open_model(args.model, args, pieces=not args.annotate) if todo and args.model else None
-    rows = (row for index, row in enumerate(row for row in all_rows(args, check=False) if row_key(row) in chosen) if index % world == rank)
-    rows = (row for row in rows if row_key(row) not in output.done)
+    output = Output(args.output, args)
+    mine = share({key: lengths[key] for key in chosen if key not in output.done})
+    generate = open_model(args.model, args, pieces=not args.annotate) if mine and args.model else None
+    rows = (row for row in all_rows(args, check=False) if row_key(row) in mine)
     counts, reasons = Counter(), Counter()
-    with tqdm(total=todo, desc="annotate" if args.annotate else "verify", unit="path", disable=None) as bar:
-        for row in annotate(args, rows, generate) if args.annotate else verify(args, rows, generate) if todo else ():
+    with tqdm(total=len(mine), desc="annotate" if args.annotate else "verify", unit="path", disable=None) as bar:
+        for row in () if not mine else annotate(args, rows, generate) if args.annotate else verify(args, rows, generate):
             output.write(row)
             counts[row["status"]] += 1
             reasons[row.get("reason")] += 1
@@ -318,4 +326,5 @@ def all_rows(args: argparse.Namespace, check: bool) -> Iterator[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    with disk_errors():
+        main()

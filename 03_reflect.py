@@ -16,8 +16,9 @@ from typing import Iterator
 
 from tqdm import tqdm
 
-from common import Output, add_model_flags, check_flags, derive_seed, fill, finished, processes, question_text, read_rows, row_key, user_message
+from common import add_model_flags, check_flags, derive_seed, fill, question_text, read_rows, row_key, user_message
 from engine import Request, open_model
+from output import Output, disk_errors, expected_length, finished, share
 
 REFLECT_PROMPT = """You are an expert mathematics teacher. A student's solution of the problem below ends in a wrong answer.
 
@@ -35,7 +36,7 @@ about the earlier one. End with the sentence "The answer to this problem is" and
 problem, the letter of the choice)."""
 
 VERIFIED_FIELDS = ("answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_line", "error_analysis", "judge_reply", "judge_tokens",
-                   "orm_confidence")  # fmt: skip
+                   "orm_confidence", "judge_error")  # fmt: skip
 NEEDED = ("id", "question", "sample", "response", "status")
 
 
@@ -50,41 +51,43 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def choose_drafts(args: argparse.Namespace) -> dict[tuple[int, str], int]:
-    """{(file number, key of a wrong path): its number among the problem's drafts}, for the problems that no file solves.
+def choose_drafts(args: argparse.Namespace) -> dict[tuple[int, str], tuple[int, int, str]]:
+    """{(file number, key of a wrong path): (its number among the problem's drafts, its expected length, the key of the
+    reconsidered path)}, for the problems that no file solves.
 
     Different texts only; paths with a diagnosis first, later rounds before earlier ones. A right answer which the ORM
     rejected is left alone: the prompt says that the answer is certainly wrong.
     """
-    solved, wrong, texts = set(), defaultdict(list), set()
+    solved, wrong = set(), defaultdict(list)
     for number, path in enumerate(args.input):
         for row in read_rows(path, NEEDED, may_be_empty=True):
             if row["status"] == "correct":
                 solved.add(row["id"])
             elif row["status"] == "wrong" and row.get("answer_check") != "correct":
-                text = hash((row["id"], " ".join(row["response"].split())))
-                if text not in texts:
-                    texts.add(text)
-                    wrong[row["id"]].append((not row.get("error_step"), -number, row["sample"], row_key(row)))
-    open_ids = [name for name in wrong if name not in solved][: args.limit or None]
-    best = {name: sorted(wrong[name])[: args.drafts] for name in open_ids}
-    return {(-number, key): index for drafts in best.values() for index, (_, number, _, key) in enumerate(drafts)}
+                text = hash(" ".join(row["response"].split()))
+                wrong[row["id"]].append((not row.get("error_step"), -number, row["sample"], row_key(row), expected_length(row), text))
+    drafts = {}
+    for name in [name for name in wrong if name not in solved][: args.limit or None]:
+        best = {draft[-1]: draft for draft in sorted(wrong[name], reverse=True)}.values()  # the best of each text
+        for index, (_, number, _, key, length, _) in enumerate(sorted(best)[: args.drafts]):
+            drafts[-number, key] = index, length, row_key({"id": name, "sample": index})
+    return drafts
 
 
 def main() -> None:
     args = parse_args()
     check_flags(args)
-    if finished(args.output):
+    if finished(args.output, args.retry_errors):
         return
     drafts = choose_drafts(args)
-    output = Output(args.output)
-    rank, world = processes()
-    todo = len(drafts) - len(output.done)
+    output = Output(args.output, args)
+    mine = share({place: length for place, (_, length, key) in drafts.items() if key not in output.done})
 
     def requests() -> Iterator[Request]:
-        rows = ((row, path, drafts.get((number, row_key(row)))) for number, path in enumerate(args.input) for row in read_rows(path, NEEDED, check=False, may_be_empty=True))
-        for index, (row, path, draft) in enumerate(item for item in rows if item[2] is not None):
-            if index % world == rank and row_key({"id": row["id"], "sample": draft}) not in output.done:
+        rows = (((number, row_key(row)), path, row) for number, path in enumerate(args.input) for row in read_rows(path, NEEDED, check=False, may_be_empty=True))
+        for place, path, row in rows:
+            if place in mine:
+                draft = drafts[place][0]
                 prompt = fill(
                     REFLECT_PROMPT, question=question_text(row), response=row["response"],
                     error_step=row.get("error_step") or "not known", error_analysis=row.get("error_analysis") or "none",
@@ -92,9 +95,9 @@ def main() -> None:
                 row["draft_of"] = {"verified_in": os.path.relpath(path, os.path.dirname(args.output) or "."), "origin": row.get("origin"), "sample": row["sample"]}
                 yield Request(row, user_message(prompt, row["images"]), {draft: derive_seed(args.seed, "reflection", row["id"], draft)})
 
-    generate = open_model(args.model, args) if todo else lambda requests: iter(())
+    generate = open_model(args.model, args) if mine else lambda requests: iter(())
     counts, tokens = Counter(), 0
-    with tqdm(total=todo, desc="reflect", unit="path", disable=None) as bar:
+    with tqdm(total=len(mine), desc="reflect", unit="path", disable=None) as bar:
         for reply in generate(requests()):
             row = {name: value for name, value in reply.row.items() if name not in VERIFIED_FIELDS}
             output.write(row | {
@@ -109,4 +112,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with disk_errors():
+        main()

@@ -12,6 +12,7 @@ Writes: OUTPUT/          a model folder that `from_pretrained` loads, with train
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -28,19 +29,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import (
-    IMAGE, MAX_PIXELS, chat_parts, check_flags, check_model, derive_seed, encode_prompts, fail, finished, harmless, judge_messages, load_model, load_processor,
+    IMAGE, MAX_PIXELS, chat_parts, check_flags, check_model, derive_seed, encode_prompts, fail, harmless, judge_messages, load_model, load_processor,
     open_image, processes, read_rows, relative_images, setup_kernels, solve_messages,
 )  # fmt: skip
+from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock
 
 # AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128; Qwen2-VL: 1e-5 with warm-up 0.1,
 # CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
 KEEP_CHECKPOINTS = 2
+HOW = {"input", "output", "train_file", "micro_batch", "workers", "save_steps", "trust_remote_code"}  # flags that may change when an unfinished training goes on
 PROCESSOR_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
     "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 IGNORE = -100
+MIN_FREE = 16 << 20  # bytes; with less, a failed write of weights is put down to a full disk
 
 
 def parse_args() -> argparse.Namespace:
@@ -102,14 +106,17 @@ def pick_diverse(rows: list[tuple[str, str]], count: int) -> list[str]:
 
 
 def choose_rows(args: argparse.Namespace) -> set[tuple[str, str, int]]:
-    """The (file, id, sample) to train on. Responses are held for one pass only, a problem's worth each."""
+    """The (file, id, sample) to train on, whatever the order of the rows: that differs from call to call."""
     groups, labels = defaultdict(list), ("correct", "wrong") if args.orm else ("correct",)
-    for path in args.input:
+    for number, path in enumerate(args.input):
         for row in read_rows(path, ("id", "question", "sample", "response", "status"), may_be_empty=True):
             explained = row["status"] == "correct" or row.get("error_analysis")  # a judge cannot learn why from nothing
             if row["status"] in labels and explained and row.get("finish", "stop") == "stop" and row["response"].strip():
-                groups[row["status"], row["id"]].append(((str(path), row["id"], row["sample"]), row["response"]))
-    chosen = {label: [key for (status, _), rows in groups.items() if status == label for key in pick_diverse(rows, args.per_problem)] for label in labels}
+                groups[row["status"], row["id"]].append((number, row["sample"], row["response"]))
+    chosen = {label: [] for label in labels}
+    for (status, name), rows in sorted(groups.items()):
+        texts = [((str(args.input[number]), name, sample), response) for number, sample, response in sorted(rows)]
+        chosen[status] += pick_diverse(texts, args.per_problem)
     if args.orm:  # balanced
         count = min(map(len, chosen.values()))
         chosen = {label: random.Random(args.seed).sample(keys, count) for label, keys in chosen.items()}
@@ -378,11 +385,24 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     return {"rows": len(rows), "steps": len(steps), "loss": loss_value, "label_tokens": total_tokens, "rows_left_out": left_out, "seconds": seconds, "init": spec}
 
 
+@contextlib.contextmanager
+def saving(part: Path):
+    """Weights are written by libraries whose own errors do not say that the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) not in DISK_ERRORS and shutil.disk_usage(part).free > MIN_FREE:
+            raise
+        fail(f"{part}: cannot be written ({str(error).splitlines()[0]}; {shutil.disk_usage(part).free >> 20} MB free); the last checkpoint is kept: make room and call again to go on", 1)
+
+
 def save_checkpoint(accelerator, part: Path, step: int) -> None:
-    """A checkpoint folder gets its final name when it is complete."""
-    accelerator.save_state(str(part / "checkpoint.part"))
+    """A checkpoint folder gets its final name when it is complete, on the disk too."""
+    with saving(part):
+        accelerator.save_state(str(part / "checkpoint.part"))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        os.sync()
         (part / "checkpoint.part").rename(part / f"checkpoint-{step}")
         for old in sorted(part.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))[:-KEEP_CHECKPOINTS]:
             shutil.rmtree(old)
@@ -414,18 +434,29 @@ def save_model(accelerator, model, spec: str, part: Path) -> None:
         model = accelerator.unwrap_model(model)
         for name in getattr(model, "all_tied_weights_keys", {}):  # stored once: the other name says where
             state.pop(name, None)
-        model.save_pretrained(part, state_dict=state)
-        copy_processor(spec, part)
+        with saving(part):
+            model.save_pretrained(part, state_dict=state)
+            copy_processor(spec, part)
     accelerator.wait_for_everyone()
 
 
-def begin(part: Path, settings: dict) -> None:
-    """Make the folder to train in; one that was begun with other settings is not gone on with."""
-    path = part / "training.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] != settings:
-        fail(f"{part}: was begun with other settings; remove it to start anew, or call with those in {path}")
+def begin(part: Path, settings: dict):
+    """Make the folder to train in; one that was begun with other settings, or is in use, is not gone on with. Returns what holds its lock."""
     part.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"settings": settings}, indent=1) + "\n", encoding="utf-8")
+    lock, path = (part / "lock").open("a"), part / "training.json"
+    if not try_lock(lock):
+        fail(f"{part}: is being written by another process; wait for it or end it")
+    before = json.loads(path.read_text(encoding="utf-8"))["settings"] if path.exists() else settings
+    if changed := [f"{name} was {before.get(name)!r}, is {value!r}" for name, value in settings.items() if name not in HOW and before.get(name) != value]:
+        fail(f"{part}: was begun with other settings: {'; '.join(changed)}; set them back, or remove it to start anew")
+    write_json(path, {"settings": settings})
+    return lock
+
+
+def write_json(path: Path, content: dict) -> None:
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def copy_processor(spec: str, folder: Path) -> None:
@@ -440,6 +471,13 @@ def copy_processor(spec: str, folder: Path) -> None:
         shutil.copy(code, folder / code.name)
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """What only an unfinished training needs."""
+    for checkpoint in folder.glob("checkpoint*"):
+        shutil.rmtree(checkpoint)
+    (folder / "lock").unlink(missing_ok=True)
+
+
 def main() -> None:
     args = parse_args()
     check_flags(args)
@@ -447,6 +485,7 @@ def main() -> None:
         fail("--previous: needed for --init previous; name the model folder of the round before")
     spec = args.previous if args.init == "previous" else args.model
     if finished(args.output):
+        remove_checkpoints(args.output)
         return
     check_model(spec)
     if args.log_with:
@@ -458,22 +497,27 @@ def main() -> None:
     rank, world = processes()
     part = Path(f"{args.output}.part")
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "log_with"}
-    if rank == 0:
-        write_training_file(args, train_file)
-        begin(part, settings)
-    if world > 1:  # the others wait for the first
+    everyone = None
+    if world > 1:  # met before anything is done: if one ends, the others are told and do not wait for it
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12)).wait_for_everyone()
+        everyone = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+    if rank == 0:
+        write_training_file(args, train_file)
+        lock = begin(part, settings | {"rows": fingerprint(str(train_file))})
+    if everyone:
+        everyone.wait_for_everyone()
     summary = train(args, spec, TrainingRows(train_file), part)
     if rank == 0:
-        (part / "training.json").write_text(json.dumps(summary | {"settings": settings}, indent=1) + "\n", encoding="utf-8")
+        write_json(part / "training.json", summary | {"settings": settings})
+        os.sync()
         part.replace(args.output)
-        for checkpoint in args.output.glob("checkpoint*"):  # only now: a kill in between leaves a whole model
-            shutil.rmtree(checkpoint)
+        remove_checkpoints(args.output)  # only now: a kill in between leaves a whole model
+        lock.close()
         print(f"{args.output}: {summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}, {summary['rows_left_out']} rows left out, {summary['seconds']} s")
 
 
 if __name__ == "__main__":
-    main()
+    with disk_errors():
+        main()

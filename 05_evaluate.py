@@ -29,10 +29,11 @@ import answers
 from answers import AnswerChecker, check_rows
 from benchmarks import RULES, SPLITS, load_problems, parse_columns
 from common import (
-    IMAGE, SOLVE_PROMPT, Output, add_model_flags, check_flags, derive_seed, fail, fill, finished, harmless, is_endpoint, processes, question_text, read_rows, row_key,
-    solve_messages, user_message,
+    IMAGE, SOLVE_PROMPT, add_model_flags, check_flags, derive_seed, fail, fill, harmless, is_endpoint, processes, question_text, read_rows, row_key, solve_messages,
+    user_message,
 )  # fmt: skip
 from engine import Reply, Request, open_model
+from output import Output, disk_errors, expected_length, finished, share
 from scores import by_problem, compare, differing, predictions, print_figures, read_json_rows, score, share_of, write_json
 
 # The judge reads an answer out of a response, as MathVista and MathVerse have GPT-4 do; the comparison is ours and the benchmark's.
@@ -122,21 +123,20 @@ def blank_picture(path: str, folder: Path) -> str:
     return str(blank.absolute())
 
 
-def predict(args: argparse.Namespace, expected: int) -> None:
-    """Write predictions.jsonl: one row a problem and sample."""
-    output = Output(args.output / "predictions.jsonl")
-    todo = expected - len(output.done)
-    if todo:
-        rank, world = processes()
+def predict(args: argparse.Namespace, lengths: dict[tuple[str, str], int]) -> None:
+    """Write predictions.jsonl: one row a problem and sample. `lengths`: of each (benchmark, id)."""
+    output = Output(args.output / "predictions.jsonl", args)
+    missing = {name: [k for k in range(args.samples) if row_key({"benchmark": name[0], "id": name[1], "sample": k}) not in output.done] for name in lengths}
+    mine = share({name: lengths[name] * len(samples) for name, samples in missing.items() if samples})
+    if mine:
         generate = open_model(args.model, args)
 
         def requests() -> Iterator[Request]:
-            for index, row in enumerate(test_problems(args)):
-                missing = [k for k in range(args.samples) if row_key(row | {"sample": k}) not in output.done]
-                if missing and index % world == rank:
+            for row in test_problems(args):
+                if (name := (row["benchmark"], row["id"])) in mine:
                     messages = solve_messages(row) if args.prompt == "solve" else user_message(harmless(row["query"]), row["images"])
                     shown = {"images": [blank_picture(image, args.output / "images") for image in row["images"]], "seen": row["images"]} if args.blank_image else {}
-                    yield Request(row | shown, messages, {k: derive_seed(args.seed, "evaluate", row["id"], k) for k in missing})
+                    yield Request(row | shown, messages, {k: derive_seed(args.seed, "evaluate", row["id"], k) for k in missing[name]})
 
         def rows() -> Iterator[dict]:
             for reply in generate(requests()):
@@ -145,11 +145,13 @@ def predict(args: argparse.Namespace, expected: int) -> None:
                              "model": args.model, "seed": reply.seed} | ({"reason": reply.reason} if reply.reason else {})  # fmt: skip
 
         with AnswerChecker() as checker:
-            for row in tqdm(check_rows(rows(), args.workers), total=todo, desc="evaluate", unit="answer", disable=None):
+            for row in tqdm(check_rows(rows(), args.workers), total=sum(len(missing[name]) for name in mine), desc="evaluate", unit="answer", disable=None):
                 if row["benchmark"] in RULES:
                     row["official"] = row["finish"] != "error" and RULES[row["benchmark"]](row, checker.same)
                 output.write(row)
-    output.finish(expected)
+    output.finish(len(lengths) * args.samples)
+    if processes()[0] == 0:
+        output.wait()
 
 
 def ask_about(args: argparse.Namespace, spec: str, path: Path, wanted: Callable[[dict], bool], messages: Callable[[dict], list], fields: Callable) -> None:
@@ -157,7 +159,7 @@ def ask_about(args: argparse.Namespace, spec: str, path: Path, wanted: Callable[
     if path.exists() or (rank := processes()[0]) and is_endpoint(spec):
         return
     rank, world = (rank, 1) if is_endpoint(spec) else processes()
-    output, source = Output(path), args.output / "predictions.jsonl"
+    output, source = Output(path, argparse.Namespace(model=spec)), args.output / "predictions.jsonl"
     chosen = {row_key(row) for row in read_json_rows(source) if wanted(row)}
     todo = len(chosen) - len(output.done)
 
@@ -171,7 +173,7 @@ def ask_about(args: argparse.Namespace, spec: str, path: Path, wanted: Callable[
     if todo:
         generate = open_model(spec, argparse.Namespace(**vars(args) | {"temperature": 0.0, "max_tokens": JUDGE_TOKENS}))
         for reply, stored in tqdm(fields(generate(requests())), total=todo, desc=path.stem, unit="answer", disable=None):
-            judged = {"judge_model": spec, "judge_reply": reply.text or reply.reason, "judge_tokens": [reply.prompt_tokens, reply.tokens]}
+            judged = {"judge_model": spec, "judge_reply": reply.text or reply.reason, "judge_tokens": [reply.prompt_tokens, reply.tokens], "finish": reply.finish}
             output.write({name: reply.row[name] for name in ("id", "sample", "benchmark")} | stored | judged)
     output.finish(len(chosen))
 
@@ -267,16 +269,19 @@ def evaluate(args: argparse.Namespace) -> None:
     passes = {"judged.jsonl": args.judge and judge_answers, "errors.jsonl": args.classify and classify_errors}
     passes = {args.output / name: ask for name, ask in passes.items() if ask}
     target, conditions = args.output / "metrics.json", conditions_of(args)
+    if args.retry_errors and (args.output / "predictions.jsonl").exists() and not finished(args.output / "predictions.jsonl", retry_errors=True):
+        for path in (target, *passes):
+            path.unlink(missing_ok=True)
     if all(path.exists() for path in passes) and finished(target):
         return
     if target.exists():  # a judge is asked about an evaluation that stands already
         before = json.loads(target.read_text(encoding="utf-8"))["conditions"]
         if changed := [name for name, value in conditions.items() if before.get(name) != value]:
             fail(f"{target}: {changed[0]} was {before.get(changed[0])!r}, is {conditions[changed[0]]!r}; call with the same settings, or choose another --output")
-    expected = sum(1 for _ in test_problems(args)) * args.samples  # checks every row before a model is loaded
+    lengths = {(row["benchmark"], row["id"]): expected_length(row) for row in test_problems(args)}  # checks every row before a model is loaded
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "predictions.jsonl").exists():
-        predict(args, expected)
+        predict(args, lengths)
     for path, ask in passes.items():
         wait_for(args.output / "predictions.jsonl")
         ask(args)
@@ -306,4 +311,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with disk_errors():
+        main()

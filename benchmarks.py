@@ -27,7 +27,8 @@ from typing import Callable, Iterator
 from tqdm import tqdm
 
 from answers import LETTERS
-from common import PLACEHOLDERS, check_flags, check_row, fail, finished, json_lines, open_image, read_rows, relative_images, shown
+from common import PLACEHOLDERS, check_flags, check_row, fail, json_lines, open_image, read_rows, relative_images, shown
+from output import disk_errors, finished
 
 FIELDS = ("id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level")
 
@@ -352,4 +353,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with disk_errors():
+        main()

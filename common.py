@@ -4,7 +4,6 @@ pictures, the kernel set-up and the loading of models. Nothing happens at import
 import argparse
 import codecs
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -41,11 +40,11 @@ IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # others a
 MAX_LINE = 16 << 20  # bytes of a row; a longer line is refused unread
 
 
-def fail(message: str) -> NoReturn:
-    """End the command with one line on stderr and exit code 2: a mistake that the user can mend."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End the command with one line on stderr. Exit code 2: a mistake that the user can mend; 1: a fault of the machine."""
     message = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in " ".join(message.splitlines()))  # data may steer a terminal
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 # ---------------------------------------------------------------- records
@@ -185,66 +184,6 @@ def relative_images(row: dict, folder: Path) -> dict:
     return row | {"images": [os.path.relpath(os.path.realpath(image), folder) for image in row.get("images", [])]}
 
 
-class Output:
-    """A JSONL file that survives a kill: rows are appended to OUT.part, which becomes OUT when all are there.
-
-    The processes of one launch may append to one file: every write is one whole line under a lock. A second call on the
-    same output ends with an error. `done` holds the keys that an earlier, interrupted call has written.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path, self.part = Path(path), Path(f"{path}.part")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file, self.shared = self.part.open("a+b"), processes()[1] > 1
-        if not self.shared:
-            try:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held to the end
-            except OSError:
-                fail(f"{self.part}: is being written by another process; wait for it or end it")
-        with self.locked():
-            self.file.seek(0)
-            self.done, whole = set(), 0
-            for line in self.file:
-                if line.endswith(b"\n"):  # else it is a torn last line
-                    self.done.add(row_key(json.loads(line)))
-                    whole += len(line)
-            self.file.truncate(whole)
-
-    @contextlib.contextmanager
-    def locked(self):
-        if self.shared:
-            fcntl.flock(self.file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            if self.shared:
-                fcntl.flock(self.file, fcntl.LOCK_UN)
-
-    def write(self, row: dict) -> None:
-        line = json.dumps(relative_images(row, self.path.parent), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        with self.locked():
-            self.file.write(line)
-            self.file.flush()
-
-    def finish(self, expected: int) -> bool:
-        """Rename to the final name once `expected` rows are there: True in the process, the last to be done, that does it."""
-        with self.locked():
-            os.fsync(self.file.fileno())
-            if self.path.exists():  # another process has done it
-                self.part.unlink(missing_ok=True)
-            elif sum(1 for _ in self.part.open("rb")) >= expected:
-                self.part.replace(self.path)
-                return True
-        return False
-
-
-def finished(path: str | Path) -> bool:
-    """True, with a line that says so, if the output stands already."""
-    if Path(path).exists():
-        print(f"skip {path}: it is complete", flush=True)
-    return Path(path).exists()
-
-
 def processes() -> tuple[int, int]:
     """(rank, number of processes) as `accelerate launch` and `torchrun` tell them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -301,9 +240,15 @@ def add_model_flags(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     group.add_argument("--max-tokens", type=int, default=max_tokens, help="new tokens a reply, at most (default %(default)s)")
     group.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger pictures are scaled down to it (default %(default)s)")
     group.add_argument("--batch-size", type=int, default=64, help="replies decoded together, local models (default %(default)s)")
-    group.add_argument("--concurrency", type=int, default=32, help="requests in flight, endpoints (default %(default)s)")
+    group.add_argument("--retry-errors", action="store_true", help="of a complete output, try the rows again that failed")
     group.add_argument("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
     group.add_argument("--seed", type=int, default=0, help="the run's seed (default %(default)s)")
+    group = parser.add_argument_group("endpoint")
+    group.add_argument("--concurrency", type=int, default=32, help="requests in flight (default %(default)s)")
+    group.add_argument("--timeout", type=float, default=600.0, help="seconds for one reply; a request with all its tries takes three times as long at most (default %(default)s)")
+    group.add_argument("--max-requests", type=int, default=0, help="stop cleanly after N requests, tries included; exit code 3 (default %(default)s: no limit)")
+    group.add_argument("--max-cost", type=float, default=0.0, help="stop cleanly once that much is spent, by PRICE_IN and PRICE_OUT of the environment, a million tokens; exit code 3 (default %(default)s: no limit)")
+    group.add_argument("--spent", help="file in which several calls add up requests and tokens: the limits hold for their sum (default: for this call)")
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -314,7 +259,7 @@ def check_flags(args: argparse.Namespace) -> None:
             continue
         if value < 0 or not math.isfinite(value) or value >= 1 << 63:
             fail(f"{flag}: must not be negative" if value < 0 else f"{flag}: must be a number below 2^63")
-        if name in {"samples", "max_tokens", "batch_size", "micro_batch", "concurrency", "per_problem", "max_length", "drafts", "orm_samples"} and value == 0:
+        if name in {"samples", "max_tokens", "batch_size", "micro_batch", "concurrency", "timeout", "per_problem", "max_length", "drafts", "orm_samples"} and value == 0:
             fail(f"{flag.partition(':')[0]}: must be at least 1")
         if name in {"epochs", "lr"} and value == 0:
             fail(f"{flag}: must be above 0")
@@ -397,6 +342,8 @@ def check_model(spec: str, name: str = "--model") -> None:
         fail(f"{name}: {spec}: {problem}")
 
     if is_endpoint(spec):
+        if "@" in spec.partition("#")[0]:  # the spec stands in records and messages
+            fail(f"{name}: a name or key in an endpoint's address would be written to files; put the key into OPENAI_API_KEY")
         with contextlib.suppress(ValueError):  # a port that is no number, a broken IPv6 address
             parts = urllib.parse.urlsplit(spec)
             if parts.hostname and parts.fragment and (parts.port or True):
@@ -463,6 +410,8 @@ def setup_kernels(threads: int = 0) -> tuple[str, object, str]:
         torch.set_num_threads(threads)
     if torch.cuda.is_available():
         device, dtype = f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.bfloat16
+        if int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
+            fail(f"more processes than the {torch.cuda.device_count()} GPUs of this machine; start fewer (GPUS)")
         torch.cuda.set_device(device)
         attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
         name = torch.cuda.get_device_name()
@@ -528,37 +477,3 @@ def encode_prompts(processor, chats: list[list[dict]]) -> dict:
     return processor.apply_chat_template(
         chats, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
     )
-
-
-# ---------------------------------------------------------------- a run's settings
-
-
-def check_config(path: Path, settings: dict[str, str]) -> None:
-    """Write a run's settings with versions and commit; end the command if the run has begun with other settings."""
-    import platform
-    import subprocess
-    from importlib.metadata import PackageNotFoundError, version
-
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        changed = [f"{name} was {before.get(name)!r}, is {value!r}" for name, value in settings.items() if before.get(name) != value]
-        if changed:
-            fail(f"{path}: {'; '.join(changed)}; set it back, or choose another RUN")
-        return
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    content = {"settings": settings, "versions": versions, "git_commit": git.stdout.strip() or None}
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-if __name__ == "__main__":
-    given = dict(pair.split("=", 1) for pair in sys.argv[2:])
-    for setting in ("MODEL", "TEACHER", "ORM", "REFLECTOR"):  # some are used only days later
-        if given.get(setting) not in (None, "", "none", "student"):
-            check_model(given[setting], setting)
-    check_config(Path(sys.argv[1]), given)

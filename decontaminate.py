@@ -34,7 +34,8 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from benchmarks import load_problems, parse_columns
-from common import Output, check_flags, fail, finished, open_image, read_rows, row_key
+from common import check_flags, fail, open_image, read_rows, row_key
+from output import Output, disk_errors, finished
 
 HASH_SIDE, HASH_LIMIT = 24, 20  # cells a side of the perceptual hash; grey levels that any cell may differ
 LIMIT = 28  # levels of brightness or colour that two pictures may differ at any place; below 112 pixels a quarter of the longer side: small print blurs
@@ -173,7 +174,7 @@ def main() -> None:
     if finished(args.output):
         return
     tests = HeldOut(fingerprinted(tqdm(test_problems(args), desc="test sets", unit="row", disable=None), "--test", args.workers))
-    kept, listed = Output(args.output), Output(args.output.parent / "contamination.jsonl")
+    kept, listed = Output(args.output, args), Output(args.output.parent / "contamination.jsonl")
     done = kept.done | (listed.done if args.action == "drop" else set())
     kept_rows, reasons = len(kept.done), Counter()
     rows = (row for row in read_rows(args.input, ("id", "question", "answer")) if row_key({"id": row["id"]}) not in done)
@@ -196,4 +197,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with disk_errors():
+        main()

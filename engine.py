@@ -1,30 +1,18 @@
-"""Text from a model: one call for local models and for OpenAI-compatible endpoints.
+"""Text from a model: one call for local models and for OpenAI-compatible endpoints (endpoint.py).
 
 `open_model(spec, args)` returns a function that takes requests and yields a reply for each of their samples as it
 finishes. A local model encodes a question's pictures and prompt once for all its samples (the cache is repeated, not
 recomputed), rows that have finished leave the batch, and every sample draws its randomness from its own seed, so that
-it does not depend on what else is in the batch. An endpoint gets one request a sample, many at a time.
+it does not depend on what else is in the batch.
 """
 
 import argparse
-import base64
-import concurrent.futures
-import io
 import itertools
-import os
-import random
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
-from common import chat_parts, check_model, encode_prompts, fail, is_endpoint, load_model, load_processor, open_image, setup_kernels
+from common import chat_parts, check_model, encode_prompts, is_endpoint, load_model, load_processor, open_image, setup_kernels
 
-HOPELESS = 20  # failed requests, and not one answered, after which an endpoint is given up
-TRIES = 6  # of one endpoint request
-TIMEOUT = 600  # seconds an endpoint may take for one reply
-KEY_VARIABLE = "OPENAI_API_KEY"
-RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 LOOK_AHEAD = 16  # batches of requests that are sorted by length together
 
 
@@ -61,7 +49,11 @@ Generate = Callable[..., Iterator[Reply]]  # (requests, temperature=that of the 
 def open_model(spec: str, args: argparse.Namespace, pieces: bool = False) -> Generate:
     """Check and load the model; `args` holds the flags of common.add_model_flags."""
     check_model(spec)
-    return open_endpoint(spec, args) if is_endpoint(spec) else open_local(spec, args, pieces)
+    if is_endpoint(spec):
+        from endpoint import open_endpoint  # it needs the classes above
+
+        return open_endpoint(spec, args)
+    return open_local(spec, args, pieces)
 
 
 # ---------------------------------------------------------------- local models
@@ -185,113 +177,3 @@ def decode_batch(model, inputs: dict, seeds: list[list[int]], limit: int, temper
 
     settings = {} if greedy else {"temperature": temperature, "top_p": args.top_p, "top_k": args.top_k}
     return model.generate(**inputs, max_new_tokens=limit, do_sample=not greedy, custom_generate=decode, **settings)
-
-
-# ---------------------------------------------------------------- endpoints
-
-
-@dataclass
-class Endpoint:
-    """An OpenAI-compatible server; the key is read from the environment and is in no message, log or file."""
-
-    url: str
-    model: str
-    headers: dict = field(repr=False)
-
-
-def open_endpoint(spec: str, args: argparse.Namespace) -> Generate:
-    import httpx
-
-    url, _, name = spec.partition("#")
-    key = os.environ.get(KEY_VARIABLE)
-    endpoint = Endpoint(url.rstrip("/"), name, {"Authorization": f"Bearer {key}"} if key else {})
-    limits = httpx.Limits(max_connections=args.concurrency)
-    client = httpx.Client(timeout=httpx.Timeout(TIMEOUT, connect=10), limits=limits, headers=endpoint.headers, trust_env=True)
-    try:
-        status = client.get(f"{endpoint.url}/models").status_code
-    except httpx.HTTPError as error:
-        fail(f"--model: {spec}: the endpoint cannot be reached ({type(error).__name__}); is the server running?")
-    if status in (401, 403):
-        fail(f"--model: {spec}: the endpoint refuses the key (HTTP {status}); set {KEY_VARIABLE}")
-
-    def generate(requests: Iterable[Request], temperature: float = args.temperature) -> Iterator[Reply]:
-        jobs = ((request, sample, seed) for request in requests for sample, seed in request.seeds.items())
-        with concurrent.futures.ThreadPoolExecutor(args.concurrency) as pool:
-            running, failed, answered = set(), [], False  # failures are held back until the endpoint has answered once
-            try:
-                while True:
-                    for job in itertools.islice(jobs, 2 * args.concurrency - len(running)):
-                        running.add(pool.submit(ask, client, endpoint, *job, temperature, args))
-                    if not answered and (len(failed) >= HOPELESS or failed and not running):
-                        fail(f"--model: {spec}: {len(failed)} requests failed and none was answered: {failed[-1].reason}; call again when it works")
-                    if not running:
-                        return
-                    ready, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-                    replies = [future.result() for future in ready]
-                    answered = answered or any(reply.finish != "error" for reply in replies)
-                    failed += replies
-                    if answered:
-                        yield from failed
-                        failed = []
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    return generate
-
-
-def ask(client, endpoint: Endpoint, request: Request, sample: int, seed: int, temperature: float, args: argparse.Namespace) -> Reply:
-    """One reply, after up to TRIES tries with growing, jittered pauses; a failure becomes a reply with finish `error`."""
-    import httpx
-
-    def failed(reason: str) -> Reply:
-        return Reply(request.row, sample, finish="error", reason=reason[:300], seed=seed)
-
-    try:
-        urls = [{"url": data_url(image, args.max_pixels)} for image in request.row["images"]]
-    except (OSError, ValueError) as error:
-        return failed(f"{type(error).__name__}: {error}")
-    chat = chat_parts(request.messages, urls)
-    for part in (part for message in chat for part in message["content"] if part["type"] == "image"):
-        part["type"], part["image_url"] = "image_url", part.pop("image")
-    body = {"model": endpoint.model, "messages": chat, "max_tokens": args.max_tokens, "temperature": temperature, "top_p": args.top_p, "seed": seed}
-    body |= {"top_k": args.top_k} if args.top_k else {}
-    for attempt in range(TRIES):
-        pause = min(60.0, 2.0**attempt) * random.uniform(0.5, 1.0)
-        try:
-            answer = client.post(f"{endpoint.url}/chat/completions", json=body)
-            if answer.status_code in RETRY_STATUS:
-                reason = f"HTTP {answer.status_code}"
-                if (after := answer.headers.get("retry-after", "")).replace(".", "", 1).isdigit():
-                    pause = min(120.0, float(after)) + random.random()
-            elif answer.status_code != 200:
-                return failed(f"HTTP {answer.status_code}: {answer.text}")
-            else:
-                content = answer.json()
-                choice, usage = content["choices"][0], content.get("usage") or {}
-                finish = {"stop": "stop", "length": "length"}.get(choice.get("finish_reason") or "stop")
-                if finish and isinstance(text := choice["message"]["content"], str):
-                    used = int(usage.get("completion_tokens") or 0), int(usage.get("prompt_tokens") or 0)
-                    return Reply(request.row, sample, text.strip(), finish, *used, None, seed)
-                reason = f"no text, finish reason {choice.get('finish_reason')!r}"
-        except httpx.HTTPError as error:
-            reason = type(error).__name__
-        except (ValueError, LookupError, TypeError, AttributeError):
-            reason = "a reply that is no chat completion"
-        if attempt + 1 < TRIES:
-            time.sleep(pause)
-    return failed(f"{reason} ({TRIES} tries)")
-
-
-def data_url(path: str, max_pixels: int) -> str:
-    """A picture as a data URL: small PNG and JPEG files as they are, others re-encoded."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        as_is = image.format in ("PNG", "JPEG") and image.width * image.height <= (max_pixels or 1 << 62) and not image.getexif()
-        kind = (image.format or "PNG").lower()
-    data = Path(path).read_bytes()
-    if not as_is:
-        buffer, kind = io.BytesIO(), "png"
-        open_image(path, max_pixels).save(buffer, "PNG")
-        data = buffer.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,16 @@ def run():
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable} | environment, timeout=600)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def small_run(run):
+    """The whole loop on a very small budget, as runs/test-loop; the finished process."""
+    from kill_runs import BUDGET
+
+    shutil.rmtree(ROOT / "runs" / "test-loop", ignore_errors=True)
+    yield run("run_rounds.sh", RUN="test-loop", **BUDGET)
+    shutil.rmtree(ROOT / "runs" / "test-loop", ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

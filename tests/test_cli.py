@@ -79,5 +79,5 @@ def test_answers_alone_need_no_model(run, tmp_path, picture):
 def test_dry_run_prints_every_command_and_runs_nothing(run, tmp_path):
     done = run("run_rounds.sh", DRY_RUN="1", RUN="dry", MODEL="Qwen/Qwen2-VL-7B-Instruct", TEACHER="https://example.org/v1#gpt-4o", DATA="problems.jsonl", GPUS="8", ROUNDS="2")
     assert done.returncode == 0, done.stderr
-    for word in ("01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py --orm", "05_evaluate.py", "--num_processes 8", "model calls", "round_2", "final"):
+    for word in ("01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py --orm", "05_evaluate.py", "--nproc_per_node 8", "model calls", "round_2", "final"):
         assert word in done.stdout

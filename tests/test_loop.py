@@ -1,23 +1,12 @@
 """The whole loop on a very small budget, and its rerun."""
 
 import json
-import shutil
 from pathlib import Path
 
-import pytest
 from conftest import ROOT, read_rows
+from kill_runs import BUDGET as SMALL
 
 import common
-
-SMALL = dict(LIMIT="30", ROUNDS="1", SAMPLES="2", DISTILL="20", EPOCHS="1", DISTILL_EPOCHS="4", ORM_EPOCHS="1", ORM_PROBLEMS="20", ORM_SAMPLES="2", MAX_TOKENS="96")
-
-
-@pytest.fixture(scope="module")
-def small_run(run):
-    shutil.rmtree(ROOT / "runs" / "test-loop", ignore_errors=True)
-    done = run("run_rounds.sh", RUN="test-loop", **SMALL)
-    yield done
-    shutil.rmtree(ROOT / "runs" / "test-loop", ignore_errors=True)
 
 
 def test_the_loop_runs_to_its_end(small_run):
@@ -25,12 +14,12 @@ def test_the_loop_runs_to_its_end(small_run):
     folder = ROOT / "runs" / "test-loop"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert [stage["stage"] for stage in metrics["stages"]] == ["base", "round_0", "round_1", "final"]
-    assert all(stage["benchmarks"]["toy_test"]["n"] == 30 for stage in metrics["stages"])
+    assert all(stage["benchmarks"]["toy_test"]["n"] == 20 for stage in metrics["stages"])
     assert not list(folder.rglob("*.part"))
     assert "report: runs/test-loop/report.html" in small_run.stdout and (folder / "report.html").stat().st_size > 50_000
     assert set(metrics["stages"][-1]["benchmarks"]["toy_test"]["error_types"]) >= {"vision", "calculation", "unclassified"}
     rows = [json.loads(line) for line in (folder / "problems.jsonl").read_text().splitlines()]
-    assert len(rows) == 30
+    assert len(rows) == 20
 
 
 def test_records_grow_field_by_field(small_run):
@@ -72,7 +61,7 @@ def test_solved_problems_are_not_sampled_again(small_run):
     folder = ROOT / "runs" / "test-loop"
     solved = {row["id"] for row in read_rows(folder / "round_0" / "verified.jsonl") if row["status"] == "correct"}
     sampled = {row["id"] for row in read_rows(folder / "round_1" / "samples.jsonl")}
-    assert solved and not solved & sampled and len(solved | sampled) == 30
+    assert solved and not solved & sampled and len(solved | sampled) == 20
 
 
 def test_a_second_call_only_skips(small_run, run):

@@ -11,8 +11,10 @@ from conftest import read_rows, write_rows
 from PIL import Image
 
 import common
+import endpoint
 import engine
 import problems as toy
+from output import Output
 
 
 def test_fill_is_one_pass_and_defuses_tokens():
@@ -37,13 +39,13 @@ def test_question_text(options, expected):
 def test_output_resumes_after_a_torn_line(tmp_path):
     path = tmp_path / "out.jsonl"
     rows = [{"id": name, "images": []} for name in "abc"]
-    output = common.Output(path)
+    output = Output(path)
     for row in rows[:2]:
         output.write(row)
-    output.file.close()  # as when its process is killed
+    output.state_file.close()  # as when its process is killed
     with (tmp_path / "out.jsonl.part").open("ab") as file:
         file.write(b'{"id": "c", "ima')
-    again = common.Output(path)
+    again = Output(path)
     assert again.done == {common.row_key(row) for row in rows[:2]}
     again.write(rows[2])
     again.finish(3)
@@ -51,16 +53,18 @@ def test_output_resumes_after_a_torn_line(tmp_path):
 
 
 def test_unfinished_output_keeps_its_part(tmp_path):
-    output = common.Output(tmp_path / "out.jsonl")
+    output = Output(tmp_path / "out.jsonl")
     output.write({"id": "a", "images": []})
-    output.finish(2)
+    with pytest.raises(SystemExit) as ended:
+        output.finish(2)
+    assert ended.value.code == 3
     assert not (tmp_path / "out.jsonl").exists() and (tmp_path / "out.jsonl.part").exists()
 
 
 def test_a_second_writer_is_refused(tmp_path, capsys):
-    first = common.Output(tmp_path / "out.jsonl")
+    first = Output(tmp_path / "out.jsonl")
     with pytest.raises(SystemExit):
-        common.Output(tmp_path / "out.jsonl")
+        Output(tmp_path / "out.jsonl")
     assert "is being written by another process" in capsys.readouterr().err
     first.finish(0)
 
@@ -252,6 +256,24 @@ def test_gives_away(stage, analysis, response, leaks):
     assert stage("02_verify").gives_away(row, {"error_step": None, "error_analysis": analysis}) == leaks
 
 
+def test_what_is_chosen_does_not_hang_on_the_order_of_the_rows(stage, tmp_path):
+    """Replies arrive in another order each time, and after a kill in yet another one."""
+    rows = [
+        {"id": f"p{k // 4}", "sample": k % 4, "question": "Q", "images": [], "answer": "1", "response": f"r{k % 3} {k}" if k % 5 else "same", "finish": "stop",
+         "status": ("correct", "wrong")[k % 2], "answer_check": ("correct", "wrong")[k % 2], "error_step": None, "error_analysis": "a" if k % 3 else None}
+        for k in range(48)
+    ]  # fmt: skip
+    chosen = []
+    for seed in range(3):
+        random.Random(seed).shuffle(rows)
+        path = write_rows(tmp_path / "v.jsonl", rows)
+        orm, student = (stage("04_finetune").choose_rows(argparse.Namespace(input=[path], orm=orm, per_problem=1, seed=0)) for orm in (True, False))
+        unsolved = write_rows(tmp_path / "w.jsonl", [row for row in rows if row["status"] == "wrong"])
+        drafts = stage("03_reflect").choose_drafts(argparse.Namespace(input=[unsolved], drafts=1, limit=0))
+        chosen.append((orm, student, drafts, stage("02_verify").balanced_keys(rows, 0, 0)))
+    assert chosen[0] == chosen[1] == chosen[2] and all(chosen[0])
+
+
 def test_training_rows_name_where_they_come_from(stage, tmp_path):
     """A teacher's, a round's and a reflection's row -> model, seed and the file that holds the verdict; the reflection also its draft's."""
     (tmp_path / "elsewhere").mkdir()
@@ -337,8 +359,8 @@ def test_hub_rows_write_pictures_once(tmp_path, run):
 def test_data_url_keeps_small_files(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     Image.new("RGB", (900, 900)).save(tmp_path / "b.bmp")
-    assert engine.data_url(str(tmp_path / "a.png"), 1000).startswith("data:image/png;base64,")
-    assert engine.data_url(str(tmp_path / "b.bmp"), 1000).startswith("data:image/png;base64,")
+    assert endpoint.data_url(str(tmp_path / "a.png"), 1000).startswith("data:image/png;base64,")
+    assert endpoint.data_url(str(tmp_path / "b.bmp"), 1000).startswith("data:image/png;base64,")
 
 
 def test_teacher_answers_the_four_prompts(toy_world, stage):

@@ -1,0 +1,157 @@
+"""A run's settings: written to RUN/config.json when it begins, compared whenever it goes on. Called by run_rounds.sh.
+
+Reads:  stdin, every step of the run with these settings: a line of its output and the words of its command, split by tabs
+        RUN/commands.tsv, such lines of the steps that were begun
+Writes: RUN/config.json   settings, machine (what leaves the results alone), inputs (their fingerprints), versions, git_commit, git_dirty
+
+A changed setting is refused. `--force` removes what it makes stale instead: a step's output is stale if its command has
+changed, or if it reads an input that has changed or an output that is stale. Nothing else is made again.
+
+    printf 'runs/x/samples.jsonl\\t01_sample.py\\t--samples\\t4\\n' | python config.py runs/x --settings SAMPLES=4 --inputs toy/train.jsonl
+"""
+
+import argparse
+import contextlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from common import check_model, fail
+from output import disk_errors, fingerprint, has_failed, replace
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")
+HOW = {"--concurrency", "--timeout", "--max-requests", "--max-cost", "--spent", "--micro-batch"}  # flags that leave a result alone; 04's --batch-size does not
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="what decides the results")
+    parser.add_argument("--machine", nargs="*", default=[], metavar="NAME=VALUE", help="what does not; recorded only")
+    parser.add_argument("--inputs", nargs="*", default=[], help="files and folders whose content is compared")
+    parser.add_argument("--force", action="store_true", help="remove the outputs that changed settings make stale")
+    parser.add_argument("--retry-errors", action="store_true", help="open outputs again that hold rows which failed, and remove what was made from them")
+    return parser.parse_args()
+
+
+def pairs(words: list[str]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in words)
+
+
+def read_steps(lines) -> dict[str, list[str]]:
+    """{output: words of its command, from the script on, without what leaves the result alone}; the last line of an output counts."""
+    steps = {}
+    for line in lines:
+        out, *words = line.rstrip("\n").split("\t")
+        start = next((index for index, word in enumerate(words) if word.endswith(".py")), None)
+        if start is None:  # torn by a kill
+            continue
+        how = HOW | (set() if words[start] == "04_finetune.py" else {"--batch-size"})
+        kept = [word for index, word in enumerate(words) if index > start and word not in how and words[index - 1] not in how]
+        steps[out] = [words[start], *(fingerprint(word) if word.startswith("http") else word for word in kept)]
+    return steps
+
+
+def reads(words: list[str], out: str, others: set[str]) -> bool:
+    """Whether a command names one of the other outputs, or a folder that holds it."""
+    return any(other == word or other.startswith(f"{word}/") for other in others - {out} for word in words)
+
+
+def stale_outputs(plan: dict[str, list[str]], begun: dict[str, list[str]], changed: set[str]) -> list[str]:
+    """Outputs to make again, in order: with another command, reading what has changed or is stale, or no longer asked for."""
+    stale = []
+    for out, words in plan.items():
+        if begun.get(out) != words or reads(words, out, changed | set(stale)):
+            stale.append(out)
+    return stale + [out for out in begun if out not in plan]
+
+
+def rows_file(out: str) -> Path:
+    """The file with the rows of a step: predictions beside the metrics of an evaluation."""
+    path = Path(out)
+    return path.with_name("predictions.jsonl") if path.parent.name == "eval" else path
+
+
+def is_there(out: str) -> bool:
+    return any(Path(f"{path}{end}").exists() for path in (out, rows_file(out)) for end in ("", ".part"))
+
+
+def remove(out: str) -> None:
+    asked = {Path(out).with_name(name) for name in ("judged.jsonl", "errors.jsonl")} if Path(out).parent.name == "eval" else set()
+    for path in {Path(out), rows_file(out)} | asked:
+        for end in ("", ".part", ".part.json", ".part.new"):
+            item = Path(f"{path}{end}")
+            if item.is_dir():
+                shutil.rmtree(item)
+            else:
+                item.unlink(missing_ok=True)
+
+
+def holds_errors(out: str) -> bool:
+    path = rows_file(out)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return any(has_failed(json.loads(line)) for line in file)
+
+
+def provenance() -> dict:
+    """Versions, and the commit of the code, dirty if files that git knows differ from it."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+
+    def git(*arguments: str) -> str | None:
+        with contextlib.suppress(OSError):
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+            return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"versions": versions, "git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+
+
+def main() -> None:
+    args = parse_args()
+    path = args.run / "config.json"
+    for name, spec in pairs(args.settings).items():
+        if name in ("MODEL", "TEACHER", "ORM", "REFLECTOR") and spec not in ("", "none", "student"):  # some are used only days later
+            check_model(spec, name)
+    inputs = {name: fingerprint(name) for name in args.inputs if Path(name).exists()}
+    now = {"settings": pairs(args.settings), "machine": pairs(args.machine), "inputs": inputs} | provenance()
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    plan, begun = read_steps(sys.stdin), {}
+    if (args.run / "commands.tsv").exists():
+        with (args.run / "commands.tsv").open(encoding="utf-8") as file:
+            begun = read_steps(file)
+    changed = [f"{name} was {old!r}, is {value!r}" for name, value in now["settings"].items() if fingerprint(old := before["settings"].get(name, "")) != fingerprint(value)]
+    edited = [name for name, value in inputs.items() if before.get("inputs", {}).get(name, value) != value]
+    changed += [f"{name} has another content" for name in edited]
+    if changed and not args.force:
+        fail(f"{path}: {'; '.join(changed)}; set it back, choose another RUN, or start anew what this changes with FORCE=1")
+    made_with = [entry["versions"] | {"git commit": entry["git_commit"]} for entry in (before, now)]
+    if other := [f"{name} was {old}, is {made_with[1].get(name)}" for name, old in made_with[0].items() if made_with[1].get(name) != old]:
+        print(f"note: {path}: {'; '.join(other)}", file=sys.stderr)
+    failed = {out for out in plan if holds_errors(out)} if args.retry_errors else set()
+    stale = [out for out in stale_outputs(plan, begun if args.force else plan, {*edited, *failed}) if is_there(out)]
+    if stale:
+        print(f"{'; '.join(changed) or ('rows that failed are tried again' if failed else 'the commands have changed')}; starts anew: {' '.join(stale)}", flush=True)
+        for out in reversed(stale):  # a kill in between leaves the first ones, and the settings that they were made with
+            remove(out)
+    for out in sorted(failed - set(stale)):
+        print(f"{rows_file(out)}: tries again the rows that failed", flush=True)
+        rows_file(out).replace(f"{rows_file(out)}.part")
+        Path(out).unlink(missing_ok=True)
+    if changed or not path.exists():
+        part = Path(f"{path}.part")
+        part.write_text(json.dumps(now | {"inputs": before.get("inputs", {}) | inputs}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        replace(part, path)
+
+
+if __name__ == "__main__":
+    with disk_errors():
+        main()
