@@ -68,6 +68,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="as in sampling (default %(default)s)")
     parser.add_argument("--freeze-vision", action="store_true", help="train the language model and the projector only")
     parser.add_argument("--save-steps", type=int, default=200, help=f"checkpoint every N steps, the last {KEEP_CHECKPOINTS} are kept (default %(default)s, 0: none)")
+    parser.add_argument("--log-with", help="tracker that accelerate knows, such as tensorboard or wandb, beside train_log.jsonl (default: none)")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (default %(default)s, 0: none)")
     parser.add_argument("--limit", type=int, default=0, help="only the first N training rows (default %(default)s: all)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
@@ -291,7 +292,7 @@ def sum_loss(model, inputs: dict, label_tokens: int):
     return F.cross_entropy(logits[keep].float(), labels[keep], reduction="sum") / label_tokens
 
 
-def make_accelerator():
+def make_accelerator(log_with: str | None = None, folder: Path | None = None):
     """bf16 on GPUs; with several processes the model is sharded by FSDP2, set up here, not in a YAML file."""
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
@@ -305,7 +306,7 @@ def make_accelerator():
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False, mixed_precision_policy=policy
         )
-    return Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", fsdp_plugin=plugin, kwargs_handlers=[unused]), plugin
+    return Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", fsdp_plugin=plugin, kwargs_handlers=[unused], log_with=log_with, project_dir=folder), plugin
 
 
 def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
@@ -315,7 +316,9 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
 
     device, _, attention = setup_kernels()
     torch.manual_seed(args.seed)
-    accelerator, plugin = make_accelerator()
+    accelerator, plugin = make_accelerator(args.log_with, part)
+    if args.log_with:
+        accelerator.init_trackers("tracker", config={name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))})
     processor = load_processor(spec, args.trust_remote_code)
     model = load_model(spec, "cpu" if plugin else device, torch.float32, attention, args.trust_remote_code).train()
     if args.freeze_vision:
@@ -364,15 +367,19 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
         optimizer.step()
         optimizer.zero_grad()
         total_tokens, left_out = total_tokens + label_tokens, left_out + missing
+        entry = {"step": step, "loss": loss_value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "tokens": label_tokens}
         if log:
-            entry = {"step": step, "loss": loss_value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "tokens": label_tokens}
             log.write(json.dumps(entry) + "\n")
             log.flush()
+        if args.log_with:
+            accelerator.log(entry, step=step)
         bar.set_postfix(loss=f"{loss_value:.3f}")
         bar.update()
         if args.save_steps and (step + 1) % args.save_steps == 0 and step + 1 < len(steps):
             save_checkpoint(accelerator, part, step + 1)
     bar.close()
+    if args.log_with:
+        accelerator.end_training()
     save_model(accelerator, model, spec, part)
     seconds = round(time.monotonic() - start, 1)
     return {"rows": len(rows), "steps": len(steps), "loss": loss_value, "label_tokens": total_tokens, "rows_left_out": left_out, "seconds": seconds, "init": spec}
@@ -481,10 +488,15 @@ def main() -> None:
         remove_checkpoints(args.output)
         return
     check_model(spec)
+    if args.log_with:
+        from accelerate.tracking import get_available_trackers
+
+        if args.log_with not in (available := sorted(str(tracker) for tracker in get_available_trackers())):
+            fail(f"--log-with: {args.log_with}: not installed here, or not a tracker of accelerate; there are: {', '.join(available) or 'none'}")
     train_file = args.train_file or Path(f"{args.output}.train.jsonl")
     rank, world = processes()
     part = Path(f"{args.output}.part")
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "log_with"}
     everyone = None
     if world > 1:  # met before anything is done: if one ends, the others are told and do not wait for it
         import torch

@@ -1,46 +1,96 @@
-"""Evaluate a model on test sets, with the same answer check as the training data; or collect a run's evaluations.
+"""Evaluate a model on test sets, with the same answer check as the training data.
 
-Reads:  problems.jsonl files, benchmarks (mathvision:PATH) or hub data sets (hf:NAME:SPLIT)
+Reads:  problems.jsonl files, benchmarks (mathvision:PATH or hub id, see benchmarks.py) or hub data sets (hf:NAME:SPLIT)
 Writes: OUTPUT/predictions.jsonl   problem + benchmark, sample, response, finish, tokens, answer_check, extracted, rule, official (by the benchmark's own rule)
-        OUTPUT/metrics.json        conditions; for each benchmark n, correct, accuracy, unparsed, truncated, by subject and source
-        RUN/metrics.json           with --run: every stage's metrics, data sizes, seconds, tokens, the ORM's audit
+        OUTPUT/judged.jsonl        with --judge: id, sample, benchmark, judge_extracted, judge_check, judge_official, judge_reply, judge_tokens
+        OUTPUT/errors.jsonl        with --classify: id, sample, benchmark, error_type (null: unclassified), judge_reply, judge_tokens; wrong answers only
+        OUTPUT/metrics.json        conditions; for each benchmark n, accuracy, interval, unparsed, truncated, official, judge, error_types, splits; against
 
     python 05_evaluate.py --test toy/test.jsonl --output eval --model toy/base
     python 05_evaluate.py --test mathvision:MATH-V/testmini --output eval --model Qwen/Qwen2-VL-7B-Instruct --samples 8 --temperature 1.0
-    python 05_evaluate.py --run runs/default
+    python 05_evaluate.py --output runs/default/final/eval --against runs/default/round_0/eval
 """
 
 import argparse
+import hashlib
 import json
-import math
 import os
-from collections import Counter, defaultdict
+import re
+import time
+from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
+from PIL import Image
 from tqdm import tqdm
 
+import answers
 from answers import AnswerChecker, check_rows
-from benchmarks import RULES, load_problems, parse_columns
-from common import add_model_flags, check_flags, derive_seed, fail, processes, row_key, solve_messages
-from engine import Request, open_model
+from benchmarks import RULES, SPLITS, load_problems, parse_columns
+from common import (
+    IMAGE, SOLVE_PROMPT, add_model_flags, check_flags, derive_seed, fail, fill, harmless, is_endpoint, processes, question_text, read_rows, row_key, solve_messages,
+    user_message,
+)  # fmt: skip
+from engine import Reply, Request, open_model
 from output import Output, disk_errors, expected_length, finished, share
+from scores import by_problem, compare, differing, predictions, print_figures, read_json_rows, score, share_of, write_json
 
-EXAMPLES = 10  # of each disagreement between answer check and ORM, kept in a run's metrics.json
+# The judge reads an answer out of a response, as MathVista and MathVerse have GPT-4 do; the comparison is ours and the benchmark's.
+EXTRACT_PROMPT = """Below are a question and a response to it. Reply with the final answer that the response gives and nothing else: of choices \
+the letter, else the value. Do not answer the question yourself and do not mend the response. If it gives no final answer, reply NONE.
+
+Question: {question}
+
+Response:
+{response}"""
+
+CLASSIFY_PROMPT = """A student's solution of the mathematics problem below ends in a wrong answer.
+
+Problem: {question}
+
+Standard answer: {answer}
+
+The student's solution:
+{response}
+
+Find its first mistake, looking at the image too, and say of which type it is:
+"vision" (the image is misread), "understanding" (the question is misunderstood), "knowledge" (a theorem or formula is wrong or missing), \
+"calculation" (the right thing is calculated wrongly), "reasoning" (a step does not follow, or is not what has to be done here).
+Reply with JSON only: {"error_type": the type}"""
+
+ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")  # the paper's Figure 4
+JUDGE_TOKENS = 256  # new tokens of a judge's reply, at most
+FIGURES = ("id", "sample", "benchmark", "extracted", "answer_check", "rule", "finish", "official", "subject", "source", "level")  # fields that figures need
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--test", "--input", nargs="+", default=[], help="problems.jsonl, NAME:PATH or hf:NAME:SPLIT")
+    parser.add_argument("--test", "--input", nargs="+", default=[], help="problems.jsonl, NAME:PATH-or-hub-id or hf:NAME:SPLIT")
     parser.add_argument("--output", type=Path, help="folder to write")
     parser.add_argument("--model", help="model folder, hub id or http://host:port/v1#model-name")
     parser.add_argument("--samples", type=int, default=1, help="answers a problem; more than one gives pass@k and majority@k (default %(default)s)")
     parser.add_argument("--limit", type=int, default=0, help="only the first N problems of each test set (default %(default)s: all)")
+    parser.add_argument("--prompt", choices=["solve", "benchmark"], default="solve", help="ours, or the benchmark's own as published figures use it (default %(default)s)")
+    parser.add_argument("--blank-image", action="store_true", help="show a white picture of the same size: what is right without seeing anything")
+    parser.add_argument("--judge", help="a model that extracts the answers; its score stands beside the rules' (default: none)")
+    parser.add_argument("--classify", help="a model that names the type of each wrong answer's first mistake (default: none)")
+    parser.add_argument("--against", type=Path, help="the folder of another evaluation: the change from it, on the problems that both have")
     parser.add_argument("--workers", type=int, default=1, help="processes for mathematical comparisons (default %(default)s)")
     parser.add_argument("--columns", default="", help='columns of hub data sets, for example "question=problem images=image"')
-    parser.add_argument("--run", type=Path, help="a run folder: collect its stages into metrics.json and print the table")
     add_model_flags(parser, max_tokens=2048)
     return parser.parse_args()
+
+
+def conditions_of(args: argparse.Namespace) -> dict:
+    """What a score depends on beside the test set; scores under other conditions are not comparable."""
+
+    def digest(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    names = ("model", "test", "samples", "temperature", "top_p", "top_k", "max_tokens", "max_pixels", "blank_image", "seed")
+    rule = f"answers.py {digest(Path(answers.__file__).read_text(encoding='utf-8'))}, math-verify {version('math-verify')}"
+    return {name: getattr(args, name) for name in names} | {"prompt": f"solve {digest(SOLVE_PROMPT)}" if args.prompt == "solve" else "benchmark", "rule": rule}
 
 
 # ---------------------------------------------------------------- answers
@@ -56,7 +106,21 @@ def test_problems(args: argparse.Namespace) -> Iterator[dict]:
         for index, row in enumerate(rows):
             if args.limit and index >= args.limit:
                 break
+            if args.prompt == "benchmark" and not row.get("query"):
+                fail(f"--prompt: benchmark: {spec}: {row['id']}: has no prompt of its own (field query); use --prompt solve")
             yield row | {"benchmark": name}
+
+
+def blank_picture(path: str, folder: Path) -> str:
+    """A white picture as large as this one, written once."""
+    with Image.open(path) as image:
+        blank = folder / f"blank_{image.width}x{image.height}.png"
+        if not blank.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            part = blank.with_suffix(f".{os.getpid()}.part")
+            Image.new("1", image.size, 1).save(part, "PNG")
+            part.replace(blank)
+    return str(blank.absolute())
 
 
 def predict(args: argparse.Namespace, lengths: dict[tuple[str, str], int]) -> None:
@@ -70,12 +134,15 @@ def predict(args: argparse.Namespace, lengths: dict[tuple[str, str], int]) -> No
         def requests() -> Iterator[Request]:
             for row in test_problems(args):
                 if (name := (row["benchmark"], row["id"])) in mine:
-                    yield Request(row, solve_messages(row), {k: derive_seed(args.seed, "evaluate", row["id"], k) for k in missing[name]})
+                    messages = solve_messages(row) if args.prompt == "solve" else user_message(harmless(row["query"]), row["images"])
+                    shown = {"images": [blank_picture(image, args.output / "images") for image in row["images"]], "seen": row["images"]} if args.blank_image else {}
+                    yield Request(row | shown, messages, {k: derive_seed(args.seed, "evaluate", row["id"], k) for k in missing[name]})
 
         def rows() -> Iterator[dict]:
             for reply in generate(requests()):
-                yield reply.row | {"sample": reply.sample, "response": reply.text, "finish": reply.finish, "tokens": reply.tokens,
-                                   "prompt_tokens": reply.prompt_tokens, "model": args.model, "seed": reply.seed} | ({"reason": reply.reason} if reply.reason else {})  # fmt: skip
+                row = {name: value for name, value in reply.row.items() if name != "seen"} | {"images": reply.row.get("seen", reply.row["images"])}
+                yield row | {"sample": reply.sample, "response": reply.text, "finish": reply.finish, "tokens": reply.tokens, "prompt_tokens": reply.prompt_tokens,
+                             "model": args.model, "seed": reply.seed} | ({"reason": reply.reason} if reply.reason else {})  # fmt: skip
 
         with AnswerChecker() as checker:
             for row in tqdm(check_rows(rows(), args.workers), total=sum(len(missing[name]) for name in mine), desc="evaluate", unit="answer", disable=None):
@@ -87,193 +154,160 @@ def predict(args: argparse.Namespace, lengths: dict[tuple[str, str], int]) -> No
         output.wait()
 
 
+def ask_about(args: argparse.Namespace, spec: str, path: Path, wanted: Callable[[dict], bool], messages: Callable[[dict], list], fields: Callable) -> None:
+    """Ask a model about each wanted prediction and write `path`; `fields(replies)` yields (reply, what to store of it)."""
+    if path.exists() or (rank := processes()[0]) and is_endpoint(spec):
+        return
+    rank, world = (rank, 1) if is_endpoint(spec) else processes()
+    output, source = Output(path, argparse.Namespace(model=spec)), args.output / "predictions.jsonl"
+    chosen = {row_key(row) for row in read_json_rows(source) if wanted(row)}
+    todo = len(chosen) - len(output.done)
+
+    def requests() -> Iterator[Request]:
+        for index, row in enumerate(row for row in read_rows(source, check=False) if row_key(row) in chosen):
+            if index % world == rank and row_key(row) not in output.done:
+                asked = messages(row)
+                shown = row["images"] if IMAGE in asked[0]["content"] else []
+                yield Request(row | {"images": shown}, asked, {row["sample"]: derive_seed(args.seed, path.stem, row["id"], row["sample"])})
+
+    if todo:
+        generate = open_model(spec, argparse.Namespace(**vars(args) | {"temperature": 0.0, "max_tokens": JUDGE_TOKENS}))
+        for reply, stored in tqdm(fields(generate(requests())), total=todo, desc=path.stem, unit="answer", disable=None):
+            judged = {"judge_model": spec, "judge_reply": reply.text or reply.reason, "judge_tokens": [reply.prompt_tokens, reply.tokens], "finish": reply.finish}
+            output.write({name: reply.row[name] for name in ("id", "sample", "benchmark")} | stored | judged)
+    output.finish(len(chosen))
+
+
+def judge_answers(args: argparse.Namespace) -> None:
+    """judged.jsonl: the answer that the judge finds in each response, compared by our rules and by the benchmark's."""
+
+    def fields(replies: Iterator[Reply]) -> Iterator[tuple[Reply, dict]]:
+        waiting: list[Reply] = []
+
+        def extractions() -> Iterator[dict]:
+            for reply in replies:
+                waiting.append(reply)
+                said = (reply.text.strip().splitlines() or [""])[-1].strip().rstrip(".")
+                said = None if reply.finish == "error" or said.upper() in ("", "NONE") else said
+                yield reply.row | {"response": f"The answer to this problem is {said}." if said else "", "finish": "stop", "said": said}
+
+        with AnswerChecker() as checker:
+            for row in check_rows(extractions(), args.workers):
+                stored = {"judge_extracted": row["said"], "judge_check": row["answer_check"]}
+                if row["benchmark"] in RULES:
+                    rule_row = row | {"extracted": row["said"], "response": waiting[0].row["response"]}  # MATH-V's own rule reads the response itself
+                    stored["judge_official"] = RULES[row["benchmark"]](rule_row, checker.same)
+                yield waiting.pop(0), stored
+
+    def messages(row: dict) -> list[dict]:
+        return user_message(fill(EXTRACT_PROMPT, question=question_text(row), response=row["response"]), [])
+
+    ask_about(args, args.judge, args.output / "judged.jsonl", lambda row: row["finish"] != "error", messages, fields)
+
+
+def classify_errors(args: argparse.Namespace) -> None:
+    """errors.jsonl: the type of each wrong answer's first mistake."""
+
+    def fields(replies: Iterator[Reply]) -> Iterator[tuple[Reply, dict]]:
+        for reply in replies:
+            named = {word.lower() for word in re.findall(rf"""["']error_type["']\s*:\s*["']({"|".join(ERROR_TYPES)})["']""", reply.text, re.IGNORECASE)}
+            yield reply, {"error_type": named.pop() if len(named) == 1 else None}
+
+    def messages(row: dict) -> list[dict]:
+        return user_message(fill(CLASSIFY_PROMPT, question=question_text(row), answer=row["answer"], response=row["response"]), row["images"])
+
+    ask_about(args, args.classify, args.output / "errors.jsonl", lambda row: row["answer_check"] == "wrong", messages, fields)
+
+
 # ---------------------------------------------------------------- figures
 
 
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Chance that one of k of the n samples is right, without bias (Chen et al. 2021, arXiv 2107.03374)."""
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
-
-
-def majority(rows: list[dict], k: int) -> bool:
-    """Whether the answer given most often by the first k samples is right; the earliest wins a tie."""
-    votes = Counter(row["extracted"] for row in rows[:k] if row["extracted"] is not None)
-    return bool(votes) and any(row["answer_check"] == "correct" for row in rows[:k] if row["extracted"] == votes.most_common(1)[0][0])
-
-
-def score(rows: list[dict]) -> dict:
-    """The figures of one benchmark from its predictions (id, sample, extracted, answer_check, rule, finish, subject, source)."""
-    problems = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row["sample"]):
-        problems[row["id"]].append(row)
-    groups, samples = list(problems.values()), max(map(len, problems.values()))
-
-    def accuracy(part: list[list[dict]]) -> float:
-        return sum(sum(row["answer_check"] == "correct" for row in group) / len(group) for group in part) / len(part)
-
-    def split(field: str) -> dict:
-        values = defaultdict(list)
-        for group in groups:
-            values[str(group[0].get(field))].append(group)
-        return {value: {"n": len(part), "accuracy": round(accuracy(part), 4)} for value, part in sorted(values.items())}
-
-    rate = accuracy(groups)
-    figures = {
-        "n": len(groups),
-        "correct": sum(row["answer_check"] == "correct" for row in rows) if samples == 1 else round(rate * len(groups), 2),
-        "accuracy": round(rate, 4),
-        "standard_error": round(math.sqrt(rate * (1 - rate) / len(groups)), 4),
-        "unparsed": round(sum(row["rule"] == "none" for row in rows) / len(rows), 4),
-        "truncated": round(sum(row["finish"] == "length" for row in rows) / len(rows), 4),
-        "errors": sum(row["finish"] == "error" for row in rows),
-        "official": round(sum(bool(row["official"]) for row in rows) / len(rows), 4) if rows[0].get("official") is not None else None,
-        "by_subject": split("subject"),
-        "by_source": split("source"),
-    }
-    if samples > 1:
-        ks = [k for k in (2**power for power in range(12)) if k <= samples]
-        counts = [sum(row["answer_check"] == "correct" for row in group) for group in groups]
-        figures["pass_at"] = {k: round(sum(pass_at_k(len(group), count, min(k, len(group))) for group, count in zip(groups, counts)) / len(groups), 4) for k in ks}
-        figures["majority_at"] = {k: round(sum(majority(group, k) for group in groups) / len(groups), 4) for k in ks}
+def collect_figures(args: argparse.Namespace) -> dict[str, dict]:
+    """{benchmark: its figures}, with the judge's and the types of errors where they have been asked for."""
+    keep = lambda row: {name: row.get(name) for name in FIGURES}  # noqa: E731
+    figures = {name: score(rows, SPLITS.get(name, SPLITS[None])) for name, rows in predictions(args.output, keep).items()}
+    judged, errors = list(read_json_rows(args.output / "judged.jsonl")), list(read_json_rows(args.output / "errors.jsonl"))
+    for name, result in figures.items():
+        if rows := [row for row in judged if row["benchmark"] == name]:
+            groups = list(by_problem(rows).values())
+            groups += [[{"judge_check": None, "judge_official": False}]] * (result["n"] - len(groups))  # failed requests were not judged and stay in the denominator
+            official = share_of(groups, "judge_official") if "judge_official" in rows[0] else None
+            unparsed = round(sum(row["judge_extracted"] is None for row in rows) / len(rows), 4)
+            result["judge"] = {"model": rows[0]["judge_model"]} | share_of(groups, "judge_check") | {"official": official, "unparsed": unparsed}
+        if kinds := Counter(row["error_type"] or "unclassified" for row in errors if row["benchmark"] == name):
+            result["error_types"] = {kind: kinds[kind] for kind in (*ERROR_TYPES, "unclassified")}
     return figures
 
 
-def write_json(path: Path, content: dict) -> None:
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+def print_against(args: argparse.Namespace) -> None:
+    """The change from the evaluation in --against, printed and kept in metrics.json."""
+    metrics, other = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (args.output, args.against))
+    differ, changes = differing(other["conditions"], metrics["conditions"]), {}
+    mine, theirs = (predictions(folder, lambda row: {name: row[name] for name in ("id", "sample", "answer_check")}) for folder in (args.output, args.against))
+    for name in mine.keys() & theirs.keys():
+        if (change := compare(theirs[name], mine[name], args.seed)) is None:
+            continue
+        changes[name] = change | {"not_comparable": differ}
+        counts = ", ".join(f"{kind} {count}" for kind, count in (change["changes"] or {}).items())
+        print(f"{name} against {args.against}: {change['before']:.1%} -> {change['after']:.1%} on {change['n']} common problems ({change['only_before']} and {change['only_after']} only in one), "
+              f"change {change['change']:+.1%} [{change['interval'][0]:+.1%}, {change['interval'][1]:+.1%}]" + (f", p {change['p']:.2g}; {counts}" if counts else "")
+              + (f"; NOT COMPARABLE, other conditions: {', '.join(differ)}" if differ else ""))  # fmt: skip
+    if not changes:
+        fail(f"--against: {args.against}: no problem in common with {args.output}")
+    write_json(args.output / "metrics.json", metrics | {"against": metrics.get("against", {}) | {str(args.against): changes}})
 
 
-def read_json_rows(path: Path) -> Iterator[dict]:
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+# ---------------------------------------------------------------- the stage
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():  # other processes are not done; the launcher ends all if one fails
+        time.sleep(1)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    target = args.output / "metrics.json"
+    passes = {"judged.jsonl": args.judge and judge_answers, "errors.jsonl": args.classify and classify_errors}
+    passes = {args.output / name: ask for name, ask in passes.items() if ask}
+    target, conditions = args.output / "metrics.json", conditions_of(args)
     if args.retry_errors and (args.output / "predictions.jsonl").exists() and not finished(args.output / "predictions.jsonl", retry_errors=True):
-        target.unlink(missing_ok=True)
-    if finished(target):
+        for path in (target, *passes):
+            path.unlink(missing_ok=True)
+    if all(path.exists() for path in passes) and finished(target):
         return
+    if target.exists():  # a judge is asked about an evaluation that stands already
+        before = json.loads(target.read_text(encoding="utf-8"))["conditions"]
+        if changed := [name for name, value in conditions.items() if before.get(name) != value]:
+            fail(f"{target}: {changed[0]} was {before.get(changed[0])!r}, is {conditions[changed[0]]!r}; call with the same settings, or choose another --output")
     lengths = {(row["benchmark"], row["id"]): expected_length(row) for row in test_problems(args)}  # checks every row before a model is loaded
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "predictions.jsonl").exists():
         predict(args, lengths)
+    for path, ask in passes.items():
+        wait_for(args.output / "predictions.jsonl")
+        ask(args)
     if processes()[0]:
         return
-    needed = ("id", "sample", "benchmark", "extracted", "answer_check", "rule", "finish", "subject", "source", "official")
-    by_name = defaultdict(list)
-    for row in read_json_rows(args.output / "predictions.jsonl"):
-        by_name[row["benchmark"]].append({name: row.get(name) for name in needed})
-    conditions = {name: getattr(args, name) for name in ("model", "test", "samples", "temperature", "top_p", "top_k", "max_tokens", "max_pixels", "seed", "limit")}
-    figures = {name: score(rows) for name, rows in by_name.items()}
+    for path in (args.output / "predictions.jsonl", *passes):
+        wait_for(path)
+    figures = collect_figures(args)
     write_json(target, {"conditions": conditions, "benchmarks": figures})
-    for name, result in figures.items():
-        extra = "".join(f", {key.replace('_at', '')}@{k} {value:.1%}" for key in ("pass_at", "majority_at") for k, value in result.get(key, {}).items() if k == max(result[key]))
-        extra += f", by the benchmark's own rule {result['official']:.1%}" if result["official"] is not None else ""
-        print(f"{name}: {result['accuracy']:.1%} of {result['n']} right{extra}; no answer found {result['unparsed']:.1%}, cut off {result['truncated']:.1%}, errors {result['errors']}")
-
-
-# ---------------------------------------------------------------- a run's stages
-
-
-DISAGREEMENTS = {("wrong", "correct"): "orm_accepts_wrong", ("correct", "wrong"): "orm_rejects_right"}  # (answer check, ORM check)
-
-
-def audit(path: Path) -> dict:
-    """Counts of a verified file: answer check x ORM check in all and by subject, the status, the ORM's replies without a verdict,
-    the error steps found in their response, and the first EXAMPLES of each disagreement."""
-    pairs, status, subjects, examples = Counter(), Counter(), defaultdict(Counter), defaultdict(list)
-    steps, whole, failed = Counter(), 0, 0
-    for row in read_json_rows(path):
-        checks = row.get("answer_check"), row.get("orm_check")
-        pairs["/".join(map(str, checks))] += 1
-        subjects[str(row.get("subject"))]["/".join(map(str, checks))] += 1
-        status[row["status"]] += 1
-        if row.get("orm_check"):
-            whole += row["finish"] == "stop"
-            failed += row["finish"] == "stop" and row["orm_check"] == "undecided"
-            steps[row.get("error_line") is not None] += bool(row["error_step"])
-        kind = DISAGREEMENTS.get(checks) or ("no_verdict" if checks[1] == "undecided" and row["finish"] == "stop" else None)
-        if kind and len(examples[kind]) < EXAMPLES:
-            examples[kind].append({name: row.get(name) for name in ("id", "sample", "answer", "extracted", "response", "judge_reply", "error_line", "orm_confidence")})
-    if not status:
-        return {}
-    counts = {"paths": sum(status.values()), "status": dict(status), "answer/orm": dict(pairs), "by_subject": {name: dict(subjects[name]) for name in sorted(subjects)}}
-    return counts | {"judged": whole, "no_verdict": failed, "error_steps": {"given": steps.total(), "found": steps[True]}, "examples": dict(examples)}
-
-
-def tokens_used(run: Path) -> dict:
-    """Tokens of replies kept in the run's files, by who gave them."""
-    used = {kind: {"prompt": 0, "new": 0} for kind in ("endpoint", "local")}
-    for path in sorted(run.glob("*/*.jsonl")) + sorted(run.glob("*/eval/predictions.jsonl")):
-        if path.name not in ("samples.jsonl", "annotated.jsonl", "reflected.jsonl", "predictions.jsonl"):
-            continue
-        for row in read_json_rows(path):
-            if path.name == "annotated.jsonl":  # its samples are counted in samples.jsonl
-                prompt, new, kind = *(row.get("judge_tokens") or (0, 0)), "endpoint"
-            else:
-                prompt, new, kind = row.get("prompt_tokens", 0), row.get("tokens", 0), "endpoint" if str(row.get("model")).startswith("http") else "local"
-            used[kind]["prompt"] += prompt
-            used[kind]["new"] += new
-    return used
-
-
-def collect(run: Path) -> None:
-    """RUN/metrics.json and the table over the run's stages."""
-    if not run.is_dir():
-        fail(f"--run: {run}: no such folder")
-    seconds = Counter()
-    if (run / "timings.tsv").exists():
-        for line in (run / "timings.tsv").read_text().splitlines():
-            name, _, spent = line.partition("\t")
-            seconds[name.split("/")[0]] += int(spent)
-    rounds = sorted(run.glob("round_*"), key=lambda folder: int(folder.name.split("_")[1]))
-    stages = []
-    for folder in [run / "base", *rounds, run / "final"]:
-        metrics = folder / "eval" / "metrics.json"
-        if metrics.is_file():
-            rows = sum(1 for _ in read_json_rows(folder / "train.jsonl"))
-            stage = {"stage": folder.name, "train_rows": rows, "seconds": seconds[folder.name], "audit": audit(folder / "verified.jsonl")}
-            stages.append(stage | {"benchmarks": json.loads(metrics.read_text(encoding="utf-8"))["benchmarks"]})
-    if not stages:
-        fail(f"--run: {run}: no stage has been evaluated in it yet")
-    tokens, prices = tokens_used(run), [float(os.environ.get(name, 0)) for name in ("PRICE_IN", "PRICE_OUT")]
-    cost = round((tokens["endpoint"]["prompt"] * prices[0] + tokens["endpoint"]["new"] * prices[1]) / 1e6, 4) if any(prices) else None
-    write_json(run / "metrics.json", {"stages": stages, "seconds": sum(seconds.values()), "orm_seconds": seconds["orm"], "tokens": tokens, "cost": cost})
-    print_table(stages)
-    print(f"{sum(seconds.values()) // 60} min {sum(seconds.values()) % 60} s in all; tokens: {json.dumps(tokens)}; {run / 'metrics.json'}")
-
-
-def print_table(stages: list[dict]) -> None:
-    names = list(dict.fromkeys(name for stage in stages for name in stage["benchmarks"]))
-    labels = {"base": "base", "round_0": "+ distilled", "final": "+ reflection"}
-    width = max(16, *(len(name) for name in names))
-    print(f"\n{'stage':<14} {'trained on':>10} {'paths':>7} {'accepted':>8} {'seconds':>7} " + " ".join(f"{name:>{width}}" for name in names))
-    for stage in stages:
-        label = labels.get(stage["stage"], f"+ {stage['stage'].replace('_', ' ')}")
-        status = stage["audit"].get("status", {})
-        cells = []
-        for name in names:
-            figures = stage["benchmarks"].get(name)
-            cells.append(f"{figures['accuracy']:.1%} ± {1.96 * figures['standard_error']:.1%}" if figures else "-")
-        counts = [stage["train_rows"] or "-", stage["audit"].get("paths", "-"), status.get("correct", "-"), stage["seconds"]]
-        print(f"{label:<14} {counts[0]:>10} {counts[1]:>7} {counts[2]:>8} {counts[3]:>7} " + " ".join(f"{cell:>{width}}" for cell in cells))
-    print("(accuracy: greedy pass@1 with its 95 % interval)\n")
+    print_figures(conditions, figures)
 
 
 def main() -> None:
     args = parse_args()
     check_flags(args)
-    if not args.run and not (args.test and args.output and args.model):
-        fail("--test, --output and --model: all three are needed (or --run alone)")
+    compare_only = args.against and args.output and not args.test and (args.output / "metrics.json").is_file()
+    if not compare_only and not (args.test and args.output and args.model):
+        fail("--test, --output and --model: all three are needed (--output and --against alone compare two evaluations)")
+    if args.against and not (args.against / "metrics.json").is_file():
+        fail(f"--against: {args.against}: no metrics.json in it; name the --output of another evaluation")
     if args.samples > 1 and args.temperature == 0:
         fail("--samples: more than one sample at --temperature 0 would be the same text; set --temperature 1.0")
     if args.test:
         evaluate(args)
-    if args.run:
-        collect(args.run)
+    if args.against and processes()[0] == 0:
+        print_against(args)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Where problems come from: files, hub data sets and benchmarks in their own form -> problem records.
 
-A source is written PATH.jsonl (records as in the README), NAME:PATH for a benchmark (BENCHMARKS), or hf:NAME:SPLIT for a data
-set that `datasets` loads from the hub or from a local folder, with its columns named by --columns.
+A source is written PATH.jsonl (records as in the README), NAME:PATH or NAME:OWNER/NAME for a benchmark (BENCHMARKS) in a folder or on the hub, or
+hf:NAME:SPLIT for a data set that `datasets` loads from the hub or from a local folder, with its columns named by --columns.
 
-Writes: problems.jsonl   id, question, images, answer, optional options, solution, subject, source; pictures that come inside rows go to images/
+Writes: problems.jsonl   id, question, images, answer, optional options, precision, solution, subject, source, level, query (the benchmark's own
+                         prompt); pictures that come inside rows go to images/
 
 RULES are the benchmarks' own ways to score, beside which 05_evaluate.py reports its own.
 
@@ -32,54 +33,101 @@ from output import disk_errors, finished
 FIELDS = ("id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level")
 
 
-def mathvision(folder: Path) -> Iterator[dict]:
-    """MATH-V in its source form: problems.jsonl (or test.jsonl, testmini.jsonl) beside images/.
+def mathvision(row: dict) -> dict:
+    """A row of MATH-V. Its <image1> marks are dropped when there is one; several (all drawn and labelled in one picture) stay, as text."""
+    question, options = row["question"], row.get("options") or []
+    choices = "".join(f"({letter}) {option}\n" for letter, option in zip(LETTERS, options)) if options != list(LETTERS[: len(options)]) else ""
+    query = f'Please solve the problem step by step and put your answer in one "\\boxed{{}}". If it is a multiple choice question, only one letter is allowed in the "\\boxed{{}}".\n{question}\n{choices}'
+    if len(set(re.findall(r"<image\d+>", question))) == 1:
+        question = re.sub(r"\s*<image\d+>\s*", " ", question).strip()
+    return {
+        "id": f"mathvision/{row['id']}", "question": question, "images": row["image"], "answer": row["answer"], "options": options,
+        "subject": row.get("subject"), "level": row.get("level"), "source": "mathvision", "query": query,
+    }  # fmt: skip
 
-    Its <image1> marks are dropped when there is one; several (all drawn and labelled in one picture) stay, as text.
+
+MATHVISTA_HINTS = {  # its own words
+    "choice": "Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end.",
+    "integer": "Hint: Please answer the question requiring an integer answer and provide the final value, e.g., 1, 2, 3, at the end.",
+    "float 1": "Hint: Please answer the question requiring a floating-point number with one decimal place and provide the final value, e.g., 1.2, 1.3, 1.4, at the end.",
+    "float 2": "Hint: Please answer the question requiring a floating-point number with two decimal places and provide the final value, e.g., 1.23, 1.34, 1.45, at the end.",
+    "list": "Hint: Please answer the question requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], [1.2, 1.3, 1.4], at the end.",
+}
+
+
+def mathvista(row: dict) -> dict:
+    """A row of MathVista. Which form of answer is wanted stands in its hint only: in our prompt too, but for choices, whose letter is asked for anyway."""
+    choices, precision = row.get("choices") or [], int(row["precision"]) if row.get("precision") is not None else None
+    hint = MATHVISTA_HINTS["choice" if choices else f"float {precision}" if row["answer_type"] == "float" else row["answer_type"]]
+    question = row["question"] + (f" (Unit: {row['unit']})" if row.get("unit") else "")
+    lettered = "\nChoices:\n" + "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices)) if choices else ""
+    return {
+        "id": f"mathvista/{row['pid']}", "question": question if choices else f"{question}\n{hint}", "images": row["image"], "answer": row["answer"], "options": choices,
+        "precision": precision, "subject": row["metadata"]["task"], "level": row["metadata"]["grade"], "source": row["metadata"]["source"],
+        "query": f"{hint}\nQuestion: {question}{lettered}",
+    }  # fmt: skip
+
+
+def mathverse(row: dict) -> dict:
+    """A row of MathVerse, of one of its five versions or text only."""
+    text, answer = (re.sub(r"(?<=\d)掳", "°", row[name]) for name in ("question", "answer"))  # degree signs that were once read as Chinese
+    question, *choices = re.split(r"\n(?:Choices:\n)?[A-H]:", text)
+    return {
+        "id": f"mathverse/{row['problem_index']}/{row['problem_version'].lower().replace(' ', '-')}", "question": question.strip() or "Solve the problem that stands in the image.",
+        "images": row["image"], "answer": answer, "options": choices, "subject": row["metadata"]["subject"], "level": row["metadata"]["subfield"],
+        "source": row["problem_version"], "query": row.get("query_cot"),
+    }  # fmt: skip
+
+
+def mathvl(row: dict) -> dict:
+    """A row of MathVL-test, which is not public, in a form of ours: test.jsonl beside its pictures, one problem a line,
+
+    {"id": "1", "image": "images/1.png" (or a list, or null), "question": "…", "answer": "B", "options": ["…", "…"], "type": "choice", "subject": "…", "grade": "…"}
+
+    with options, type (choice, blank …), subject (of knowledge) and grade where there are any; several blanks or letters are one answer: "25; 0.5", "AC".
     """
-    for row in source_rows(folder, ("problems.jsonl", "testmini.jsonl", "test.jsonl")):
-        question = row["question"]
-        if len(set(re.findall(r"<image\d+>", question))) == 1:
-            question = re.sub(r"\s*<image\d+>\s*", " ", question).strip()
-        yield {
-            "id": f"mathvision/{row['id']}", "question": question, "images": [str(folder.absolute() / row["image"])],
-            "answer": row["answer"], "options": row.get("options") or [], "subject": row.get("subject"), "level": row.get("level"), "source": "mathvision",
-        }  # fmt: skip
+    return {
+        "id": f"mathvl/{row['id']}", "question": row["question"], "images": row["image"], "answer": row["answer"], "options": row.get("options") or [],
+        "subject": row.get("subject"), "level": row.get("grade"), "source": row.get("type"),
+    }  # fmt: skip
 
 
-def mathvista(folder: Path) -> Iterator[dict]:
-    """MathVista in its source form: testmini.json (rows, or rows by pid) beside images/. Splits: by task (GPS is its task "geometry problem solving")."""
-    wanted = {"integer": "Give an integer.", "float": "Give a number with {} decimal places.", "list": "Give a Python list, for example [1, 2, 3]."}
-    for row in source_rows(folder, ("testmini.json", "testmini.jsonl", "test.json")):
-        precision = int(row["precision"]) if row.get("precision") is not None else None
-        hint = wanted[row["answer_type"]].format(precision) if row["question_type"] == "free_form" else ""
-        unit = f"(Unit: {row['unit']})" if row.get("unit") else ""
-        yield {
-            "id": f"mathvista/{row['pid']}", "question": " ".join(filter(None, (row["question"], unit, hint))), "images": [str(folder.absolute() / row["image"])],
-            "answer": row["answer"], "options": row.get("choices") or [], "precision": precision, "subject": row["metadata"]["task"],
-            "level": row["metadata"]["grade"], "source": row["metadata"]["source"],
-        }  # fmt: skip
+BENCHMARKS = {"mathvision": mathvision, "mathvista": mathvista, "mathverse": mathverse, "mathvl": mathvl}
+FILES = {  # in a benchmark's folder: of each tuple the first file that is there
+    "mathvision": [("problems.jsonl", "testmini.jsonl", "test.jsonl")],
+    "mathvista": [("testmini.json", "testmini.jsonl", "test.json")],
+    "mathverse": [("testmini.json",), ("testmini_text_only.json", "testmini_text_only.jsonl")],
+    "mathvl": [("test.jsonl", "problems.jsonl")],
+}
+PICTURES = {"mathverse": "images"}  # the folder inside it that `image` is relative to, where it is not the benchmark's own
+HUB_PARTS = {"mathverse": [("testmini", "testmini"), ("testmini_text_only", "testmini_text_only")]}  # (configuration, split) on the hub; of the others the split testmini
+SPLITS = {  # by what each is reported: name -> field; None: any other test set
+    "mathvision": {"subject": "subject", "level": "level"},
+    "mathvista": {"task": "subject", "grade": "level", "source": "source"},  # GPS is its task "geometry problem solving"
+    "mathverse": {"version": "source", "subject": "subject", "subfield": "level"},
+    "mathvl": {"subject": "subject", "type": "source", "grade": "level"},
+    None: {"subject": "subject", "source": "source"},
+}
 
 
-def mathverse(folder: Path) -> Iterator[dict]:
-    """MathVerse in its source form: testmini.json (five versions of each problem, with images/) or testmini_text_only.json. Splits: source is the version."""
-    for row in source_rows(folder, ("testmini.json", "testmini_text_only.json", "testmini_text_only.jsonl")):
-        question, *choices = re.split(r"\n(?:Choices:\n)?[A-H]:", row["question"])
-        yield {
-            "id": f"mathverse/{row['sample_index']}", "question": question or "Solve the problem that stands in the image.",
-            "images": [str(folder.absolute() / "images" / row["image"])] if row["image"] else [], "answer": row["answer"], "options": choices,
-            "subject": row["metadata"]["subject"], "level": row["metadata"]["subfield"], "source": row["problem_version"],
-        }  # fmt: skip
+def benchmark_problems(name: str, source: str, pictures: Path) -> Iterator[dict]:
+    """Problem records of a benchmark: from a folder in its source form, or OWNER/NAME or OWNER/NAME:SPLIT on the hub."""
+    return map(BENCHMARKS[name], folder_rows(name, Path(source)) if Path(source).is_dir() else benchmark_hub_rows(name, source, pictures))
 
 
-BENCHMARKS = {"mathvision": mathvision, "mathvista": mathvista, "mathverse": mathverse}
+def folder_rows(name: str, folder: Path) -> Iterator[dict]:
+    """Rows of the benchmark's files, with absolute paths in `image`."""
+    paths = [path for names in FILES[name] if (path := next((folder / file for file in names if (folder / file).is_file()), None))]
+    if not paths:
+        fail(f"{folder}: none of {', '.join(file for names in FILES[name] for file in names)} in it; give the folder of the benchmark's own files")
+    for path in paths:
+        for row in read_source(path):
+            images = row.get("image") or []
+            yield row | {"image": [str(folder.absolute() / PICTURES.get(name, "") / image) for image in (images if isinstance(images, list) else [images])]}
 
 
-def source_rows(folder: Path, names: tuple[str, ...]) -> Iterator[dict]:
-    """Rows of the first of these files that is in the folder: JSON lines, or (.json) a list or an object of rows."""
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        fail(f"{folder}: none of {', '.join(names)} in it; give the folder of the benchmark's own files")
+def read_source(path: Path) -> Iterator[dict]:
+    """Rows of JSON lines, or (.json) of a list or an object of rows."""
     if path.suffix == ".json":
         try:
             rows = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -92,6 +140,16 @@ def source_rows(folder: Path, names: tuple[str, ...]) -> Iterator[dict]:
         if not isinstance(row, dict):
             fail(f"{where}: a {type(row).__name__} instead of a row; give the benchmark's own file")
         yield row
+
+
+def benchmark_hub_rows(name: str, source: str, pictures: Path) -> Iterator[dict]:
+    """Rows from the hub; a picture is the column decoded_image or, where `image` is decoded itself, image."""
+    repository, _, split = source.partition(":")
+    parts = HUB_PARTS.get(name, [(None, split or "testmini")])
+    for configuration, part in [pair for pair in parts if split in ("", pair[1])]:
+        for number, row in enumerate(hub_dataset(f"{name}:{source}", repository, part, configuration), 1):
+            picture = row.get("decoded_image") or row.get("image")
+            yield row | {"image": [save_picture(picture, pictures, f"{name}:{source}:{number}")] if picture else []}
 
 
 # ---------------------------------------------------------------- the benchmarks' own rules
@@ -176,16 +234,10 @@ def edit_distance(one: str, other: str) -> int:
 
 def hub_rows(spec: str, columns: dict[str, str], pictures: Path) -> Iterator[dict]:
     """hf:NAME:SPLIT, streamed. `columns`: our field -> column; an id is made from the content where there is none."""
-    from datasets import load_dataset
-
     name, _, split = spec.removeprefix("hf:").rpartition(":")
     if not name:
         fail(f"--input: {spec}: a hub data set is written hf:NAME:SPLIT, for example hf:owner/name:train")
-    try:
-        rows = load_dataset(name, split=split, streaming=True)
-    except (OSError, ValueError) as error:  # not found, no such split, no network
-        fail(f"--input: {spec}: cannot be loaded: {str(error).splitlines()[0]}")
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(hub_dataset(spec, name, split), 1):
         record = {field: row.get(columns.get(field, field)) for field in FIELDS}
         if missing := [columns.get(field, field) for field in ("question", "answer") if columns.get(field, field) not in row]:
             fail(f"{spec}:{number}: {missing[0]}: no such column; it has {', '.join(row)}; set COLUMNS, for example \"question=problem\"")
@@ -199,6 +251,15 @@ def hub_rows(spec: str, columns: dict[str, str], pictures: Path) -> Iterator[dic
             record["question"] = re.sub(rf"\s*(?:{PLACEHOLDERS.pattern})", "", record["question"]).strip()
         answer = record["answer"] if record["answer"] != "" else None  # not known
         yield {name: value for name, value in record.items() if value is not None} | {"question": record["question"], "answer": answer, "source": record["source"] or name}
+
+
+def hub_dataset(spec: str, name: str, split: str, configuration: str | None = None):
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, configuration, split=split, streaming=True)
+    except (OSError, ValueError) as error:  # not found, no such split, no network
+        fail(f"--input: {spec}: cannot be loaded: {str(error).splitlines()[0]}")
 
 
 def save_picture(value: object, folder: Path, where: str) -> str:
@@ -230,9 +291,9 @@ def load_problems(spec: str, pictures: Path, columns: dict[str, str] | None = No
     if name == "hf":
         return path.strip("/").replace("/", "_").replace(":", "_"), checked(hub_rows(spec, columns or {}, pictures), spec)
     if name in BENCHMARKS:
-        if not path or not Path(path).is_dir():
-            fail(f"{spec}: no folder {path or '(none given)'}; write {name}:PATH")
-        return name, checked(BENCHMARKS[name](Path(path)), spec)
+        if (not path or not Path(path).is_dir()) and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", path):
+            fail(f"{spec}: no folder {path or '(none given)'}; write {name}:PATH, or {name}:OWNER/NAME of the hub")
+        return name, checked(benchmark_problems(name, path, pictures), spec)
     if not Path(spec).is_file():
         fail(f"{spec}: no such file; a source is a problems.jsonl, hf:NAME:SPLIT, or NAME:PATH with NAME in {', '.join(BENCHMARKS)}")
     return (Path(spec).parent.name + "_" if Path(spec).stem in ("problems", "test") else "") + Path(spec).stem, read_rows(spec)

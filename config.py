@@ -81,7 +81,8 @@ def is_there(out: str) -> bool:
 
 
 def remove(out: str) -> None:
-    for path in {Path(out), rows_file(out)}:
+    asked = {Path(out).with_name(name) for name in ("judged.jsonl", "errors.jsonl")} if Path(out).parent.name == "eval" else set()
+    for path in {Path(out), rows_file(out)} | asked:
         for end in ("", ".part", ".part.json", ".part.new"):
             item = Path(f"{path}{end}")
             if item.is_dir():

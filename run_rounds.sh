@@ -48,6 +48,8 @@ ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths tra
 ORM_SAMPLES="${ORM_SAMPLES:-4}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:-4}"   # paths a problem: sampled; kept of each kind
 ORM_CHECK_CORRECT="${ORM_CHECK_CORRECT:-$(toy_or 1 0)}"   # 1: the teacher is asked about correct paths too, and those with a wrong step (right by luck) are left out
 ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 3 1)}"; ORM_LR="${ORM_LR:-$LR}"
+CLASSIFY="${CLASSIFY:-$([[ $toy$TEACHER$TEST == 1toy/test.jsonl ]] && echo TEACHER || echo none)}"   # who names the type of each wrong test answer's first mistake: TEACHER, another model, none
+LOG_WITH="${LOG_WITH:-}"                           # tracker of the fine-tunings: tensorboard, wandb ...; empty: train_log.jsonl alone
 DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and its size, run nothing
 FORCE="${FORCE:-0}"                                # 1: go on with other settings; what they change is removed and made anew
 RETRY_ERRORS="${RETRY_ERRORS:-0}"                  # 1: try again the rows of complete files that failed; what was made from them is made anew
@@ -102,6 +104,7 @@ step() {  # step OUTPUT MODEL-CALLS COMMAND...: skip what is complete, else run 
   fi
   if [[ -e $out ]]; then echo "skip $out"; return; fi
   if [[ -z $TEACHER && " $* " == *" TEACHER "* ]]; then start_teacher; fi
+  printf '%s\t%s\n' "${out#"$run"/}" "$calls" > "$run/.step"  # for report.py --watch
   local command=(); for word in "$@"; do [[ $word == TEACHER ]] && word=$TEACHER; command+=("$word"); done
   printf '+'; printf ' %q' "${command[@]}"; echo
   printf '%s%s\n' "$out" "$noted" >> "$run/commands.tsv"
@@ -110,9 +113,11 @@ step() {  # step OUTPUT MODEL-CALLS COMMAND...: skip what is complete, else run 
   printf '%s\t%s\n' "${out#"$run"/}" $((SECONDS - start)) >> "$run/timings.tsv"
 }
 
-start_teacher() {  # the toy teacher, on a free port, for the problems of this run
+start_teacher() {  # the toy teacher, on a free port
   rm -f "$run/teacher.port"
-  $PYTHON toy/teacher.py --problems "$run/problems.jsonl" --port-file "$run/teacher.port" --seed "$SEED" > "$run/teacher.log" 2>&1 9>&- &
+  local known=("$run/problems.jsonl") test
+  [[ $CLASSIFY != TEACHER ]] || for test in "${tests[@]}"; do [[ ! -f $test ]] || known+=("$test"); done
+  $PYTHON toy/teacher.py --problems "${known[@]}" --port-file "$run/teacher.port" --seed "$SEED" > "$run/teacher.log" 2>&1 9>&- &
   teacher_pid=$!
   for _ in $(seq 300); do [[ -s $run/teacher.port ]] && break; kill -0 $teacher_pid 2>/dev/null || break; sleep 0.1; done
   [[ -s $run/teacher.port ]] || { cat "$run/teacher.log" >&2; die "the toy teacher did not start"; }
@@ -124,12 +129,14 @@ if [[ $DATA == toy/train.jsonl || " $TEST " == *" toy/test.jsonl "* ]] && [[ ! (
 fi
 generate=(--max-tokens "$MAX_TOKENS" --max-pixels "$MAX_PIXELS" --batch-size "$ROWS" --seed "$SEED")
 finetune=(--model "$MODEL" --init "$INIT" --batch-size "$BATCH" --micro-batch "$MICRO_BATCH" --max-pixels "$MAX_PIXELS" --seed "$SEED")
+[[ -z $LOG_WITH ]] || finetune+=(--log-with "$LOG_WITH")
 student=("${finetune[@]}" --lr "$LR" --per-problem "$PER_PROBLEM")
 limits=(--spent "$run/spent.tsv" --max-requests "$MAX_REQUESTS" --max-cost "$MAX_COST" --concurrency "$CONCURRENCY" --timeout "$TIMEOUT")
 accept=(--max-pixels "$MAX_PIXELS"); [[ $ORM == none ]] || accept+=(--model "${ORM:-$run/orm/model}" --retry-undecided "$RETRY_UNDECIDED" "${limits[@]}")
 read -ra tests <<< "$TEST"
 count() { if [[ -f $1 ]]; then wc -l < "$1"; else echo "${LIMIT/#0/$(toy_or 1200 341346)}"; fi; }
-evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]}))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" --columns "$COLUMNS_OF_DATA" "${generate[@]}"; }
+judge=(); [[ $CLASSIFY == none ]] || judge=(--classify "$CLASSIFY" "${limits[@]}")
+evaluate() { step "$run/$1/eval/metrics.json" "$((${LIMIT/#0/300} * ${#tests[@]} * (1 + (${#judge[@]} > 0))))" $(launch) 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$2" --limit "$LIMIT" --columns "$COLUMNS_OF_DATA" "${judge[@]}" "${generate[@]}"; }
 
 reflect() {  # reflect FOLDER NAME VERIFIED...: reconsider what is still wrong, verify it, add it to D_SFT
   local folder=$1 name=$2 by=${REFLECTOR:-TEACHER}; shift 2
@@ -187,7 +194,7 @@ evolution() {  # Algorithm 1
     step "$run/final/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$run/final/model" --train-file "$run/final/train.jsonl" "${student[@]}" --epochs "$EPOCHS" --previous "$previous"
     evaluate final "$run/final/model"
   fi
-  step "$run/metrics.json" 0 $PYTHON 05_evaluate.py --run "$run"
+  step "$run/report.html" 0 $PYTHON report.py "$run"   # metrics.json, the table, the page
 }
 
 mode=run; [[ $DRY_RUN != 1 ]] || mode=dry
@@ -196,7 +203,7 @@ if [[ $mode == dry ]]; then evolution; exit; fi
 mkdir -p "$run" && touch "$run/.lock" || die "$run: cannot be written; see above"
 exec 9>> "$run/.lock"; flock -w 5 9 || die "$run is being written by another call; wait for it or choose another RUN"
 settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST DECONTAMINATE ROUNDS SAMPLES DISTILL ACCEPT REFLECT_ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
-  MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_CHECK_CORRECT ORM_EPOCHS ORM_LR; do settings+=("$name=${!name}"); done
+  MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_CHECK_CORRECT ORM_EPOCHS ORM_LR CLASSIFY; do settings+=("$name=${!name}"); done
 machine=(); for name in GPUS LAUNCH ROWS MICRO_BATCH CONCURRENCY TIMEOUT MAX_REQUESTS MAX_COST; do machine+=("$name=${!name}"); done
 force=(); [[ $FORCE != 1 ]] || force+=(--force); [[ $RETRY_ERRORS != 1 ]] || force+=(--retry-errors)
 $PYTHON -c 'import sys, pathlib, benchmarks; [benchmarks.load_problems(source, pathlib.Path()) for source in sys.argv[1:]]' "$DATA" $TEST  # do they exist?

@@ -397,7 +397,7 @@ BAD_SOURCES = {
     "a list of numbers": (source("mathvista", "testmini.json", [1, 2]), "testmini.json: a int instead of a row"),
     "a field of the source is missing": (source("mathvision", "test.jsonl", {"id": "1"}), ":1: KeyError('question'): the row is not in the source's own form"),
     "a field of another type": (source("mathvista", "testmini.json", [{"precision": "x"}]), ":1: ValueError"),
-    "metadata is null": (source("mathverse", "testmini.json", [{"question": "a", "sample_index": "1", "image": "", "answer": "1", "metadata": None}]), ":1: TypeError"),
+    "metadata is null": (source("mathverse", "testmini.json", [{"question": "a", "problem_index": "1", "problem_version": "Text Lite", "image": "", "answer": "1", "metadata": None}]), ":1: TypeError"),
     "missing picture": (source("mathvision", "test.jsonl", MATHV | {"image": "no.png"}), ":1: images: "),
     "answer not among the options": (source("mathvision", "test.jsonl", MATHV | {"options": ["1", "2"]}), ":1: answer: '6' is not among the options"),
     "an id twice": (source("mathvision", "test.jsonl", json.dumps(MATHV) + "\n" + json.dumps(MATHV)), ":2: id: 'mathvision/1' stands there already"),

@@ -7,7 +7,7 @@ import pytest
 from conftest import read_rows, write_rows
 from PIL import Image
 
-STAGES = ["01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py", "05_evaluate.py", "benchmarks.py", "decontaminate.py"]
+STAGES = ["01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py", "05_evaluate.py", "benchmarks.py", "decontaminate.py", "report.py"]
 
 
 @pytest.mark.parametrize("script", [*STAGES, "toy/problems.py", "toy/teacher.py", "toy/pretrain.py"])
@@ -50,6 +50,9 @@ GOOD = json.dumps(problem())
         ("05_evaluate.py", ["--test", "p.jsonl"], "all three are needed"),
         ("05_evaluate.py", ["--test", "nobench:p", "--model", "."], "nobench:p: no such file"),
         ("05_evaluate.py", ["--test", "mathvision:none", "--model", "."], "no folder none"),
+        ("05_evaluate.py", ["--test", "p.jsonl", "--model", ".", "--against", "none"], "--against: none: no metrics.json in it"),
+        ("05_evaluate.py", ["--test", "p.jsonl", "--model", ".", "--prompt", "benchmark"], "has no prompt of its own"),
+        ("04_finetune.py", ["--input", "p.jsonl", "--model", "toy/base", "--log-with", "nothing"], "--log-with: nothing: not installed here"),
         ("benchmarks.py", ["--input", "hf:train"], "a hub data set is written"),
     ],
 )

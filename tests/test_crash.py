@@ -30,7 +30,7 @@ def test_a_run_that_is_killed_in_every_step_ends_as_one_that_is_not(small_run):
 
     assert small_run.returncode == 0
     seconds = kill_runs.seconds_of("test-loop")
-    server = Server(faulty(teaching(teacher.Teacher(ROOT / "runs" / "test-loop" / "problems.jsonl", wrong=0.1, seed=0))), seconds=0.0)
+    server = Server(faulty(teaching(teacher.Teacher([ROOT / "runs" / "test-loop" / "problems.jsonl"], wrong=0.1, seed=0))), seconds=0.0)
     budget = kill_runs.BUDGET | {"TEACHER": server.spec, "OPENAI_API_KEY": KEY, "TIMEOUT": "10", "CONCURRENCY": "4"}
     folder = ROOT / "runs" / "test-kill"
     shutil.rmtree(folder, ignore_errors=True)
@@ -155,10 +155,10 @@ r/base/eval/metrics.json\tpython\t05_evaluate.py\t--test\tT\t--output\tr/base/ev
 r/round_1/samples.jsonl\tpython\t-m\ttorch.distributed.run\t01_sample.py\t--input\tr/problems.jsonl\t--output\tr/round_1/samples.jsonl\t--samples\t{samples}\t--max-cost\t{cost}
 r/round_1/model\tpython\t04_finetune.py\t--input\tr/round_1/samples.jsonl\t--output\tr/round_1/model\t--batch-size\t{batch}
 r/round_1/eval/metrics.json\tpython\t05_evaluate.py\t--test\tT\t--output\tr/round_1/eval\t--model\tr/round_1/model
-r/metrics.json\tpython\t05_evaluate.py\t--run\tr
+r/report.html\tpython\treport.py\tr
 """
 USUAL = {"rows": 64, "samples": 4, "cost": 0, "batch": 128}
-LATER = ["r/round_1/model", "r/round_1/eval/metrics.json", "r/metrics.json"]
+LATER = ["r/round_1/model", "r/round_1/eval/metrics.json", "r/report.html"]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ LATER = ["r/round_1/model", "r/round_1/eval/metrics.json", "r/metrics.json"]
         ({"rows": 8, "cost": 5}, set(), []),  # how, not what
         ({"samples": 8}, set(), ["r/round_1/samples.jsonl", *LATER]),
         ({"batch": 64}, set(), LATER),
-        ({}, {"T"}, ["r/base/eval/metrics.json", "r/round_1/eval/metrics.json", "r/metrics.json"]),
+        ({}, {"T"}, ["r/base/eval/metrics.json", "r/round_1/eval/metrics.json", "r/report.html"]),
         ({}, {"D"}, ["r/problems.jsonl", "r/round_1/samples.jsonl", *LATER]),
         ({}, {"r/round_1/samples.jsonl"}, LATER),  # opened again to try what failed
     ],

@@ -16,6 +16,8 @@ def test_the_loop_runs_to_its_end(small_run):
     assert [stage["stage"] for stage in metrics["stages"]] == ["base", "round_0", "round_1", "final"]
     assert all(stage["benchmarks"]["toy_test"]["n"] == 20 for stage in metrics["stages"])
     assert not list(folder.rglob("*.part"))
+    assert "report: runs/test-loop/report.html" in small_run.stdout and (folder / "report.html").stat().st_size > 50_000
+    assert set(metrics["stages"][-1]["benchmarks"]["toy_test"]["error_types"]) >= {"vision", "calculation", "unclassified"}
     rows = [json.loads(line) for line in (folder / "problems.jsonl").read_text().splitlines()]
     assert len(rows) == 20
 

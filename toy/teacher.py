@@ -1,6 +1,6 @@
-"""The toy world's teacher: an OpenAI-compatible server that knows the problems of a file and answers the three prompts of the loop.
+"""The toy world's teacher: an OpenAI-compatible server that knows the problems of some files and answers the four prompts of the loop.
 
-It is asked exactly as GPT-4o would be (01: solve, 02 --annotate: feedback, 03: reflect), finds the problem by question and
+It is asked exactly as GPT-4o would be (01: solve, 02 --annotate: feedback, 03: reflect, 05 --classify: type of the error), finds the problem by question and
 picture, and answers from its solution; for problems of the toy world it also sees which step of a response fails.
 A seeded share of its solutions is wrong, so that verification matters.
 
@@ -47,17 +47,18 @@ def problem_key(question: str, pictures: list[bytes]) -> bytes:
 class Teacher:
     """Answers a prompt with pictures. `wrong`: the share of its solutions that are wrong, by `seed` and problem."""
 
-    def __init__(self, path: Path, wrong: float, seed: int):
+    def __init__(self, paths: list[Path], wrong: float, seed: int):
         self.wrong, self.seed, self.problems, self.by_question = wrong, seed, {}, {}
-        for row in read_rows(path):
+        for row in (row for path in paths for row in read_rows(path)):
             text = question_text(row)
             self.problems[problem_key(text, [picture_key(Path(image).read_bytes()) for image in row["images"]])] = row
             self.by_question.setdefault(text, row)
-        stages = {name: importlib.import_module(name) for name in ("02_verify", "03_reflect")}
+        stages = {name: importlib.import_module(name) for name in ("02_verify", "03_reflect", "05_evaluate")}
         self.prompts = {
             "solve": prompt_pattern(SOLVE_PROMPT),
             "feedback": prompt_pattern(stages["02_verify"].FEEDBACK_PROMPT),
             "reflect": prompt_pattern(stages["03_reflect"].REFLECT_PROMPT),
+            "classify": prompt_pattern(stages["05_evaluate"].CLASSIFY_PROMPT),
         }
 
     def answer(self, text: str, pictures: list[bytes], request_seed: int) -> str | None:
@@ -73,6 +74,8 @@ class Teacher:
         rng = random.Random(f"{self.seed} {row['id']} {kind} {request_seed}")
         if kind == "feedback":
             return self.feedback(row, fields["response"])
+        if kind == "classify":
+            return json.dumps({"error_type": self.error_type(row, fields["response"])})
         return self.solution(row, rng)
 
     def solution(self, row: dict, rng: random.Random) -> str:
@@ -96,6 +99,19 @@ class Teacher:
         if row.get("subject") not in toy.FAMILIES:
             analysis = "This does not follow from what the image shows."
         return json.dumps({"status": "WRONG", "error_step": step, "error_analysis": analysis, "improvement_suggestion": "Look at this step again."})
+
+
+    def error_type(self, row: dict, response: str) -> str | None:
+        """By the first line that differs from the worked solution: the picture's numbers, a sum that comes out wrong, or another step; null where it cannot tell."""
+        mistake = toy.first_mistake(row.get("solution") or "", response) if row.get("subject") in toy.FAMILIES else None
+        if mistake is None:
+            return None
+        step, _ = mistake
+        if calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", step):
+            left, operation, right, result = calculation.groups()
+            return "calculation" if toy.OPERATIONS[operation](int(left), int(right)) != int(result) else "reasoning"
+        numbers = [re.findall(r"\d+", text.removeprefix("Step 1:")) for text in (step, row["solution"].split("\n")[0])]
+        return "reasoning" if step.startswith("The answer") else "vision" if "picture shows" in step and numbers[0] != numbers[1] else None
 
 
 def handler(teacher: Teacher) -> type:
@@ -137,7 +153,7 @@ def handler(teacher: Teacher) -> type:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=Path, required=True, help="problems.jsonl with solutions")
+    parser.add_argument("--problems", type=Path, nargs="+", required=True, help="problems.jsonl files with solutions")
     parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1 (default %(default)s: any free one)")
     parser.add_argument("--port-file", type=Path, help="file to write the port to once the server listens")
     parser.add_argument("--wrong", type=float, default=0.1, help="share of its solutions that are wrong (default %(default)s)")
@@ -150,7 +166,7 @@ def main() -> None:
     server.daemon_threads = True
     if args.port_file:
         args.port_file.write_text(str(server.server_port))
-    print(f"teacher of {args.problems} on http://127.0.0.1:{server.server_port}/v1#teacher", flush=True)
+    print(f"teacher of {', '.join(map(str, args.problems))} on http://127.0.0.1:{server.server_port}/v1#teacher", flush=True)
     server.serve_forever()
 
 
