@@ -24,7 +24,8 @@ def test_the_loop_runs_to_its_end(small_run):
 
 def test_records_grow_field_by_field(small_run):
     folder = ROOT / "runs" / "test-loop"
-    sample, verified = read_rows(folder / "round_1" / "samples.jsonl")[0], read_rows(folder / "round_1" / "verified.jsonl")[0]
+    sample = read_rows(folder / "round_1" / "samples.jsonl")[0]
+    verified = next(row for row in read_rows(folder / "round_1" / "verified.jsonl") if common.row_key(row) == common.row_key(sample))
     assert {"id", "question", "images", "answer", "sample", "response", "finish", "tokens", "model", "seed"} <= set(sample) <= set(verified) | {"reason"}
     assert {"answer_check", "orm_check", "status", "error_step", "error_analysis", "judge_reply"} <= set(verified)
     reflected = read_rows(folder / "final" / "reflected.jsonl")[0]
