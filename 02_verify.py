@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from answers import check_rows
 from common import (
-    add_model_flags, check_flags, derive_seed, fail, fill, is_endpoint, judge_messages, question_text, read_rows, row_key, user_message,
+    add_model_flags, balanced, check_flags, derive_seed, fail, fill, is_endpoint, judge_messages, question_text, read_rows, row_key, user_message,
 )  # fmt: skip
 from engine import Reply, Request, open_model
 from output import Output, disk_errors, expected_length, finished, share
@@ -201,22 +201,25 @@ def gives_away(row: dict, verdict: dict) -> bool:
     return bool(words.search(explanation)) and not words.search(row["response"] + " " + row["question"])
 
 
-def balanced_keys(rows: Iterable[dict], seed: int, more_correct: int) -> set[str]:
-    """Keys of as many wrong paths as correct ones (with `more_correct` from elsewhere), chosen by the seed, no path twice.
+def balanced_keys(rows: Iterable[dict], seed: int, more_correct: Counter) -> set[str]:
+    """Keys of as many wrong paths as correct ones (with `more_correct` from elsewhere, counted by subject), no path twice.
 
     By keys, not by their order in the file: a rerun's rows come in another one.
     """
-    paths = {}
+    paths, keys = {}, defaultdict(list)
     for row in rows:
         if row["answer_check"] in ("correct", "wrong"):
             fingerprint = hash((row["id"], " ".join(row["response"].split())))
-            paths[fingerprint] = min(paths.get(fingerprint, ("~", "")), (row_key(row), row["answer_check"]))
-    keys = {check: sorted(key for key, found in paths.values() if found == check) for check in ("correct", "wrong")}
-    if not keys["wrong"] or not len(keys["correct"]) + more_correct:
-        fail(f"--input: {len(keys['correct'])} correct and {len(keys['wrong'])} wrong paths: the ORM needs both; sample more problems, or more paths a problem")
-    rng = random.Random(seed)
-    correct = rng.sample(keys["correct"], min(len(keys["correct"]), len(keys["wrong"])))
-    return {*correct, *rng.sample(keys["wrong"], min(len(correct) + more_correct, len(keys["wrong"])))}
+            paths[fingerprint] = min(paths.get(fingerprint, ("~",)), (row_key(row), row["answer_check"], str(row.get("subject"))))
+    for key, check, subject in sorted(paths.values()):
+        keys[check, subject].append(key)
+    for subject, count in more_correct.items():
+        keys["correct", subject] += [None] * count
+    chosen = balanced(keys, seed)
+    if not chosen:
+        counts = Counter(check for check, subject in keys for _ in keys[check, subject])
+        fail(f"--input: {counts['correct']} correct and {counts['wrong']} wrong paths: the ORM needs both, of one subject; sample more problems, or more paths a problem")
+    return {*chosen} - {None}
 
 
 def annotate(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator[dict]:
@@ -300,7 +303,8 @@ def main() -> None:
         lengths[key] = expected_length(row)
     chosen = lengths.keys()
     if args.annotate:
-        more_correct = sum(row["status"] == "correct" for path in args.balance_with for row in read_rows(path, ("id", "status"), may_be_empty=True))
+        solved = (row for path in args.balance_with for row in read_rows(path, ("id", "status"), may_be_empty=True) if row["status"] == "correct")
+        more_correct = Counter(str(row.get("subject")) for row in solved)
         chosen = balanced_keys(check_rows(all_rows(args, check=False), args.workers), args.seed, more_correct)
     output = Output(args.output, args)
     mine = share({key: lengths[key] for key in chosen if key not in output.done})

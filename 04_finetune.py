@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import (
-    IMAGE, MAX_PIXELS, chat_parts, check_flags, check_model, derive_seed, encode_prompts, fail, harmless, judge_messages, load_model, load_processor,
+    IMAGE, MAX_PIXELS, balanced, chat_parts, check_flags, check_model, derive_seed, encode_prompts, fail, harmless, judge_messages, load_model, load_processor,
     open_image, processes, read_rows, relative_images, setup_kernels, solve_messages,
 )  # fmt: skip
 from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock
@@ -107,20 +107,18 @@ def pick_diverse(rows: list[tuple[str, str]], count: int) -> list[str]:
 
 def choose_rows(args: argparse.Namespace) -> set[tuple[str, str, int]]:
     """The (file, id, sample) to train on, whatever the order of the rows: that differs from call to call."""
-    groups, labels = defaultdict(list), ("correct", "wrong") if args.orm else ("correct",)
+    groups, subjects, labels = defaultdict(list), {}, ("correct", "wrong") if args.orm else ("correct",)
     for number, path in enumerate(args.input):
         for row in read_rows(path, ("id", "question", "sample", "response", "status"), may_be_empty=True):
             explained = row["status"] == "correct" or row.get("error_analysis")  # a judge cannot learn why from nothing
             if row["status"] in labels and explained and row.get("finish", "stop") == "stop" and row["response"].strip():
                 groups[row["status"], row["id"]].append((number, row["sample"], row["response"]))
-    chosen = {label: [] for label in labels}
+                subjects[row["id"]] = str(row.get("subject"))
+    chosen = defaultdict(list)
     for (status, name), rows in sorted(groups.items()):
         texts = [((str(args.input[number]), name, sample), response) for number, sample, response in sorted(rows)]
-        chosen[status] += pick_diverse(texts, args.per_problem)
-    if args.orm:  # balanced
-        count = min(map(len, chosen.values()))
-        chosen = {label: random.Random(args.seed).sample(keys, count) for label, keys in chosen.items()}
-    return {key for keys in chosen.values() for key in keys}
+        chosen[status, subjects[name]] += pick_diverse(texts, args.per_problem)
+    return {*balanced(chosen, args.seed)} if args.orm else {key for keys in chosen.values() for key in keys}
 
 
 def write_training_file(args: argparse.Namespace, path: Path) -> None:
@@ -294,9 +292,12 @@ def sum_loss(model, inputs: dict, label_tokens: int):
 
 def make_accelerator(log_with: str | None = None, folder: Path | None = None):
     """bf16 on GPUs; with several processes the model is sharded by FSDP2, set up here, not in a YAML file."""
+    import logging
+
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 
+    logging.getLogger("accelerate.utils.other").setLevel("ERROR")  # at every checkpoint it warns that tied weights are stored once
     plugin, unused = None, DistributedDataParallelKwargs(find_unused_parameters=True)  # LLaVA's vision tower has a layer that is not used
     if processes()[1] > 1 and torch.cuda.is_available():
         from torch.distributed.fsdp import MixedPrecisionPolicy

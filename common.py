@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import reprlib
 import sys
@@ -31,6 +32,8 @@ Solution:
 
 Check every step of the solution against the image and the problem. Reply with JSON only: \
 {"status": "CORRECT" or "WRONG", "error_step": the first wrong step or null, "error_analysis": why it is wrong or null}"""
+
+SUBJECT_RATIO = 2  # see balanced()
 
 IMAGE = "<image>"  # stands for one picture in a message's text, as in the training files of TRL, ms-swift and LLaMA-Factory
 PLACEHOLDERS = re.compile(r"<image>|<\|image_pad\|>|<\|vision_start\|>|<\|vision_end\|>|<IMG_CONTEXT>|<fake_token_around_image>|<video>|<\|im_start\|>|<\|im_end\|>")
@@ -192,6 +195,22 @@ def processes() -> tuple[int, int]:
 def derive_seed(*parts: object) -> int:
     """A seed of 31 bits from names, not from order: (run seed, round, problem id, sample)."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big") >> 1
+
+
+def balanced(keys: dict[tuple[str, str], list], seed: int) -> list:
+    """As many correct paths as wrong ones to train an ORM on, drawn by the seed from {(status, subject): keys}.
+
+    Within a subject at most SUBJECT_RATIO of one kind for each of the other: else the ORM learns which subjects are hard,
+    and calls every path of theirs wrong.
+    """
+    rng, chosen = random.Random(seed), {"correct": [], "wrong": []}
+    for subject in sorted({subject for _, subject in keys}):
+        found = {status: keys.get((status, subject), []) for status in chosen}
+        most = SUBJECT_RATIO * max(1, min(map(len, found.values())))
+        for status, group in found.items():
+            chosen[status] += rng.sample(group, min(most, len(group)))
+    count = min(map(len, chosen.values()))
+    return [key for group in chosen.values() for key in rng.sample(group, count)]
 
 
 # ---------------------------------------------------------------- prompts

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 
 import pytest
 from conftest import read_rows, write_rows
@@ -270,7 +271,7 @@ def test_what_is_chosen_does_not_hang_on_the_order_of_the_rows(stage, tmp_path):
         orm, student = (stage("04_finetune").choose_rows(argparse.Namespace(input=[path], orm=orm, per_problem=1, seed=0)) for orm in (True, False))
         unsolved = write_rows(tmp_path / "w.jsonl", [row for row in rows if row["status"] == "wrong"])
         drafts = stage("03_reflect").choose_drafts(argparse.Namespace(input=[unsolved], drafts=1, limit=0))
-        chosen.append((orm, student, drafts, stage("02_verify").balanced_keys(rows, 0, 0)))
+        chosen.append((orm, student, drafts, stage("02_verify").balanced_keys(rows, 0, Counter())))
     assert chosen[0] == chosen[1] == chosen[2] and all(chosen[0])
 
 
@@ -300,6 +301,18 @@ def test_training_rows_name_where_they_come_from(stage, tmp_path):
     draft = row["draft_of"]
     wrong = [other for other in read_rows(tmp_path / "elsewhere" / draft["verified_in"]) if (other["id"], other["sample"]) == (row["id"], draft["sample"])]
     assert [other["response"] for other in wrong] == ["draft"]
+
+
+def test_balance_of_an_orms_training_data():
+    """As many correct as wrong ones; no subject tells the verdict: at most two of one kind for each of the other."""
+    keys = {("correct", "easy"): [f"ec{k}" for k in range(50)], ("wrong", "easy"): [f"ew{k}" for k in range(20)],
+            ("correct", "hard"): ["hc0", "hc1"], ("wrong", "hard"): [f"hw{k}" for k in range(90)], ("wrong", "unsolved"): [f"uw{k}" for k in range(9)]}  # fmt: skip
+    chosen = common.balanced(keys, 0)
+    kinds = Counter(key[:2] for key in chosen)
+    assert len(set(chosen)) == len(chosen) and kinds["ec"] + kinds["hc"] == kinds["ew"] + kinds["hw"] + kinds["uw"] == 26
+    assert kinds["ew"] <= 20 and kinds["hw"] <= 4 and kinds["uw"] <= 2
+    assert common.balanced(keys, 0) == chosen != common.balanced(keys, 1)
+    assert common.balanced({("correct", "a"): ["x"]}, 0) == []
 
 
 def test_pick_diverse(stage):
