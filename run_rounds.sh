@@ -47,7 +47,7 @@ LR="${LR:-$(toy_or 1e-3 1e-5)}"; BATCH="${BATCH:-$(toy_or 16 128)}"; MICRO_BATCH
 ORM_PROBLEMS="${ORM_PROBLEMS:-}"                   # problems whose M0 paths train the ORM; empty: all toy problems; D0, 15000 at most, of real ones
 ORM_SAMPLES="${ORM_SAMPLES:-$(toy_or 8 4)}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:-4}"   # paths a problem: sampled; kept of each kind
 ORM_CHECK_CORRECT="${ORM_CHECK_CORRECT:-$(toy_or 1 0)}"   # 1: the teacher is asked about correct paths too, and those with a wrong step (right by luck) are left out
-ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 3 1)}"; ORM_LR="${ORM_LR:-$LR}"
+ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 4 1)}"; ORM_LR="${ORM_LR:-$LR}"
 CLASSIFY="${CLASSIFY:-$([[ $toy$TEACHER$TEST == 1toy/test.jsonl ]] && echo TEACHER || echo none)}"   # who names the type of each wrong test answer's first mistake: TEACHER, another model, none
 LOG_WITH="${LOG_WITH:-}"                           # tracker of the fine-tunings: tensorboard, wandb ...; empty: train_log.jsonl alone
 DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and its size, run nothing

@@ -342,6 +342,14 @@ def test_plan_covers_every_row_once_an_epoch(stage, tmp_path, world):
     assert sorted(numbers) == sorted(list(range(37)) * 2)
 
 
+def test_the_first_mistake_of_a_toy_solution():
+    right = "Step 1: The picture shows a rectangle with sides 7 and 5.\nStep 2: The area is 7 * 5 = 35.\nThe answer to this problem is B."
+    assert toy.first_mistake(right, right) is toy.first_mistake(right, right.replace("is B.", "is 35.")) is None
+    assert toy.first_mistake(right, right.replace("is B.", "is A."))[0] == "The answer to this problem is A."
+    assert toy.first_mistake(right, right.replace("= 35", "= 36")) == ("Step 2: The area is 7 * 5 = 36.", "7 * 5 is not 36.")
+    assert toy.first_mistake(right, right.replace("is B.", "is 36."))[0].endswith("is 36.")
+
+
 @pytest.mark.parametrize("name", list(toy.FAMILIES))
 def test_toy_families(name):
     rng = random.Random(name)

@@ -295,10 +295,15 @@ def wrong_solution(family: Family, numbers: dict, options: list[str], opening: s
 
 
 def first_mistake(right: str, given: str) -> tuple[str, str] | None:
-    """(the first line of a given solution that differs from the right one, what is wrong with it), without the right answer."""
+    """(the first line of a given solution that differs from the right one, what is wrong with it), without the right answer.
+
+    Of choices the value is as good an answer as its letter.
+    """
+    value = re.search(r"= (\d+)\.\nThe answer to this problem is \S+\Z", right.strip())
+    by_value = f"The answer to this problem is {value[1]}." if value else None
     right_lines, given_lines = right.strip().split("\n"), [line.strip() for line in given.strip().split("\n") if line.strip()] or [""]
     for line, expected in zip(given_lines, right_lines + [""] * len(given_lines)):
-        if line != expected.strip():
+        if line != expected.strip() and (line != by_value or expected != right_lines[-1]):
             break
     else:
         if len(given_lines) == len(right_lines):

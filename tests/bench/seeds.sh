@@ -20,17 +20,23 @@ for seed in "${@:-0}"; do
 import json, random, sys
 from pathlib import Path
 
+sys.path.insert(0, "toy")
+import problems as toy
+
 run = Path(sys.argv[1])
 metrics = json.loads((run / "metrics.json").read_text())
 print(run.name, f"{metrics['seconds'] / 60:.1f} min;", *(f"{stage['stage']} {stage['benchmarks']['toy_test']['accuracy']:.1%} ({stage['train_rows']} rows)" for stage in metrics["stages"]))
 for orm in ("orm", "binary"):
-    rows = {check: [] for check in ("correct", "wrong")}
-    for row in sorted(map(json.loads, (run / f"heldout_{orm}.jsonl").open()), key=lambda row: (row["id"], row["sample"])):
-        if row["answer_check"] in rows:
-            rows[row["answer_check"]].append(row["orm_check"] == row["answer_check"])
-    count = min(map(len, rows.values()))
-    rates = {check: sum(random.Random(0).sample(right, count)) / count for check, right in rows.items()}
-    everything = ", ".join(f"{sum(right) / len(right):.1%} of {len(right)} {check}" for check, right in rows.items())
-    print(f"  {orm}: positive {rates['correct']:.1%}, negative {rates['wrong']:.1%}, overall {sum(rates.values()) / 2:.1%} of {2 * count}; of all: {everything}", flush=True)
+    rows = sorted(map(json.loads, (run / f"heldout_{orm}.jsonl").open()), key=lambda row: (row["id"], row["sample"]))
+    by_answer = [(row["answer_check"], row["orm_check"]) for row in rows if row["answer_check"] in ("correct", "wrong")]
+    # A path whose answer is right by luck has a wrong step: the toy world knows.
+    by_steps = [("correct" if check == "correct" and not toy.first_mistake(row["solution"], row["response"]) else "wrong", row["orm_check"])
+                for row in rows if (check := row["answer_check"]) in ("correct", "wrong")]
+    for name, pairs in (("by the answer", by_answer), ("by answer and steps", by_steps)):
+        kinds = {check: [said == check for truth, said in pairs if truth == check] for check in ("correct", "wrong")}
+        count = min(map(len, kinds.values()))
+        rates = {check: sum(random.Random(0).sample(right, count)) / count for check, right in kinds.items()}
+        everything = ", ".join(f"{sum(right) / len(right):.1%} of {len(right)} {check}" for check, right in kinds.items())
+        print(f"  {orm}, {name}: positive {rates['correct']:.1%}, negative {rates['wrong']:.1%}, overall {sum(rates.values()) / 2:.1%} of {2 * count}; of all: {everything}", flush=True)
 PY
 done
