@@ -174,7 +174,11 @@ def main() -> None:
     if finished(args.output):
         return
     tests = HeldOut(fingerprinted(tqdm(test_problems(args), desc="test sets", unit="row", disable=None), "--test", args.workers))
-    kept, listed = Output(args.output, args), Output(args.output.parent / "contamination.jsonl")
+    listing = args.output.parent / "contamination.jsonl"
+    if not Path(f"{args.output}.part").exists():  # a list that is there belongs to an earlier output, perhaps of other test sets
+        for end in ("", ".part"):
+            Path(f"{listing}{end}").unlink(missing_ok=True)
+    kept, listed = Output(args.output, args), Output(listing)
     done = kept.done | (listed.done if args.action == "drop" else set())
     kept_rows, reasons = len(kept.done), Counter()
     rows = (row for row in read_rows(args.input, ("id", "question", "answer")) if row_key({"id": row["id"]}) not in done)

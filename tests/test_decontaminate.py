@@ -101,6 +101,18 @@ def test_an_interrupted_call_goes_on(world, run, tmp_path):
     assert run(*command).stdout.startswith("skip ")
 
 
+def test_a_list_of_other_test_sets_does_not_outlive_its_output(world, run, tmp_path):
+    """As FORCE=1 does: the output is removed, the same folder is written anew."""
+    folder, planted, shared = world
+    output = tmp_path / "clean.jsonl"
+    write_rows(tmp_path / "other.jsonl", [{"id": "o", "question": "What is 3 + 3?", "images": [], "answer": "6", "options": ["6", "7", "8"]}])
+    for tests, expected in ((folder / "test.jsonl", planted | shared), (tmp_path / "other.jsonl", {"planted/words/3"}), (folder / "test.jsonl", planted | shared)):
+        assert run("decontaminate.py", "--input", folder / "mixed.jsonl", "--test", tests, "--output", output).returncode == 0
+        assert {row["id"] for row in read_rows(tmp_path / "contamination.jsonl")} == expected
+        assert {row["id"] for row in read_rows(output)} == {row["id"] for row in read_rows(folder / "mixed.jsonl")} - expected
+        output.unlink()
+
+
 def test_a_training_file_that_is_the_test_file_is_refused(toy_world, run, tmp_path):
     path = toy_world / "test.jsonl"
     done = run("decontaminate.py", "--input", path, "--test", path, "--output", tmp_path / "clean.jsonl")
