@@ -33,7 +33,7 @@ from common import (
     user_message,
 )  # fmt: skip
 from engine import Reply, Request, open_model
-from output import Output, disk_errors, expected_length, finished, share
+from output import Output, disk_errors, expected_length, failed_rows, finished, reopen, share
 from scores import by_problem, compare, differing, predictions, print_figures, read_json_rows, score, share_of, write_json
 
 # The judge reads an answer out of a response, as MathVista and MathVerse have GPT-4 do; the comparison is ours and the benchmark's.
@@ -269,9 +269,11 @@ def evaluate(args: argparse.Namespace) -> None:
     passes = {"judged.jsonl": args.judge and judge_answers, "errors.jsonl": args.classify and classify_errors}
     passes = {args.output / name: ask for name, ask in passes.items() if ask}
     target, conditions = args.output / "metrics.json", conditions_of(args)
-    if args.retry_errors and (args.output / "predictions.jsonl").exists() and not finished(args.output / "predictions.jsonl", retry_errors=True):
-        for path in (target, *passes):
-            path.unlink(missing_ok=True)
+    answers_failed = args.retry_errors and failed_rows(args.output / "predictions.jsonl")
+    if answers_failed or args.retry_errors and any(map(failed_rows, passes)):
+        print(f"{args.output}: tries again the rows that failed", flush=True)
+        target.unlink(missing_ok=True)
+        reopen([args.output / name for name in ("errors.jsonl", "judged.jsonl", "predictions.jsonl")] if answers_failed else passes)  # new answers are to be asked about, old replies are kept
     if all(path.exists() for path in passes) and finished(target):
         return
     if target.exists():  # a judge is asked about an evaluation that stands already

@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from common import check_model, fail
-from output import disk_errors, fingerprint, has_failed, replace
+from output import disk_errors, failed_rows, fingerprint, reopen, replace
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")
 HOW = {"--concurrency", "--timeout", "--max-requests", "--max-cost", "--spent", "--micro-batch"}  # flags that leave a result alone; 04's --batch-size does not
@@ -70,33 +70,25 @@ def stale_outputs(plan: dict[str, list[str]], begun: dict[str, list[str]], chang
     return stale + [out for out in begun if out not in plan]
 
 
-def rows_file(out: str) -> Path:
-    """The file with the rows of a step: predictions beside the metrics of an evaluation."""
+def rows_files(out: str) -> list[Path]:
+    """The files with the rows of a step: of an evaluation, beside its metrics, the predictions and what models were asked about them."""
     path = Path(out)
-    return path.with_name("predictions.jsonl") if path.parent.name == "eval" else path
+    names = ("predictions.jsonl", "judged.jsonl", "errors.jsonl") if path.parent.name == "eval" else (path.name,) if path.suffix == ".jsonl" else ()
+    return [path.with_name(name) for name in names]
 
 
 def is_there(out: str) -> bool:
-    return any(Path(f"{path}{end}").exists() for path in (out, rows_file(out)) for end in ("", ".part"))
+    return any(Path(f"{path}{end}").exists() for path in (out, *rows_files(out)) for end in ("", ".part"))
 
 
 def remove(out: str) -> None:
-    asked = {Path(out).with_name(name) for name in ("judged.jsonl", "errors.jsonl")} if Path(out).parent.name == "eval" else set()
-    for path in {Path(out), rows_file(out)} | asked:
+    for path in {Path(out), *rows_files(out)}:
         for end in ("", ".part", ".part.json", ".part.new"):
             item = Path(f"{path}{end}")
             if item.is_dir():
                 shutil.rmtree(item)
             else:
                 item.unlink(missing_ok=True)
-
-
-def holds_errors(out: str) -> bool:
-    path = rows_file(out)
-    if path.suffix != ".jsonl" or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return any(has_failed(json.loads(line)) for line in file)
 
 
 def provenance() -> dict:
@@ -136,16 +128,17 @@ def main() -> None:
     made_with = [entry["versions"] | {"git commit": entry["git_commit"]} for entry in (before, now)]
     if other := [f"{name} was {old}, is {made_with[1].get(name)}" for name, old in made_with[0].items() if made_with[1].get(name) != old]:
         print(f"note: {path}: {'; '.join(other)}", file=sys.stderr)
-    failed = {out for out in plan if holds_errors(out)} if args.retry_errors else set()
+    failed = {out for out in plan if any(map(failed_rows, rows_files(out)))} if args.retry_errors else set()
     stale = [out for out in stale_outputs(plan, begun if args.force else plan, {*edited, *failed}) if is_there(out)]
     if stale:
         print(f"{'; '.join(changed) or ('rows that failed are tried again' if failed else 'the commands have changed')}; starts anew: {' '.join(stale)}", flush=True)
         for out in reversed(stale):  # a kill in between leaves the first ones, and the settings that they were made with
             remove(out)
     for out in sorted(failed - set(stale)):
-        print(f"{rows_file(out)}: tries again the rows that failed", flush=True)
-        rows_file(out).replace(f"{rows_file(out)}.part")
-        Path(out).unlink(missing_ok=True)
+        print(f"{out}: tries again the rows that failed", flush=True)
+        if Path(out) not in rows_files(out):
+            Path(out).unlink(missing_ok=True)
+        reopen(reversed(rows_files(out)))  # also what is whole: new predictions are to be asked about, and old replies are kept
     if changed or not path.exists():
         part = Path(f"{path}.part")
         part.write_text(json.dumps(now | {"inputs": before.get("inputs", {}) | inputs}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

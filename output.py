@@ -13,6 +13,7 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import Iterable
 
 from common import fail, is_endpoint, processes, relative_images, row_key
 
@@ -173,19 +174,29 @@ def has_failed(row: dict) -> bool:
     return bool(row.get("judge_error")) if "status" in row else row.get("finish") == "error"
 
 
+def failed_rows(path: Path) -> int:
+    """How many rows of a file failed; 0 if there is no such file."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        return sum(has_failed(json.loads(line)) for line in file)
+    return 0
+
+
+def reopen(paths: Iterable[Path]) -> None:
+    """Make complete files, where they are there, unfinished again: Output leaves out the rows that failed and keeps the others."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # it may never have been, or another process of this launch has done it
+            path.replace(f"{path}.part")
+
+
 def finished(path: str | Path, retry_errors: bool = False) -> bool:
     """True, with a line that says so, if the output stands already; `retry_errors` opens one again that holds rows which failed."""
     path = Path(path)
     if not path.exists():
         return False
-    if retry_errors:
-        with path.open("rb") as file:
-            failed = sum(has_failed(json.loads(line)) for line in file)
-        if failed:
-            print(f"{path}: {failed} rows failed and are tried again", flush=True)
-            with contextlib.suppress(FileNotFoundError):  # another process of this launch has done it
-                path.replace(f"{path}.part")  # where Output leaves them out
-            return False
+    if retry_errors and (failed := failed_rows(path)):
+        print(f"{path}: {failed} rows failed and are tried again", flush=True)
+        reopen([path])
+        return False
     print(f"skip {path}: it is complete", flush=True)
     return True
 

@@ -213,3 +213,17 @@ def test_force_starts_anew_what_a_setting_changes(run, tmp_path):
     retried = call(8, "--retry-errors")
     assert retried.returncode == 0 and f"{paths[1]}: tries again" in retried.stdout and f"starts anew: {paths[2]}" in retried.stdout
     assert os.path.getsize(f"{paths[1]}.part") > 30
+
+
+@pytest.mark.parametrize("failed", ["predictions.jsonl", "errors.jsonl"])
+def test_predictions_that_are_tried_again_are_asked_about_again(tmp_path, failed):
+    """The replies about other predictions are kept, but their file is open again, and the figures are made anew."""
+    folder = tmp_path / "base" / "eval"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    for name in ("predictions.jsonl", "errors.jsonl"):
+        write_rows(folder / name, [{"id": "a", "finish": "stop"}, {"id": "b", "finish": "error" if name == failed else "stop"}])
+    plan = f"{folder / 'metrics.json'}\t05_evaluate.py\t--output\t{folder}\n"
+    done = subprocess.run([sys.executable, "config.py", str(tmp_path), "--retry-errors"], cwd=ROOT, input=plan, capture_output=True, text=True)
+    assert done.returncode == 0 and "tries again" in done.stdout, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["errors.jsonl.part", "predictions.jsonl.part"]

@@ -130,6 +130,31 @@ def test_a_judge_sees_no_picture_and_is_not_asked_again(evaluated, run):
     assert changed.returncode == 2 and "max_tokens was 2048, is 7" in changed.stderr
 
 
+def test_a_reply_of_a_judge_that_failed_is_asked_for_again(evaluated, run):
+    """And an answer that failed too, after which the judge is asked about the new one alone."""
+    folder, _, _ = evaluated
+    refused = ["judge"]
+
+    def refuse(number, body):
+        judging = "Reply with the final answer" in str(body)
+        return (400, {"error": "no"}, {}) if "Which?" in str(body) and ("judge" if judging else "answer") in refused else behave(number, body)
+
+    server = Server(refuse)
+    flags = ["--test", folder / "set.jsonl", "--output", folder / "again", "--model", server.spec, "--judge", server.spec, "--concurrency", 1]
+    assert run("05_evaluate.py", *flags).returncode == 0
+    refused[:], server.seen = [], []
+    assert run("05_evaluate.py", *flags, "--retry-errors").returncode == 0 and len(server.seen) == 1
+    judged = {row["id"]: row for row in read_rows(folder / "again" / "judged.jsonl")}
+    assert len(judged) == 4 and judged["2"]["judge_extracted"] == "A"
+
+    refused[:] = ["answer"]
+    flags[3] = folder / "once more"
+    assert run("05_evaluate.py", *flags).returncode == 0 and len(read_rows(folder / "once more" / "judged.jsonl")) == 3
+    refused[:], server.seen = [], []
+    assert run("05_evaluate.py", *flags, "--retry-errors").returncode == 0 and len(server.seen) == 2
+    assert len(read_rows(folder / "once more" / "judged.jsonl")) == 4 and (folder / "once more" / "metrics.json").exists()
+
+
 def test_blank_image_and_against(evaluated, run):
     folder, server, _ = evaluated
     count = len(server.seen)
