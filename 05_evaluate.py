@@ -175,7 +175,7 @@ def ask_about(args: argparse.Namespace, spec: str, path: Path, wanted: Callable[
         for reply, stored in tqdm(fields(generate(requests())), total=todo, desc=path.stem, unit="answer", disable=None):
             judged = {"judge_model": spec, "judge_reply": reply.text or reply.reason, "judge_tokens": [reply.prompt_tokens, reply.tokens], "finish": reply.finish}
             output.write({name: reply.row[name] for name in ("id", "sample", "benchmark")} | stored | judged)
-    output.finish(len(chosen))
+    output.finish(len(chosen), alone=is_endpoint(spec))  # the other processes wait: this one must not wait for itself
 
 
 def judge_answers(args: argparse.Namespace) -> None:

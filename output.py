@@ -108,10 +108,10 @@ class Output:
                 os.fsync(self.file.fileno())
                 self.synced = time.monotonic()
 
-    def finish(self, expected: int) -> bool:
+    def finish(self, expected: int, alone: bool = False) -> bool:
         """Rename to the final name once `expected` rows are there: True in the process, the last to be done, that does it.
 
-        If a single process has not written them all, its endpoint stopped it: the command ends with exit code 3.
+        If a single process, or one of several that writes `alone`, has not written them all, its endpoint stopped it: the command ends with exit code 3.
         """
         with self.locked():
             if self.path.exists():  # another process has done it
@@ -124,7 +124,7 @@ class Output:
                 self.state_path.unlink(missing_ok=True)
                 replace(self.part, self.path)
                 return True
-        if processes()[1] == 1:
+        if alone or processes()[1] == 1:
             print(f"{self.part}: {count} of {expected} rows are written", flush=True)
             sys.exit(3)
         return False

@@ -155,6 +155,15 @@ def test_a_reply_of_a_judge_that_failed_is_asked_for_again(evaluated, run):
     assert len(read_rows(folder / "once more" / "judged.jsonl")) == 4 and (folder / "once more" / "metrics.json").exists()
 
 
+def test_a_judge_that_stops_ends_a_launch_of_several_processes(evaluated, run):
+    """Only the first of them asks an endpoint, and the others wait for its file."""
+    folder, server, _ = evaluated
+    flags = ["--test", folder / "set.jsonl", "--output", folder / "stops", "--model", server.spec]
+    assert run("05_evaluate.py", *flags).returncode == 0
+    done = run("05_evaluate.py", *flags, "--judge", server.spec, "--max-requests", 1, RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    assert done.returncode == 3 and "--max-requests 1 is reached" in done.stderr and len(read_rows(folder / "stops" / "judged.jsonl.part")) == 1
+
+
 def test_blank_image_and_against(evaluated, run):
     folder, server, _ = evaluated
     count = len(server.seen)
