@@ -506,7 +506,8 @@ def main() -> None:
         everyone = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
     if rank == 0:
         write_training_file(args, train_file)
-        lock = begin(part, settings | {"rows": fingerprint(str(train_file))})
+        settings["rows"] = fingerprint(str(train_file))
+        lock = begin(part, settings)
     if everyone:
         everyone.wait_for_everyone()
     summary = train(args, spec, TrainingRows(train_file), part)

@@ -63,6 +63,8 @@ def test_training_that_is_killed_goes_on_exactly(tiny_model, tmp_path, run):
     logs = [read_rows(tmp_path / name / "train_log.jsonl") for name in ("whole", "killed")]
     assert logs[0] == logs[1] and len(logs[0]) == 36
     assert not list(output.glob("checkpoint*"))
+    Path(output).rename(f"{output}.part")  # as a kill between the last write and the rename leaves it
+    assert run("04_finetune.py", *flags, "--output", output).returncode == 0 and read_rows(output / "train_log.jsonl") == logs[0]
 
 
 # ---------------------------------------------------------------- the disk
