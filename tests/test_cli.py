@@ -81,3 +81,10 @@ def test_dry_run_prints_every_command_and_runs_nothing(run, tmp_path):
     assert done.returncode == 0, done.stderr
     for word in ("01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py --orm", "05_evaluate.py", "--nproc_per_node 8", "model calls", "round_2", "final"):
         assert word in done.stdout
+
+
+def test_an_endpoint_is_asked_by_one_process(run):
+    """Several would multiply --concurrency, and count --max-requests each for itself."""
+    done = run("run_rounds.sh", DRY_RUN="1", RUN="dry", MODEL="m/m", TEACHER="https://example.org/v1#t", ORM="https://example.org/v1#orm", DATA="problems.jsonl", GPUS="8", ROUNDS="1")
+    asking = [line for line in done.stdout.splitlines() if "--model https" in line]
+    assert len(asking) == 4 and not [line for line in asking if "torch.distributed" in line], done.stdout
