@@ -24,7 +24,7 @@ from common import check_model, fail
 from output import disk_errors, failed_rows, fingerprint, reopen, replace
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")
-HOW = {"--concurrency", "--timeout", "--max-requests", "--max-cost", "--spent", "--micro-batch"}  # flags that leave a result alone; 04's --batch-size does not
+HOW = {"--concurrency", "--timeout", "--max-requests", "--max-cost", "--spent", "--micro-batch", "--log-with"}  # flags that leave a result alone; 04's --batch-size does not
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,7 +20,7 @@ from common import fail, is_endpoint, processes, relative_images, row_key
 SYNC_SECONDS = 5.0  # a power cut loses what was written since
 PICTURE_LENGTH, REPLY_LENGTH = 2000, 1000  # characters that a picture, and a reply, count for when work is dealt out
 FILES = {"input", "test", "unsolved_in", "balance_with", "model"}
-HOW = {"output", "batch_size", "concurrency", "timeout", "workers", "max_requests", "max_cost", "spent", "retry_errors", "judge", "classify", "against", "log_with"}  # flags that leave the rows alone
+HOW = {"output", "batch_size", "concurrency", "timeout", "workers", "max_requests", "max_cost", "spent", "retry_errors", "judge", "classify", "against"}  # flags that leave the rows alone
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 
 

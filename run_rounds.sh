@@ -204,7 +204,7 @@ mkdir -p "$run" && touch "$run/.lock" || die "$run: cannot be written; see above
 exec 9>> "$run/.lock"; flock -w 5 9 || die "$run is being written by another call; wait for it or choose another RUN"
 settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST DECONTAMINATE ROUNDS SAMPLES DISTILL ACCEPT REFLECT_ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
   MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_CHECK_CORRECT ORM_EPOCHS ORM_LR CLASSIFY; do settings+=("$name=${!name}"); done
-machine=(); for name in GPUS LAUNCH ROWS MICRO_BATCH CONCURRENCY TIMEOUT MAX_REQUESTS MAX_COST; do machine+=("$name=${!name}"); done
+machine=(); for name in GPUS LAUNCH ROWS MICRO_BATCH CONCURRENCY TIMEOUT MAX_REQUESTS MAX_COST LOG_WITH; do machine+=("$name=${!name}"); done
 force=(); [[ $FORCE != 1 ]] || force+=(--force); [[ $RETRY_ERRORS != 1 ]] || force+=(--retry-errors)
 $PYTHON -c 'import sys, pathlib, benchmarks; [benchmarks.load_problems(source, pathlib.Path()) for source in sys.argv[1:]]' "$DATA" $TEST  # do they exist?
 (mode=plan; evolution) | $PYTHON config.py "$run" --settings "${settings[@]}" --machine "${machine[@]}" --inputs "$DATA" "${tests[@]}" "$MODEL" ${force[@]+"${force[@]}"}  # refuses other settings

@@ -155,11 +155,11 @@ PLAN = """\
 r/problems.jsonl\tpython\tbenchmarks.py\t--input\tD\t--output\tr/problems.jsonl
 r/base/eval/metrics.json\tpython\t05_evaluate.py\t--test\tT\t--output\tr/base/eval\t--model\tM\t--batch-size\t{rows}
 r/round_1/samples.jsonl\tpython\t-m\ttorch.distributed.run\t01_sample.py\t--input\tr/problems.jsonl\t--output\tr/round_1/samples.jsonl\t--samples\t{samples}\t--max-cost\t{cost}
-r/round_1/model\tpython\t04_finetune.py\t--input\tr/round_1/samples.jsonl\t--output\tr/round_1/model\t--batch-size\t{batch}
+r/round_1/model\tpython\t04_finetune.py\t--input\tr/round_1/samples.jsonl\t--output\tr/round_1/model\t--batch-size\t{batch}{tracker}
 r/round_1/eval/metrics.json\tpython\t05_evaluate.py\t--test\tT\t--output\tr/round_1/eval\t--model\tr/round_1/model
 r/report.html\tpython\treport.py\tr
 """
-USUAL = {"rows": 64, "samples": 4, "cost": 0, "batch": 128}
+USUAL = {"rows": 64, "samples": 4, "cost": 0, "batch": 128, "tracker": ""}
 LATER = ["r/round_1/model", "r/round_1/eval/metrics.json", "r/report.html"]
 
 
@@ -167,7 +167,7 @@ LATER = ["r/round_1/model", "r/round_1/eval/metrics.json", "r/report.html"]
     "change, edited, stale",
     [
         ({}, set(), []),
-        ({"rows": 8, "cost": 5}, set(), []),  # how, not what
+        ({"rows": 8, "cost": 5, "tracker": "\t--log-with\twandb"}, set(), []),  # how, not what
         ({"samples": 8}, set(), ["r/round_1/samples.jsonl", *LATER]),
         ({"batch": 64}, set(), LATER),
         ({}, {"T"}, ["r/base/eval/metrics.json", "r/round_1/eval/metrics.json", "r/report.html"]),
