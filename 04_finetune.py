@@ -29,8 +29,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import (
-    IMAGE, MAX_PIXELS, balanced, chat_parts, check_flags, check_model, derive_seed, encode_prompts, fail, harmless, judge_messages, load_model, load_processor,
-    open_image, processes, read_rows, relative_images, setup_kernels, solve_messages,
+    IMAGE, MAX_PIXELS, balanced, chat_parts, check_flags, check_model, derive_seed, encode_prompts, fail, harmless, is_endpoint, judge_messages, load_model,
+    load_processor, open_image, processes, read_rows, relative_images, setup_kernels, solve_messages,
 )  # fmt: skip
 from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock
 
@@ -489,6 +489,8 @@ def main() -> None:
         remove_checkpoints(args.output)
         return
     check_model(spec)
+    if is_endpoint(spec):
+        fail(f"--model: {spec}: an endpoint cannot be fine-tuned; give a model folder or a hub id")
     if args.log_with:
         from accelerate.tracking import get_available_trackers
 

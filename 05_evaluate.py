@@ -29,7 +29,7 @@ import answers
 from answers import AnswerChecker, check_rows
 from benchmarks import RULES, SPLITS, load_problems, parse_columns
 from common import (
-    IMAGE, SOLVE_PROMPT, add_model_flags, check_flags, derive_seed, fail, fill, harmless, is_endpoint, processes, question_text, read_rows, row_key, solve_messages,
+    IMAGE, SOLVE_PROMPT, add_model_flags, check_flags, check_model, derive_seed, fail, fill, harmless, is_endpoint, processes, question_text, read_rows, row_key, solve_messages,
     user_message,
 )  # fmt: skip
 from engine import Reply, Request, open_model
@@ -306,6 +306,9 @@ def main() -> None:
         fail(f"--against: {args.against}: no metrics.json in it; name the --output of another evaluation")
     if args.samples > 1 and args.temperature == 0:
         fail("--samples: more than one sample at --temperature 0 would be the same text; set --temperature 1.0")
+    for flag in ("judge", "classify"):  # they are asked when the answers are there
+        if spec := getattr(args, flag):
+            check_model(spec, f"--{flag}")
     if args.test:
         evaluate(args)
     if args.against and processes()[0] == 0:

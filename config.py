@@ -20,7 +20,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from common import check_model, fail
+from common import check_model, fail, is_endpoint
 from output import disk_errors, failed_rows, fingerprint, reopen, replace
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")
@@ -111,8 +111,10 @@ def main() -> None:
     args = parse_args()
     path = args.run / "config.json"
     for name, spec in pairs(args.settings).items():
-        if name in ("MODEL", "TEACHER", "ORM", "REFLECTOR") and spec not in ("", "none", "student"):  # some are used only days later
+        if name in ("MODEL", "TEACHER", "ORM", "REFLECTOR", "CLASSIFY") and spec not in ("", "none", "student", "TEACHER"):  # some are used only days later
             check_model(spec, name)
+        if name == "MODEL" and is_endpoint(spec):
+            fail(f"MODEL: {spec}: an endpoint cannot be fine-tuned; give a model folder or a hub id")
     inputs = {name: fingerprint(name) for name in args.inputs if Path(name).exists()}
     now = {"settings": pairs(args.settings), "machine": pairs(args.machine), "inputs": inputs} | provenance()
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now

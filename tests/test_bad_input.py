@@ -575,6 +575,8 @@ def test_bad_settings_of_a_run(run, name):
         ({"TEACHER": "localhost:8000/v1#m"}, "TEACHER: localhost:8000/v1#m: no such folder"),
         ({"REFLECTOR": "http://host/v1"}, "REFLECTOR: http://host/v1: an endpoint is written"),  # it is used days later
         ({"ORM": "./no"}, "ORM: ./no: no such folder"),
+        ({"MODEL": "http://127.0.0.1:9/v1#m"}, "MODEL: http://127.0.0.1:9/v1#m: an endpoint cannot be fine-tuned"),
+        ({"CLASSIFY": "no/such/judge"}, "CLASSIFY: no/such/judge: no such folder"),
         ({"TEST": "toy/test.jsonl nobench:x"}, "nobench:x: no such file"),
         ({"DATA": "no.jsonl"}, "no.jsonl: no such file"),
     ],

@@ -47,6 +47,8 @@ GOOD = json.dumps(problem())
         ("03_reflect.py", ["--input", "p.jsonl", "--model", "."], "sample: missing"),
         ("04_finetune.py", ["--input", "p.jsonl", "--model", "."], "no config.json"),
         ("04_finetune.py", ["--input", "p.jsonl", "--model", ".", "--init", "previous"], "--previous: needed"),
+        ("04_finetune.py", ["--input", "p.jsonl", "--model", "http://127.0.0.1:9/v1#m"], "an endpoint cannot be fine-tuned"),
+        ("05_evaluate.py", ["--test", "p.jsonl", "--model", "toy/base", "--judge", "no/such/judge"], "--judge: no/such/judge: no such folder"),
         ("05_evaluate.py", ["--test", "p.jsonl"], "all three are needed"),
         ("05_evaluate.py", ["--test", "nobench:p", "--model", "."], "nobench:p: no such file"),
         ("05_evaluate.py", ["--test", "mathvision:none", "--model", "."], "no folder none"),
