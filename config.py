@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="what decides the results")
     parser.add_argument("--machine", nargs="*", default=[], metavar="NAME=VALUE", help="what does not; recorded only")
-    parser.add_argument("--inputs", nargs="*", default=[], help="files and folders whose content is compared")
+    parser.add_argument("--inputs", nargs="*", default=[], help="files and folders whose content is compared, also as NAME:FOLDER (of a folder its files' names and sizes)")
     parser.add_argument("--force", action="store_true", help="remove the outputs that changed settings make stale")
     parser.add_argument("--retry-errors", action="store_true", help="open outputs again that hold rows which failed, and remove what was made from them")
     return parser.parse_args()
@@ -115,7 +115,8 @@ def main() -> None:
             check_model(spec, name)
         if name == "MODEL" and is_endpoint(spec):
             fail(f"MODEL: {spec}: an endpoint cannot be fine-tuned; give a model folder or a hub id")
-    inputs = {name: fingerprint(name) for name in args.inputs if Path(name).exists()}
+    places = {name: name if Path(name).exists() else name.partition(":")[2] for name in args.inputs}  # a benchmark is written NAME:FOLDER
+    inputs = {name: fingerprint(place) for name, place in places.items() if place and Path(place).exists()}
     now = {"settings": pairs(args.settings), "machine": pairs(args.machine), "inputs": inputs} | provenance()
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
     plan, begun = read_steps(sys.stdin), {}

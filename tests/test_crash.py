@@ -217,6 +217,19 @@ def test_force_starts_anew_what_a_setting_changes(run, tmp_path):
     assert os.path.getsize(f"{paths[1]}.part") > 30
 
 
+def test_a_benchmark_that_changes_is_noticed(tmp_path):
+    def call() -> subprocess.CompletedProcess:
+        command = [sys.executable, "config.py", str(tmp_path / "run"), "--inputs", f"mathvision:{tmp_path / 'MATH-V'}", "owner/model", "hf:owner/name:train"]
+        return subprocess.run(command, cwd=ROOT, input="", capture_output=True, text=True)
+
+    (tmp_path / "MATH-V").mkdir()
+    (tmp_path / "run").mkdir()
+    write_rows(tmp_path / "MATH-V" / "test.jsonl", [{"id": "1"}])
+    assert call().returncode == call().returncode == 0
+    write_rows(tmp_path / "MATH-V" / "test.jsonl", [{"id": "1"}, {"id": "2"}])
+    assert call().returncode == 2 and one_line(call(), f"mathvision:{tmp_path / 'MATH-V'} has another content")
+
+
 @pytest.mark.parametrize("failed", ["predictions.jsonl", "errors.jsonl"])
 def test_predictions_that_are_tried_again_are_asked_about_again(tmp_path, failed):
     """The replies about other predictions are kept, but their file is open again, and the figures are made anew."""
