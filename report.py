@@ -301,7 +301,11 @@ def watch(run: Path) -> None:
     seen: dict[Path, tuple[float, int]] = {}
     counted: dict = {}
     while True:
-        text = screen(run, seen, counted)
+        try:
+            text = screen(run, seen, counted)
+        except FileNotFoundError:  # renamed while it was looked for: it is complete
+            time.sleep(0.1)
+            continue
         print(("\033[H\033[2J" if sys.stdout.isatty() else "") + text, flush=True)
         if not sys.stdout.isatty() or (run / "report.html").is_file():
             return
