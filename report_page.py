@@ -269,10 +269,10 @@ def training_cards(stages: list[Path]) -> Iterator[dict]:
         for folder, row in paths.values():
             yield card(row, folder, [kind], [shown(row, label(folder.name))], set="training problem")
     reflections = [*right.values(), *other.values()]
-    wanted = {(row["id"], row["draft_of"]["origin"], row["draft_of"]["sample"]) for _, row in reflections}
-    drafts = {key: row for _, row in verified() if (key := (row["id"], row.get("origin"), row["sample"])) in wanted} if wanted else {}
+    wanted = {(row["id"], row["draft"]) for _, row in reflections}  # by its text: with REFLECT=every several rounds have a reflection 0
+    drafts = {key: row for _, row in verified() if (key := (row["id"], row["response"])) in wanted} if wanted else {}
     for folder, row in reflections:
-        draft = drafts.get((row["id"], row["draft_of"]["origin"], row["draft_of"]["sample"])) or {"response": row["draft"]}
+        draft = drafts.get((row["id"], row["draft"])) or {"response": row["draft"]}
         yield card(row, folder, ["reflected"], [shown(draft, "before reflection"), shown(row, "after reflection")], set="training problem")
 
 

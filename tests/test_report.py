@@ -11,6 +11,8 @@ from browser import Browser, find_chromium
 from conftest import read_rows, write_rows
 from PIL import Image
 
+import report_page
+
 EVIL = """<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">"><svg onload='window.hacked = 1'>{{ 7 * 7 }}</div></details>"""
 CHECKS = {"base": "ccwwu", "round_0": "cwcwc", "round_1": "cwcwc", "final": "cwccc"}  # of five test problems by stage
 NAMES = {"c": "correct", "w": "wrong", "u": "undecided"}
@@ -197,3 +199,17 @@ def test_watch(run_folder, run, tmp_path):
     (folder / "round_1" / "model.part" / "training.json").write_text(json.dumps({"settings": {"epochs": 8.0, "batch_size": 2}}))
     assert "now: round_1/model.part: 4 of 8 (50%)" in run("report.py", "--watch", folder).stdout
     assert "complete: " in run("report.py", "--watch", run_folder).stdout
+
+
+def test_a_reflection_is_shown_with_its_own_draft(tmp_path):
+    """Reflections of two rounds are sample 0 of a problem, both: the second reflects on the first."""
+    problem = {"id": "p", "question": "q", "images": []}
+    path = {"finish": "stop", "answer_check": "wrong", "orm_check": "wrong", "status": "wrong", "extracted": "1", "error_analysis": "no"}
+    rounds = [
+        [problem | path | {"sample": 0, "origin": "reflection", "response": f"text {number}", "draft": f"text {number - 1}", "draft_of": {"origin": "reflection", "sample": 0}}] for number in (1, 2)
+    ]
+    for number, rows in enumerate(rounds, 1):
+        (tmp_path / f"round_{number}").mkdir()
+        write_rows(tmp_path / f"round_{number}" / "reflected_verified.jsonl", rows)
+    (card,) = report_page.training_cards([tmp_path / "round_1", tmp_path / "round_2"])
+    assert [(answer["response"], answer["answer_check"]) for answer in card["answers"]] == [("text 1", "wrong"), ("text 2", "wrong")]
