@@ -5,6 +5,7 @@ import argparse
 import codecs
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -317,7 +318,7 @@ def image_problem(path: Path) -> str | None:
     return None if width * height <= MAX_IMAGE_PIXELS else f"more than {MAX_IMAGE_PIXELS} pixels; scale it down"
 
 
-def open_image(path: str, max_pixels: int):
+def open_image(path: str | io.BytesIO, max_pixels: int):
     """A picture as RGB: the first frame, turned as its EXIF says, transparency on white, scaled down to at most `max_pixels`. Raises OSError."""
     try:
         return decode_image(path, max_pixels)
@@ -327,7 +328,7 @@ def open_image(path: str, max_pixels: int):
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def decode_image(path: str, max_pixels: int):
+def decode_image(path: str | io.BytesIO, max_pixels: int):
     from PIL import Image, ImageOps
 
     with warnings.catch_warnings(action="ignore"), Image.open(path, formats=IMAGE_FORMATS) as image:

@@ -23,7 +23,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
-from common import chat_parts, fail, open_image
+from common import IMAGE_FORMATS, chat_parts, fail, open_image
 from engine import Reply, Request
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -262,11 +262,12 @@ def count(value: object) -> int:
 
 
 def data_url(path: str, max_pixels: int) -> str:
-    """A picture as a data URL: small PNG and JPEG files as they are, others re-encoded."""
+    """A picture as a data URL: small PNG and JPEG files as they are, others re-encoded, so that a server sees what a local model would (open_image)."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        as_is = image.format in ("PNG", "JPEG") and image.width * image.height <= (max_pixels or 1 << 62) and not image.getexif()
+    with Image.open(path, formats=IMAGE_FORMATS) as image:
+        plain = image.mode in ("RGB", "L") and "transparency" not in image.info and not image.getexif()
+        as_is = plain and image.format in ("PNG", "JPEG") and image.width * image.height <= (max_pixels or 1 << 62)
         kind = (image.format or "PNG").lower()
     data = Path(path).read_bytes()
     if not as_is:

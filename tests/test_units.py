@@ -1,6 +1,8 @@
 """Small functions, by tables."""
 
 import argparse
+import base64
+import io
 import json
 import math
 import random
@@ -382,6 +384,16 @@ def test_data_url_keeps_small_files(tmp_path):
     Image.new("RGB", (900, 900)).save(tmp_path / "b.bmp")
     assert endpoint.data_url(str(tmp_path / "a.png"), 1000).startswith("data:image/png;base64,")
     assert endpoint.data_url(str(tmp_path / "b.bmp"), 1000).startswith("data:image/png;base64,")
+
+
+def test_a_server_sees_what_a_local_model_does(tmp_path):
+    """Pixels that nobody would see are not sent: another decoder would show them as black."""
+    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("CMYK", (9, 9), (0, 255, 0, 0)).save(tmp_path / "printed.jpg")
+    for name in ("clear.png", "printed.jpg"):
+        sent = base64.b64decode(endpoint.data_url(str(tmp_path / name), 1000).partition(",")[2])
+        with Image.open(io.BytesIO(sent)) as image:
+            assert image.mode == "RGB" and image.tobytes() == common.open_image(str(tmp_path / name), 1000).tobytes()
 
 
 def test_teacher_answers_the_four_prompts(toy_world, stage):

@@ -20,11 +20,9 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from PIL import Image
-
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import problems as toy
-from common import SOLVE_PROMPT, fail, question_text, read_rows
+from common import SOLVE_PROMPT, fail, open_image, question_text, read_rows
 
 ANSWER_SENTENCE = "The answer to this problem is"
 
@@ -36,8 +34,7 @@ def prompt_pattern(prompt: str) -> re.Pattern:
 
 def picture_key(data: bytes) -> bytes:
     """By the decoded pixels, so that another encoding of the same picture is found."""
-    with Image.open(io.BytesIO(data)) as image:
-        return hashlib.sha256(image.convert("RGB").tobytes()).digest()
+    return hashlib.sha256(open_image(io.BytesIO(data), max_pixels=0).tobytes()).digest()
 
 
 def problem_key(question: str, pictures: list[bytes]) -> bytes:
