@@ -32,7 +32,7 @@ from common import (
     IMAGE, MAX_PIXELS, balanced, chat_parts, check_flags, check_model, derive_seed, encode_prompts, fail, harmless, is_endpoint, judge_messages, load_model,
     load_processor, open_image, processes, read_rows, relative_images, setup_kernels, solve_messages,
 )  # fmt: skip
-from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock
+from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock, write_json
 
 # AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128; Qwen2-VL: 1e-5 with warm-up 0.1,
 # CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
@@ -452,12 +452,6 @@ def begin(part: Path, settings: dict):
         fail(f"{part}: was begun with other settings: {'; '.join(changed)}; set them back, or remove it to start anew")
     write_json(path, {"settings": settings})
     return lock
-
-
-def write_json(path: Path, content: dict) -> None:
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def copy_processor(spec: str, folder: Path) -> None:

@@ -33,8 +33,8 @@ from common import (
     user_message,
 )  # fmt: skip
 from engine import Reply, Request, open_model
-from output import Output, disk_errors, expected_length, failed_rows, finished, reopen, share
-from scores import by_problem, compare, differing, predictions, print_figures, read_json_rows, score, share_of, write_json
+from output import Output, disk_errors, expected_length, failed_rows, finished, reopen, share, write_json
+from scores import by_problem, compare, differing, predictions, print_figures, read_json_rows, score, share_of
 
 # The judge reads an answer out of a response, as MathVista and MathVerse have GPT-4 do; the comparison is ours and the benchmark's.
 EXTRACT_PROMPT = """Below are a question and a response to it. Reply with the final answer that the response gives and nothing else: of choices \

@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from common import check_model, fail, is_endpoint
-from output import disk_errors, failed_rows, fingerprint, reopen, replace
+from output import disk_errors, failed_rows, fingerprint, reopen, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")
 HOW = {"--concurrency", "--timeout", "--max-requests", "--max-cost", "--spent", "--micro-batch", "--log-with"}  # flags that leave a result alone; 04's --batch-size does not
@@ -143,9 +143,7 @@ def main() -> None:
             Path(out).unlink(missing_ok=True)
         reopen(reversed(rows_files(out)))  # also what is whole: new predictions are to be asked about, and old replies are kept
     if changed or not path.exists():
-        part = Path(f"{path}.part")
-        part.write_text(json.dumps(now | {"inputs": before.get("inputs", {}) | inputs}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        replace(part, path)
+        write_json(path, now | {"inputs": before.get("inputs", {}) | inputs})
 
 
 if __name__ == "__main__":

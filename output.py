@@ -160,6 +160,13 @@ def replace(part: Path, path: Path) -> None:
     os.close(folder)
 
 
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file, whole or not at all."""
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")  # half a character is escaped as JSON does
+    replace(part, path)
+
+
 def json_row(line: bytes) -> dict | None:
     """A whole line's row, or None."""
     try:

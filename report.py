@@ -14,7 +14,6 @@ Writes: RUN/metrics.json   stages (train_rows, seconds, tokens, benchmarks, chan
 import argparse
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -24,8 +23,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from common import fail
+from endpoint import price
+from output import disk_errors, write_json
 from report_page import DISAGREEMENTS, label, write_page
-from scores import compare, differing, predictions, read_json_rows, wilson, write_json
+from scores import compare, differing, predictions, read_json_rows, wilson
 
 EXAMPLES = 10  # of each disagreement between answer check and ORM and stage, kept in metrics.json
 REFRESH = 5  # seconds between two looks of --watch
@@ -120,11 +121,8 @@ def tokens_used(run: Path, counted: dict | None = None) -> dict[str, dict]:
 
 def cost_of(tokens: dict[str, dict]) -> float | None:
     """Dollars for what endpoints were asked, by PRICE_IN and PRICE_OUT in dollars a million tokens; None without prices."""
-    try:
-        prices = [float(os.environ.get(name) or 0) for name in ("PRICE_IN", "PRICE_OUT")]
-    except ValueError as error:
-        fail(f"PRICE_IN, PRICE_OUT: {error}; they are dollars a million tokens")
-    spent = [sum(stage["endpoint"][index] for stage in tokens.values()) * price / 1e6 for index, price in enumerate(prices)]
+    prices = [price(name) for name in ("PRICE_IN", "PRICE_OUT")]
+    spent = [sum(stage["endpoint"][index] for stage in tokens.values()) * each / 1e6 for index, each in enumerate(prices)]
     return round(sum(spent), 4) if any(prices) else None
 
 
@@ -330,4 +328,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with disk_errors():
+        main()

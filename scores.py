@@ -23,12 +23,6 @@ def read_json_rows(path: Path) -> Iterator[dict]:
             yield from (json.loads(line) for line in file if line.endswith("\n"))
 
 
-def write_json(path: Path, content: dict) -> None:
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
 # ---------------------------------------------------------------- one set of predictions
 
 
