@@ -88,7 +88,7 @@ def conditions_of(args: argparse.Namespace) -> dict:
     def digest(text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    names = ("model", "test", "samples", "temperature", "top_p", "top_k", "max_tokens", "max_pixels", "blank_image", "seed")
+    names = ("model", "test", "limit", "samples", "temperature", "top_p", "top_k", "max_tokens", "max_pixels", "blank_image", "seed")
     rule = f"answers.py {digest(Path(answers.__file__).read_text(encoding='utf-8'))}, math-verify {version('math-verify')}"
     return {name: getattr(args, name) for name in names} | {"prompt": f"solve {digest(SOLVE_PROMPT)}" if args.prompt == "solve" else "benchmark", "rule": rule}
 
@@ -276,10 +276,10 @@ def evaluate(args: argparse.Namespace) -> None:
         reopen([args.output / name for name in ("errors.jsonl", "judged.jsonl", "predictions.jsonl")] if answers_failed else passes)  # new answers are to be asked about, old replies are kept
     if all(path.exists() for path in passes) and finished(target):
         return
-    if target.exists():  # a judge is asked about an evaluation that stands already
-        before = json.loads(target.read_text(encoding="utf-8"))["conditions"]
-        if changed := [name for name, value in conditions.items() if before.get(name) != value]:
-            fail(f"{target}: {changed[0]} was {before.get(changed[0])!r}, is {conditions[changed[0]]!r}; call with the same settings, or choose another --output")
+    standing = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}  # a judge is asked about an evaluation that stands already
+    before = standing.get("conditions", {})
+    if changed := [name for name, value in conditions.items() if before.get(name, value) != value]:
+        fail(f"{target}: {changed[0]} was {before[changed[0]]!r}, is {conditions[changed[0]]!r}; call with the same settings, or choose another --output")
     lengths = {(row["benchmark"], row["id"]): expected_length(row) for row in test_problems(args)}  # checks every row before a model is loaded
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "predictions.jsonl").exists():
@@ -292,7 +292,7 @@ def evaluate(args: argparse.Namespace) -> None:
     for path in (args.output / "predictions.jsonl", *passes):
         wait_for(path)
     figures = collect_figures(args)
-    write_json(target, {"conditions": conditions, "benchmarks": figures})
+    write_json(target, standing | {"conditions": conditions, "benchmarks": figures})
     print_figures(conditions, figures)
 
 

@@ -128,6 +128,8 @@ def test_a_judge_sees_no_picture_and_is_not_asked_again(evaluated, run):
     assert len([body for _, body in server.seen if "expert mathematics teacher" in str(body)]) == 8  # the answers themselves were not asked for again
     changed = run("05_evaluate.py", "--test", folder / "set.jsonl", "--output", folder / "plain", "--model", server.spec, "--classify", server.spec, "--max-tokens", 7)
     assert changed.returncode == 2 and "max_tokens was 2048, is 7" in changed.stderr
+    fewer = run("05_evaluate.py", "--test", folder / "set.jsonl", "--output", folder / "plain", "--model", server.spec, "--classify", server.spec, "--limit", 2)
+    assert fewer.returncode == 2 and "limit was 0, is 2" in fewer.stderr
 
 
 def test_a_reply_of_a_judge_that_failed_is_asked_for_again(evaluated, run):
