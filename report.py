@@ -36,7 +36,8 @@ JUDGED = ("verified.jsonl", "reflected_verified.jsonl", "annotated.jsonl", "judg
 
 def stage_folders(run: Path) -> list[Path]:
     rounds = sorted(run.glob("round_*"), key=lambda folder: int(folder.name.split("_")[1]))
-    return [folder for folder in (run / "base", *rounds, run / "final") if folder.is_dir()]
+    folders = (run / "base", *rounds, run / "final")  # of a round that is no longer asked for, a folder may stay
+    return [folder for folder in folders if (folder / "eval" / "metrics.json").is_file() or (folder / "verified.jsonl").is_file()]
 
 
 def read_json(path: Path) -> dict:

@@ -57,6 +57,8 @@ def run_folder(tmp_path_factory):
     reflected = path_row(inside[2], 0, "correct", "correct", origin="reflection", draft=f"old {EVIL}", draft_of={"origin": "round-1", "sample": 0})
     write_rows(folder / "final" / "verified.jsonl", [reflected])
     (folder / "orm").mkdir()
+    (folder / "round_2").mkdir()  # FORCE=1 ROUNDS=1 has removed what was in it, but not this
+    write_rows(folder / "round_2" / "train.jsonl", [{"id": "p0", "sample": 0, "messages": [], "images": []}])
     write_rows(folder / "orm" / "annotated.jsonl", [{"id": "p1", "sample": 0, "judge_tokens": [2000, 300]}, {"id": "p2", "sample": 0, "judge_tokens": None}])
     write_rows(folder / "base" / "eval" / "judged.jsonl", [{"id": "t1", "sample": 0, "judge_model": "http://judge/v1#j", "judge_tokens": [7, 1]}])
     write_rows(folder / "final" / "eval" / "errors.jsonl", [{"id": f"t1 {EVIL}", "sample": 0, "benchmark": "set", "error_type": "vision"}])
