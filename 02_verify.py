@@ -218,7 +218,7 @@ def balanced_keys(rows: Iterable[dict], seed: int, more_correct: Counter) -> set
     chosen = balanced(keys, seed)
     if not chosen:
         counts = Counter(check for check, subject in keys for _ in keys[check, subject])
-        fail(f"--input: {counts['correct']} correct and {counts['wrong']} wrong paths: the ORM needs both, of one subject; sample more problems, or more paths a problem")
+        fail(f"--input: {counts['correct']} correct and {counts['wrong']} wrong paths: the ORM needs both; sample more problems, or more paths a problem")
     return {*chosen} - {None}
 
 
