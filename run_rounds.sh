@@ -66,6 +66,7 @@ expect '0?\.[0-9]*[1-9][0-9]*|1(\.0*)?' "a number in (0, 1]" TOP_P
 expect 'drop|warn|off' "drop, warn or off" DECONTAMINATE
 expect '[01]' "0 or 1" DRY_RUN FORCE RETRY_ERRORS ORM_CHECK_CORRECT
 [[ $TEMPERATURE =~ [1-9] || $SAMPLES == 1 && ( -n $ORM || $ORM_SAMPLES == 1 ) ]] || die "TEMPERATURE: $TEMPERATURE: several SAMPLES or ORM_SAMPLES would be the same text; set 1.0"
+[[ ! $MAX_COST =~ [1-9] || ( ${PRICE_IN:-}${PRICE_OUT:-} =~ [1-9] ) ]] || die "MAX_COST: $MAX_COST: needs PRICE_IN and PRICE_OUT, the price of a million tokens read and written"
 [[ $TEST =~ [^[:space:]] ]] || die "TEST: is blank; name at least one test set"
 expect 'orm|answer|both' "orm, answer or both" ACCEPT REFLECT_ACCEPT
 [[ $ORM != none || $ACCEPT$REFLECT_ACCEPT == answeranswer ]] || die "ORM: none: goes with ACCEPT=answer and REFLECT_ACCEPT=answer only"
@@ -99,7 +100,7 @@ step() {  # step OUTPUT MODEL-CALLS COMMAND...: skip what is complete, else run 
   if [[ $mode == dry ]]; then
     local words=("$@"); words=("${words[@]/#TEACHER/${TEACHER:-http://127.0.0.1:PORT/v1#teacher}}")
     printf '+'; printf ' %q' "${words[@]}"; echo
-    [[ $calls == 0 ]] || echo "    at most $calls model calls, about $((calls * $(toy_or 150 1600))) tokens in and $((calls * $(toy_or 60 400))) out"
+    [[ $calls == 0 ]] || echo "    about $calls model calls, $((calls * $(toy_or 150 1600))) tokens in and $((calls * $(toy_or 60 400))) out"
     return
   fi
   if [[ -e $out ]]; then echo "skip $out"; return; fi
@@ -168,7 +169,7 @@ evolution() {  # Algorithm 1
   if [[ -z $ORM ]]; then
     step "$run/orm/samples.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES)) $(launch) 01_sample.py --input "$run/problems.jsonl" --output "$run/orm/samples.jsonl" --model "$run/round_0/model" \
       --draw "$ORM_PROBLEMS" --samples "$ORM_SAMPLES" --temperature "$TEMPERATURE" --top-p "$TOP_P" --origin orm "${generate[@]}"
-    step "$run/orm/annotated.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES / 2)) $(launch TEACHER) 02_verify.py --annotate --input "$run/orm/samples.jsonl" \
+    step "$run/orm/annotated.jsonl" $((ORM_PROBLEMS * ORM_SAMPLES * (1 + ORM_CHECK_CORRECT) / 2)) $(launch TEACHER) 02_verify.py --annotate --input "$run/orm/samples.jsonl" \
       --balance-with "$run/round_0/verified.jsonl" $([[ $ORM_CHECK_CORRECT == 0 ]] || echo --check-correct) --output "$run/orm/annotated.jsonl" --model TEACHER --seed "$SEED" --max-pixels "$MAX_PIXELS" "${limits[@]}"
     step "$run/orm/model" 0 $(launch) 04_finetune.py --orm --input "$run/orm/annotated.jsonl" "$run/round_0/verified.jsonl" --output "$run/orm/model" --train-file "$run/orm/train.jsonl" "${finetune[@]}" \
       --init base --epochs "$ORM_EPOCHS" --lr "$ORM_LR" --per-problem "$ORM_PER_PROBLEM"

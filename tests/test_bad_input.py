@@ -557,7 +557,7 @@ SETTINGS = {
     "PER_PROBLEM": ["0"], "BATCH": ["0"], "MICRO_BATCH": ["x"], "ORM_SAMPLES": ["0"], "ORM_PER_PROBLEM": ["0"], "DISTILL": ["0"], "ORM_PROBLEMS": ["-5"], "LIMIT": ["-1", "08"],
     "SEED": ["x"], "RETRY_UNDECIDED": ["-1"], "EPOCHS": ["0", "0.0", "-1", "nan"], "DISTILL_EPOCHS": ["x"], "ORM_EPOCHS": ["0"], "LR": ["0", "1e-5x", "-1e-5", "inf"], "ORM_LR": ["0"],
     "TEMPERATURE": ["-1", "0", "warm"], "TOP_P": ["0", "1.5"], "ACCEPT": ["maybe"], "REFLECT_ACCEPT": ["x"], "REFLECT": ["1"], "INIT": ["x"], "DECONTAMINATE": ["yes"],
-    "DRY_RUN": ["2"], "RUN": ["a/b"], "TEST": [" "],
+    "DRY_RUN": ["2"], "MAX_COST": ["-1", "5"], "RUN": ["a/b"], "TEST": [" "],
 }  # fmt: skip
 
 
