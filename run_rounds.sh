@@ -133,7 +133,7 @@ finetune=(--model "$MODEL" --init "$INIT" --batch-size "$BATCH" --micro-batch "$
 [[ -z $LOG_WITH ]] || finetune+=(--log-with "$LOG_WITH")
 student=("${finetune[@]}" --lr "$LR" --per-problem "$PER_PROBLEM")
 limits=(--spent "$run/spent.tsv" --max-requests "$MAX_REQUESTS" --max-cost "$MAX_COST" --concurrency "$CONCURRENCY" --timeout "$TIMEOUT")
-accept=(--max-pixels "$MAX_PIXELS"); [[ $ORM == none ]] || accept+=(--model "${ORM:-$run/orm/model}" --retry-undecided "$RETRY_UNDECIDED" "${limits[@]}")
+accept=(--max-pixels "$MAX_PIXELS") judgements=0; [[ $ORM == none ]] || { accept+=(--model "${ORM:-$run/orm/model}" --retry-undecided "$RETRY_UNDECIDED" "${limits[@]}"); judgements=1; }
 read -ra tests <<< "$TEST"
 count() { if [[ -f $1 ]]; then wc -l < "$1"; else echo "${LIMIT/#0/$(toy_or 1200 341346)}"; fi; }
 judge=(); [[ $CLASSIFY == none ]] || judge=(--classify "$CLASSIFY" "${limits[@]}")
@@ -143,7 +143,7 @@ reflect() {  # reflect FOLDER NAME VERIFIED...: reconsider what is still wrong, 
   local folder=$1 name=$2 by=${REFLECTOR:-TEACHER}; shift 2
   [[ $by == student ]] && by=$previous
   step "$folder/reflected.jsonl" $((N - DISTILL)) $(launch "$by") 03_reflect.py --input "$@" --output "$folder/reflected.jsonl" --model "$by" "${generate[@]}" "${limits[@]}"
-  step "$folder/$name" $((N - DISTILL)) $(launch "$ORM") 02_verify.py --input "$folder/reflected.jsonl" --output "$folder/$name" --accept "$REFLECT_ACCEPT" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
+  step "$folder/$name" $(((N - DISTILL) * judgements)) $(launch "$ORM") 02_verify.py --input "$folder/reflected.jsonl" --output "$folder/$name" --accept "$REFLECT_ACCEPT" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
   verified+=("$folder/$name")
 }
 
@@ -181,7 +181,7 @@ evolution() {  # Algorithm 1
     round=$run/round_$i
     step "$round/samples.jsonl" $(((N - DISTILL) * SAMPLES)) $(launch) 01_sample.py --input "$run/problems.jsonl" --output "$round/samples.jsonl" --model "$previous" \
       --unsolved-in "${verified[@]}" --samples "$SAMPLES" --temperature "$TEMPERATURE" --top-p "$TOP_P" --origin "round-$i" "${generate[@]}"
-    step "$round/verified.jsonl" $(((N - DISTILL) * SAMPLES)) $(launch "$ORM") 02_verify.py --input "$round/samples.jsonl" --output "$round/verified.jsonl" --accept "$ACCEPT" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
+    step "$round/verified.jsonl" $(((N - DISTILL) * SAMPLES * judgements)) $(launch "$ORM") 02_verify.py --input "$round/samples.jsonl" --output "$round/verified.jsonl" --accept "$ACCEPT" "${accept[@]}" --seed "$SEED" --batch-size "$ROWS"
     verified+=("$round/verified.jsonl")
     [[ $REFLECT != every ]] || reflect "$round" reflected_verified.jsonl "${verified[@]}"
     step "$round/model" 0 $(launch) 04_finetune.py --input "${verified[@]}" --output "$round/model" --train-file "$round/train.jsonl" "${student[@]}" --epochs "$EPOCHS" --previous "$previous"
