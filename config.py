@@ -115,8 +115,7 @@ def main() -> None:
             check_model(spec, name)
         if name == "MODEL" and is_endpoint(spec):
             fail(f"MODEL: {spec}: an endpoint cannot be fine-tuned; give a model folder or a hub id")
-    places = {name: name if Path(name).exists() else name.partition(":")[2] for name in args.inputs}  # a benchmark is written NAME:FOLDER
-    inputs = {name: fingerprint(place) for name, place in places.items() if place and Path(place).exists()}
+    inputs = {name: found for name in args.inputs if (found := fingerprint(name)) != name}
     now = {"settings": pairs(args.settings), "machine": pairs(args.machine), "inputs": inputs} | provenance()
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
     plan, begun = read_steps(sys.stdin), {}

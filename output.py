@@ -218,15 +218,15 @@ def stage_settings(args: argparse.Namespace | None) -> dict:
 
 
 def fingerprint(value: str) -> str:
-    """A file's hash, a hash of the names and sizes in a folder, the model's name of an endpoint, or the text itself."""
+    """A file's hash, a hash of the names and sizes in a folder (also of a benchmark's, NAME:FOLDER), the model's name of an endpoint, or the text itself."""
     if is_endpoint(value):
         return "#" + value.partition("#")[2]
-    path = Path(value)
-    if value and path.is_file():
-        with path.open("rb") as file:
+    place = value if os.path.exists(value) else value.partition(":")[2]
+    if os.path.isfile(place):
+        with open(place, "rb") as file:
             return "sha256 " + hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if value and path.is_dir():
-        return "files " + hashlib.sha256(json.dumps(sorted((item.name, item.stat().st_size) for item in path.iterdir() if item.is_file())).encode()).hexdigest()[:16]
+    if os.path.isdir(place):
+        return "files " + hashlib.sha256(json.dumps(sorted((item.name, item.stat().st_size) for item in os.scandir(place) if item.is_file())).encode()).hexdigest()[:16]
     return value
 
 
