@@ -17,7 +17,6 @@ import argparse
 import difflib
 import json
 import math
-import random
 import re
 from collections import Counter, defaultdict
 from typing import Iterable, Iterator

@@ -23,7 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from engine import ERRORS, REFILL, Batch, Question, Sample, halves, one_line
+from engine import ERRORS, REFILL, Batch, Sample, halves, one_line
 
 NAME = "shared_prefix"  # in transformers' table of attentions
 BLOCK = 64  # tokens by which the memory of rows and questions grows

@@ -97,7 +97,6 @@ class Teacher:
             analysis = "This does not follow from what the image shows."
         return json.dumps({"status": "WRONG", "error_step": step, "error_analysis": analysis, "improvement_suggestion": "Look at this step again."})
 
-
     def error_type(self, row: dict, response: str) -> str | None:
         """By the first line that differs from the worked solution: the picture's numbers, a sum that comes out wrong, or another step; null where it cannot tell."""
         mistake = toy.first_mistake(row.get("solution") or "", response) if row.get("subject") in toy.FAMILIES else None
