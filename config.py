@@ -111,7 +111,7 @@ def main() -> None:
     args = parse_args()
     path = args.run / "config.json"
     for name, spec in pairs(args.settings).items():
-        if name in ("MODEL", "TEACHER", "ORM", "REFLECTOR", "CLASSIFY") and spec not in ("", "none", "student", "TEACHER"):  # some are used only days later
+        if name in ("MODEL", "TEACHER", "ORM", "REFLECTOR", "CLASSIFY") and spec not in ("", "none", "student") and (name, spec) != ("CLASSIFY", "TEACHER"):  # some are used only days later
             check_model(spec, name)
         if name == "MODEL" and is_endpoint(spec):
             fail(f"MODEL: {spec}: an endpoint cannot be fine-tuned; give a model folder or a hub id")
