@@ -162,6 +162,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
             yield row | {"orm_check": None, "status": decide("answer", row["answer_check"], None), "error_step": None, "error_analysis": None, "judge_reply": None}
         return
     unfit: list[dict] = []
+    spent: dict[str, list[int]] = {}  # by key: tokens of earlier attempts, which are paid for too
 
     def requests(attempt: int) -> Iterator[Request]:
         for row in asked:
@@ -179,7 +180,9 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
             replies[key].append(reply)
             if len(replies[key]) == args.orm_samples:
                 row = judged(reply.row, sorted(replies.pop(key), key=lambda reply: reply.sample), args.accept, args.orm_threshold)
+                row["judge_tokens"] = [now + before for now, before in zip(row["judge_tokens"], spent.pop(key, (0, 0)))]
                 if row["orm_check"] == "undecided" and row["orm_confidence"] is None and attempt < args.retry_undecided:
+                    spent[key] = row["judge_tokens"]
                     open_rows.append(reply.row)
                 else:
                     yield row

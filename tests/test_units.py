@@ -199,10 +199,11 @@ def test_undecided_replies_are_asked_for_again(stage):
     def generate(requests, temperature):
         for request in requests:
             calls.append((request.row["id"], temperature, *request.seeds.values()))
-            yield engine.Reply(request.row, 0, "no idea" if request.row["id"] == "b" and len(calls) < 4 else '{"status": "CORRECT"}')
+            yield engine.Reply(request.row, 0, "no idea" if request.row["id"] == "b" and len(calls) < 4 else '{"status": "CORRECT"}', tokens=3, prompt_tokens=20)
 
-    verdicts = {row["id"]: row["orm_check"] for row in verify.verify(args, iter(rows), generate)}
-    assert verdicts == {"a": "correct", "b": "correct", "c": "undecided"}
+    verified = {row["id"]: row for row in verify.verify(args, iter(rows), generate)}
+    assert {name: row["orm_check"] for name, row in verified.items()} == {"a": "correct", "b": "correct", "c": "undecided"}
+    assert {name: row["judge_tokens"] for name, row in verified.items()} == {"a": [20, 3], "b": [60, 9], "c": [0, 0]}  # of all three attempts
     assert [call[:2] for call in calls] == [("a", 0.0), ("b", 0.0), ("b", 0.7), ("b", 0.7)] and len({call[2] for call in calls}) == 4
 
 
