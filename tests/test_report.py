@@ -44,6 +44,8 @@ def run_folder(tmp_path_factory):
         write_rows(folder / stage / "eval" / "predictions.jsonl", rows)
         correct = checks.count("c")
         figures = {"n": 5, "correct": correct, "accuracy": correct / 5, "unparsed": 0, "truncated": 0, "errors": 0, "official": None}
+        if stage == "final":
+            figures["judge"] = {"model": "http://judge/v1#j", "n": 5, "accuracy": 0.8, "interval": [0.376, 0.964], "official": None, "unparsed": 0.0}
         conditions = {"model": EVIL, "temperature": 0.0, "samples": 1, "max_tokens": 64 if stage == "final" else 128, "max_pixels": 9, "prompt": "solve 1", "rule": "r"}
         (folder / stage / "eval" / "metrics.json").write_text(json.dumps({"conditions": conditions, "benchmarks": {"set": figures}}))
         if number:
@@ -127,6 +129,7 @@ def test_page_holds_no_foreign_markup(reported):
         for name in ("src", "href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,", "data:image/jpeg;base64,")), (tag, name)
     assert not re.search(r"url\((?!#)|@import", text) and text.count("{{ 7 * 7 }}") > 10  # data is no template
+    assert "answers extracted by a judge" in text and "80.0 <small>[37.6, 96.4]</small>" in text
     assert "&lt;script&gt;window.hacked = 1&lt;/script&gt;" in text and "default-src &#39;none&#39;" not in text and "default-src 'none'" in text
     pictures = [attributes["src"] for tag, attributes in elements if tag == "img"]
     assert any(src.startswith("data:image/jpeg") for src in pictures) and any(src.startswith("data:image/png") for src in pictures) and "cannot be read" in text
