@@ -61,11 +61,16 @@ def reads(words: list[str], out: str, others: set[str]) -> bool:
     return any(other == word or other.startswith(f"{word}/") for other in others - {out} for word in words)
 
 
+def but_classify(words: list[str]) -> list[str]:
+    """A command without the model that names the types of errors: other types leave the answers as they are."""
+    return [word for index, word in enumerate(words) if "--classify" not in (word, words[index - 1])]
+
+
 def stale_outputs(plan: dict[str, list[str]], begun: dict[str, list[str]], changed: set[str]) -> list[str]:
     """Outputs to make again, in order: with another command, reading what has changed or is stale, or no longer asked for."""
     stale = []
     for out, words in plan.items():
-        if begun.get(out) != words or reads(words, out, changed | set(stale)):
+        if but_classify(begun.get(out, [])) != but_classify(words) or reads(words, out, changed | set(stale)):
             stale.append(out)
     return stale + [out for out in begun if out not in plan]
 
@@ -81,8 +86,9 @@ def is_there(out: str) -> bool:
     return any(Path(f"{path}{end}").exists() for path in (out, *rows_files(out)) for end in ("", ".part"))
 
 
-def remove(out: str) -> None:
-    for path in {Path(out), *rows_files(out)}:
+def remove(out: str, names: list[str] | None = None) -> None:
+    """Remove an output with the files of its rows, or only those of them that are named."""
+    for path in {Path(out), *(path for path in rows_files(out) if names is None or path.name in names)}:
         for end in ("", ".part", ".part.json", ".part.new"):
             item = Path(f"{path}{end}")
             if item.is_dir():
@@ -131,11 +137,16 @@ def main() -> None:
     if other := [f"{name} was {old}, is {made_with[1].get(name)}" for name, old in made_with[0].items() if made_with[1].get(name) != old]:
         print(f"note: {path}: {'; '.join(other)}", file=sys.stderr)
     failed = {out for out in plan if any(map(failed_rows, rows_files(out)))} if args.retry_errors else set()
-    stale = [out for out in stale_outputs(plan, begun if args.force else plan, {*edited, *failed}) if is_there(out)]
+    begun = begun if args.force else plan
+    unclassified = {out for out, words in plan.items() if begun.get(out, words) != words and but_classify(begun[out]) == but_classify(words)}
+    stale = [out for out in stale_outputs(plan, begun, {*edited, *failed, *unclassified}) if is_there(out)]
     if stale:
         print(f"{'; '.join(changed) or ('rows that failed are tried again' if failed else 'the commands have changed')}; starts anew: {' '.join(stale)}", flush=True)
         for out in reversed(stale):  # a kill in between leaves the first ones, and the settings that they were made with
             remove(out)
+    for out in sorted(unclassified - set(stale)):
+        print(f"{out}: classifies its errors anew", flush=True)
+        remove(out, ["errors.jsonl"])
     for out in sorted(failed - set(stale)):
         print(f"{out}: tries again the rows that failed", flush=True)
         if Path(out) not in rows_files(out):

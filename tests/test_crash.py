@@ -217,6 +217,25 @@ def test_force_starts_anew_what_a_setting_changes(run, tmp_path):
     assert os.path.getsize(f"{paths[1]}.part") > 30
 
 
+def test_another_classifier_leaves_the_answers(tmp_path):
+    folder = tmp_path / "base" / "eval"
+    folder.mkdir(parents=True)
+
+    def call(by: str, *flags: str) -> subprocess.CompletedProcess:
+        plan = f"{folder / 'metrics.json'}\t05_evaluate.py\t--output\t{folder}\t--classify\t{by}\n{tmp_path / 'report.html'}\treport.py\t{tmp_path}\n"
+        done = subprocess.run([sys.executable, "config.py", str(tmp_path), "--settings", f"CLASSIFY={by}", *flags], cwd=ROOT, input=plan, capture_output=True, text=True)
+        (tmp_path / "commands.tsv").write_text(plan)
+        return done
+
+    assert call("a/b").returncode == 0
+    for name in ("metrics.json", "errors.jsonl", "predictions.jsonl"):
+        (folder / name).write_text("{}\n")
+    (tmp_path / "report.html").write_text("")
+    done = call("c/d", "--force")
+    assert done.returncode == 0 and "classifies its errors anew" in done.stdout and "starts anew: " + str(tmp_path / "report.html") in done.stdout, done.stderr
+    assert [path.name for path in folder.iterdir()] == ["predictions.jsonl"] and not (tmp_path / "report.html").exists()
+
+
 def test_a_benchmark_that_changes_is_noticed(tmp_path):
     def call() -> subprocess.CompletedProcess:
         command = [sys.executable, "config.py", str(tmp_path / "run"), "--inputs", f"mathvision:{tmp_path / 'MATH-V'}", "owner/model", "hf:owner/name:train"]
