@@ -30,8 +30,8 @@ def test_a_run_that_is_killed_in_every_step_ends_as_one_that_is_not(small_run):
 
     assert small_run.returncode == 0
     seconds = kill_runs.seconds_of("test-loop")
-    server = Server(faulty(teaching(teacher.Teacher([ROOT / "runs" / "test-loop" / "problems.jsonl"], wrong=0.1, seed=0))), seconds=0.0)
-    budget = kill_runs.BUDGET | {"TEACHER": server.spec, "OPENAI_API_KEY": KEY, "TIMEOUT": "10", "CONCURRENCY": "4"}
+    server = Server(faulty(teaching(teacher.Teacher([ROOT / "runs" / "test-loop" / "problems.jsonl", ROOT / "toy" / "test.jsonl"], wrong=0.1, seed=0))), seconds=0.0)
+    budget = kill_runs.BUDGET | {"TEACHER": server.spec, "OPENAI_API_KEY": KEY, "TIMEOUT": "10", "CONCURRENCY": "4", "CLASSIFY": "TEACHER"}
     folder = ROOT / "runs" / "test-kill"
     shutil.rmtree(folder, ignore_errors=True)
     try:
