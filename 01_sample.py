@@ -16,7 +16,8 @@ from typing import Iterator
 
 from tqdm import tqdm
 
-from common import add_model_flags, check_flags, derive_seed, fail, read_rows, row_key, solve_messages
+from checks import check_flags, read_rows
+from common import add_model_flags, derive_seed, fail, row_key, solve_messages
 from engine import Request, open_model
 from output import Output, disk_errors, expected_length, finished, share
 

@@ -24,9 +24,8 @@ from typing import Iterable, Iterator
 from tqdm import tqdm
 
 from answers import check_rows
-from common import (
-    add_model_flags, balanced, check_flags, derive_seed, fail, fill, is_endpoint, judge_messages, question_text, read_rows, row_key, user_message,
-)  # fmt: skip
+from checks import check_flags, read_rows
+from common import add_model_flags, balanced, derive_seed, fail, fill, is_endpoint, judge_messages, question_text, row_key, user_message
 from engine import Reply, Request, open_model
 from output import Output, disk_errors, expected_length, finished, share
 

@@ -28,9 +28,10 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from checks import check_flags, check_model, read_rows
 from common import (
-    IMAGE, MAX_PIXELS, balanced, chat_parts, check_flags, check_model, derive_seed, encode_prompts, fail, harmless, is_endpoint, judge_messages, load_model,
-    load_processor, open_image, processes, read_rows, relative_images, setup_kernels, solve_messages,
+    IMAGE, MAX_PIXELS, balanced, chat_parts, derive_seed, encode_prompts, fail, harmless, is_endpoint, judge_messages, load_model, load_processor, open_image,
+    processes, relative_images, setup_kernels, solve_messages,
 )  # fmt: skip
 from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock, write_json
 

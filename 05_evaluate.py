@@ -28,9 +28,9 @@ from tqdm import tqdm
 import answers
 from answers import AnswerChecker, check_rows
 from benchmarks import RULES, SPLITS, load_problems, parse_columns
+from checks import check_flags, check_model, read_rows
 from common import (
-    IMAGE, SOLVE_PROMPT, add_model_flags, check_flags, check_model, derive_seed, fail, fill, harmless, is_endpoint, processes, question_text, read_rows, row_key, solve_messages,
-    user_message,
+    IMAGE, SOLVE_PROMPT, add_model_flags, derive_seed, fail, fill, harmless, is_endpoint, processes, question_text, row_key, solve_messages, user_message,
 )  # fmt: skip
 from engine import Reply, Request, open_model
 from output import Output, disk_errors, expected_length, failed_rows, finished, reopen, share, write_json

@@ -27,7 +27,8 @@ from typing import Callable, Iterator
 from tqdm import tqdm
 
 from answers import LETTERS
-from common import PLACEHOLDERS, check_flags, check_row, fail, json_lines, open_image, read_rows, relative_images, shown
+from checks import check_flags, check_row, json_lines, read_rows, shown
+from common import PLACEHOLDERS, fail, open_image, relative_images
 from output import disk_errors, finished
 
 FIELDS = ("id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level")

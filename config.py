@@ -20,7 +20,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from common import check_model, fail, is_endpoint
+from checks import check_model
+from common import fail, is_endpoint
 from output import disk_errors, failed_rows, fingerprint, reopen, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")

@@ -34,7 +34,8 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from benchmarks import load_problems, parse_columns
-from common import check_flags, fail, open_image, read_rows, row_key
+from checks import check_flags, read_rows
+from common import fail, open_image, row_key
 from output import Output, disk_errors, finished
 
 HASH_SIDE, HASH_LIMIT = 24, 20  # cells a side of the perceptual hash; grey levels that any cell may differ

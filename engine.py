@@ -40,7 +40,8 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Callable, Iterable, Iterator, NamedTuple
 
-from common import IMAGE, chat_parts, check_model, encode_prompts, is_endpoint, load_model, load_processor, open_image, setup_kernels, user_message
+from checks import check_model
+from common import IMAGE, chat_parts, encode_prompts, is_endpoint, load_model, load_processor, open_image, setup_kernels, user_message
 
 LOOK_AHEAD = 16  # batches of requests that are sorted by length together
 REFILL = 8  # prompts are read for an eighth of the rows at a time, when as many are free

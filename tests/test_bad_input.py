@@ -14,6 +14,7 @@ from conftest import ROOT, read_rows, write_rows
 from PIL import Image
 
 import benchmarks
+import checks
 import common
 
 SAMPLE = ("id", "question", "sample", "response", "finish")
@@ -136,7 +137,7 @@ def test_bad_lines(folder, capsys, case):
     path = folder / "p.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     where = f"{path}:{number}: " if number else f"{path}: "
-    refused(capsys, lambda: list(common.read_rows(path, required)), where + (f"{field}: " if field else ""), fault, remedy)
+    refused(capsys, lambda: list(checks.read_rows(path, required)), where + (f"{field}: " if field else ""), fault, remedy)
 
 
 def test_a_line_of_100_mb_is_refused_unread(folder, capsys):
@@ -144,7 +145,7 @@ def test_a_line_of_100_mb_is_refused_unread(folder, capsys):
         file.write(line().encode() + b"\n")
         file.truncate(100 << 20)
     tracemalloc.start()
-    refused(capsys, lambda: list(common.read_rows(folder / "p.jsonl")), "p.jsonl:2: a line of more than 16 MB", "write one JSON object a line")
+    refused(capsys, lambda: list(checks.read_rows(folder / "p.jsonl")), "p.jsonl:2: a line of more than 16 MB", "write one JSON object a line")
     assert tracemalloc.get_traced_memory()[1] < 50 << 20
     tracemalloc.stop()
 
@@ -156,7 +157,7 @@ def test_bad_files(tmp_path, capsys, kind, fault):
         path.mkdir()
     if kind == "pipe":
         os.mkfifo(path)  # opening it would wait for ever
-    refused(capsys, lambda: list(common.read_rows(path)), f"{path}: {fault}")
+    refused(capsys, lambda: list(checks.read_rows(path)), f"{path}: {fault}")
 
 
 # ---------------------------------------------------------------- pictures
@@ -207,13 +208,13 @@ def test_bad_pictures(folder, capsys, case):
     if content is not None:
         (folder / name).write_bytes(content)
     write_rows(folder / "p.jsonl", [problem(id="fine"), problem(images=["x.png", name])])
-    refused(capsys, lambda: list(common.read_rows(folder / "p.jsonl")), f"{folder}/p.jsonl:2: images: ", fault, remedy)
+    refused(capsys, lambda: list(checks.read_rows(folder / "p.jsonl")), f"{folder}/p.jsonl:2: images: ", fault, remedy)
 
 
 def test_pixels_of_32_bits_are_refused(folder, capsys):
     Image.fromarray(np.ones((5, 5), np.float32)).save(folder / "f.tif")
     write_rows(folder / "p.jsonl", [problem(images=["f.tif"])])
-    refused(capsys, lambda: list(common.read_rows(folder / "p.jsonl")), "p.jsonl:1: images: f.tif: pixels of 32 bits", "save it with 8 or 16 bits")
+    refused(capsys, lambda: list(checks.read_rows(folder / "p.jsonl")), "p.jsonl:1: images: f.tif: pixels of 32 bits", "save it with 8 or 16 bits")
 
 
 @pytest.mark.parametrize("content", [jpeg()[:-900], jpeg()[:700]], ids=["truncated JPEG", "half a JPEG"])
@@ -281,7 +282,7 @@ def test_legal_pictures(tmp_path, case):
     content, size, colour = LEGAL_PICTURES[case]
     path = tmp_path / "picture"  # a name tells nothing
     path.write_bytes(content)
-    assert common.image_problem(path) is None
+    assert checks.image_problem(path) is None
     image = common.open_image(str(path), 100_000)
     assert image.mode == "RGB" and image.size == size
     assert max(abs(one - other) for one, other in zip(image.getpixel((0, 0)), colour)) <= 3
@@ -300,7 +301,7 @@ def test_a_damaged_picture_raises_one_kind_of_error(tmp_path, kind):
         places = rng.integers(0, min(len(whole), rng.choice([60, len(whole)])), rng.integers(1, 6))
         damaged[places] = rng.integers(0, 256, len(places))
         path.write_bytes(damaged[: rng.integers(1, len(whole) + 1)].tobytes() if rng.random() < 0.3 else damaged.tobytes())
-        if common.image_problem(path) is None:
+        if checks.image_problem(path) is None:
             try:
                 outcomes.add(common.open_image(str(path), 100_000).mode)
             except OSError:
@@ -336,7 +337,7 @@ def test_legal_lines(folder, case):
     path.parent.mkdir()
     (path.parent / "x.png").symlink_to(folder / "x.png")  # data sets often lie on another disk
     path.write_bytes(LEGAL_LINES[case])
-    rows = list(common.read_rows(path))
+    rows = list(checks.read_rows(path))
     assert rows and all(Path(image).is_file() for row in rows for image in row["images"])
 
 
@@ -345,7 +346,7 @@ def test_pictures_of_a_question_keep_their_order(folder):
     (folder / "sub").mkdir()
     for name in ("a.png", "b.png"):
         Image.new("RGB", (5, 5)).save(folder / name)
-    (row,) = common.read_rows(write_rows(folder / "p.jsonl", [problem(images=names)]))
+    (row,) = checks.read_rows(write_rows(folder / "p.jsonl", [problem(images=names)]))
     assert [Path(image).name for image in row["images"]] == ["b.png", "a.png", "b.png", "x.png"]
     parts = common.chat_parts(common.solve_messages(row), row["images"])[0]["content"]
     assert [part["image"] for part in parts if part["type"] == "image"] == row["images"]
@@ -466,7 +467,7 @@ def make_model(folder: Path, files: dict, weights: bytes) -> Path:
 def test_bad_models(tmp_path, capsys, weights, case):
     files, words = BAD_MODELS[case]
     folder = make_model(tmp_path / "model", files, weights)
-    refused(capsys, lambda: common.check_model(str(folder)), f"--model: {folder}: ", words)
+    refused(capsys, lambda: checks.check_model(str(folder)), f"--model: {folder}: ", words)
 
 
 @pytest.mark.parametrize(
@@ -486,7 +487,7 @@ def test_bad_models(tmp_path, capsys, weights, case):
     ],
 )
 def test_bad_specs_of_models(capsys, spec, words):
-    refused(capsys, lambda: common.check_model(spec, "TEACHER"), f"TEACHER: {spec}: ", words)
+    refused(capsys, lambda: checks.check_model(spec, "TEACHER"), f"TEACHER: {spec}: ", words)
 
 
 @pytest.mark.parametrize(
@@ -500,9 +501,9 @@ def test_bad_specs_of_models(capsys, spec, words):
     ],
 )
 def test_legal_models(tmp_path, weights, files):
-    common.check_model(str(make_model(tmp_path / "model", files, weights)))
+    checks.check_model(str(make_model(tmp_path / "model", files, weights)))
     for spec in (str(ROOT / "toy" / "base"), "Qwen/Qwen2-VL-7B-Instruct", "http://127.0.0.1:8000/v1#name", "https://example.org/v1#owner/name"):
-        common.check_model(spec)
+        checks.check_model(spec)
 
 
 def test_every_image_text_to_text_architecture_is_let_in_by_its_config():
@@ -513,10 +514,10 @@ def test_every_image_text_to_text_architecture_is_let_in_by_its_config():
     blind = set()
     for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         config = json.loads(transformers.CONFIG_MAPPING[name]().to_json_string(use_diff=False))
-        if not common.reads_pictures(config):
+        if not checks.reads_pictures(config):
             blind.add(name)
     assert blind <= {"evolla", "mistral4", "pi0"}  # proteins, text, a robot
-    assert not any(common.reads_pictures(json.loads(transformers.CONFIG_MAPPING[name]().to_json_string(use_diff=False))) for name in ("qwen2", "llama", "gemma3_text", "gpt2"))
+    assert not any(checks.reads_pictures(json.loads(transformers.CONFIG_MAPPING[name]().to_json_string(use_diff=False))) for name in ("qwen2", "llama", "gemma3_text", "gpt2"))
 
 
 # ---------------------------------------------------------------- flags and settings

@@ -1,6 +1,5 @@
 """Training problems that a test set holds too: planted copies are found, and nothing else."""
 
-import json
 import random
 
 import pytest

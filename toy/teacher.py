@@ -22,7 +22,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import problems as toy
-from common import SOLVE_PROMPT, fail, open_image, question_text, read_rows
+from checks import read_rows
+from common import SOLVE_PROMPT, fail, open_image, question_text
 
 ANSWER_SENTENCE = "The answer to this problem is"
 
