@@ -97,7 +97,7 @@ def test_limits_stop_cleanly_and_the_same_command_goes_on(sample, tmp_path):
     assert done.returncode == 3 and server.count == 25 and done.stderr.splitlines()[-1] == "stopped: --max-requests 25 is reached; call again to go on"
     assert len(read_rows(tmp_path / "out.jsonl.part")) == 25
     spent = ["--spent", tmp_path / "spent.tsv"]
-    done = sample(server, *spent, "--max-cost", "0.00007", PRICE_IN="1", PRICE_OUT="1")  # 10 tokens a reply: 7 replies, and what is in flight
+    done = sample(server, *spent, "--concurrency", 4, "--max-cost", "0.00007", PRICE_IN="1", PRICE_OUT="1")  # 10 tokens a reply: 7 replies, and what is in flight
     assert done.returncode == 3 and "--max-cost 7e-05 is reached" in done.stderr and 32 <= server.count < 60
     before = server.count
     done = sample(server, *spent, "--max-cost", "0.00007", PRICE_IN="1", PRICE_OUT="1")
