@@ -2,22 +2,24 @@
 
 Reads:  verified.jsonl   id, question, images, sample, response, status, finish, origin; with --orm also error_step, error_analysis
         (or a training file: rows with messages, images, id, sample, origin)
-Writes: OUTPUT/          a model folder that `from_pretrained` loads, with train_log.jsonl (step, loss, lr, grad_norm, tokens) and training.json
+Writes: OUTPUT/          a model folder that `from_pretrained` loads, with train_log.jsonl (step, loss, lr, grad_norm, tokens: those learnt,
+                         tokens_per_second: all that passed through the model, mfu, null where the device's peak is not known; validation_loss after an epoch) and training.json
         train.jsonl      the rows trained on: messages and images as TRL, ms-swift and LLaMA-Factory read them, + id, sample, origin, and where the
                          response comes from: model, seed, verified_in (the verified.jsonl with its verdicts), of reflections draft_of (the draft's
                          verified_in, origin and sample); paths are relative to train.jsonl
 
     python 04_finetune.py --input verified.jsonl --output model --model toy/base --lr 1e-3 --batch-size 32
-    accelerate launch --num_processes 8 04_finetune.py --input verified.jsonl --output model --model Qwen/Qwen2-VL-7B-Instruct --freeze-vision
+    accelerate launch --num_processes 8 04_finetune.py --input verified.jsonl --output model --model Qwen/Qwen2-VL-7B-Instruct --freeze vision
 """
 
 import argparse
 import contextlib
+import importlib.util
+import itertools
 import json
 import math
 import os
 import random
-import re
 import shutil
 import time
 from array import array
@@ -25,13 +27,12 @@ from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from checks import check_flags, check_model, read_rows
 from common import (
-    IMAGE, MAX_PIXELS, balanced, chat_parts, derive_seed, encode_prompts, fail, harmless, is_endpoint, judge_messages, load_model, load_processor, open_image,
-    processes, relative_images, setup_kernels, solve_messages,
+    IMAGE, MAX_PIXELS, balanced, derive_seed, fail, harmless, is_endpoint, judge_messages, load_model, load_processor, processes, relative_images, setup_kernels,
+    solve_messages,
 )  # fmt: skip
 from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock, write_json
 
@@ -39,12 +40,12 @@ from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock, wr
 # CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
 KEEP_CHECKPOINTS = 2
-HOW = {"input", "output", "train_file", "micro_batch", "workers", "save_steps", "trust_remote_code"}  # flags that may change when an unfinished training goes on
+HOW = {"input", "output", "train_file", "micro_batch", "workers", "save_steps", "recompute", "trust_remote_code"}  # flags that may change when an unfinished training goes on
 PROCESSOR_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
     "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
-IGNORE = -100
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # FLOP/s of bf16, dense, by what a GPU's name holds: for mfu
 MIN_FREE = 16 << 20  # bytes; with less, a failed write of weights is put down to a full disk
 
 
@@ -67,7 +68,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=4, help="rows a forward pass of one process, at most (default %(default)s)")
     parser.add_argument("--max-length", type=int, default=4096, help="tokens; longer rows are left out and counted (default %(default)s)")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="as in sampling (default %(default)s)")
-    parser.add_argument("--freeze-vision", action="store_true", help="train the language model and the projector only")
+    parser.add_argument("--freeze", choices=["vision"], help="train the language model only: the vision tower and its projector stay as they are (default: all is trained)")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank on the language model's layers, merged when saved; needs peft (default %(default)s: all weights)")
+    parser.add_argument("--batches", choices=["packed", "padded"], default="packed", help="packed: no padding, a question once for all its rows; where a model does not allow it, padded (default %(default)s)")
+    parser.add_argument("--recompute", type=float, metavar="SHARE", help="of the layers, whose activations are computed again in the backward pass instead of kept (default: 1 on a GPU, 0 on a CPU)")
+    parser.add_argument("--hold-out", type=int, default=0, metavar="N", help="problems not trained on, by the seed: validation_loss after each epoch (default %(default)s)")
     parser.add_argument("--save-steps", type=int, default=200, help=f"checkpoint every N steps, the last {KEEP_CHECKPOINTS} are kept (default %(default)s, 0: none)")
     parser.add_argument("--log-with", help="tracker that accelerate knows, such as tensorboard or wandb, beside train_log.jsonl (default: none)")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (default %(default)s, 0: none)")
@@ -156,18 +161,26 @@ def provenance(row: dict, source: Path, folder: Path) -> dict:
 class TrainingRows:
     """Random access to the rows of a training file: only byte offsets are kept in memory.
 
-    Rows are numbered by their keys, not by their place in the file: an endpoint's replies arrive in any order.
+    Rows are numbered by their keys, not by their place in the file: an endpoint's replies arrive in any order. questions[n]: rows with the
+    same number have the same pictures, and prompts that begin alike. held: rows of the problems that are not trained on.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, hold_out: int = 0, seed: int = 0):
         rows, offset = [], 0
         with path.open("rb") as file:
             for line in file:
                 row = json.loads(line)
-                rows.append((derive_seed(row["id"], row.get("sample"), row.get("origin"), row.get("status")), offset, len(line)))
+                question = json.dumps([row["id"], row.get("images"), beginning(row)])
+                rows.append((derive_seed(row["id"], row.get("sample"), row.get("origin"), row.get("status")), offset, len(line), question, row["id"]))
                 offset += len(line)
         rows.sort()
+        names = sorted({row[4] for row in rows})
+        if hold_out >= len(names):
+            fail(f"--hold-out: {hold_out}: there are {len(names)} problems to train on; leave some")
+        held, known = {*random.Random(f"{seed} held").sample(names, hold_out)}, {}
         self.path, self.offsets, self.sizes = path, array("q", (row[1] for row in rows)), array("l", (row[2] for row in rows))
+        self.questions = array("l", (known.setdefault(row[3], len(known)) for row in rows))
+        self.held = [number for number, row in enumerate(rows) if row[4] in held]
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -179,89 +192,70 @@ class TrainingRows:
         return row | {"images": [str(self.path.parent / image) for image in row["images"]]}
 
 
+def beginning(row: dict) -> list[str]:
+    """A prompt's messages, the last one up to its last picture."""
+    *earlier, last = [message["content"] for message in row.get("messages", [])][:-1] or [""]
+    return [*earlier, last[: last.rfind(IMAGE) + 1]]
+
+
 # ---------------------------------------------------------------- batches
 
 
 def plan_steps(rows: TrainingRows, args: argparse.Namespace, world: int) -> list[list[list[list[int]]]]:
     """steps[s][r]: the micro-batches (lists of row numbers) of process r in step s. The same on every process and on a rerun.
 
-    Every epoch is a permutation by the seed. A step's rows are sorted by length, so that a micro-batch pads little,
-    and dealt out so that all processes have as many micro-batches of nearly equal length (empty ones fill up).
+    Every epoch is a permutation of the questions by the seed; the rows of one stand together, so that it is read once for them.
     """
-    order = []
+    held, questions, order = {*rows.held}, defaultdict(list), []
+    for number, question in enumerate(rows.questions):
+        if number not in held:
+            questions[question].append(number)
+    groups = list(questions.values())
+    count = sum(map(len, groups))
     for epoch in range(math.ceil(args.epochs)):
-        numbers = list(range(len(rows)))
-        random.Random(f"{args.seed} {epoch}").shuffle(numbers)
-        order += numbers[: round(len(rows) * min(1.0, args.epochs - epoch))]
-    steps = []
-    for start in range(0, len(order), args.batch_size):
-        batch = sorted(order[start : start + args.batch_size], key=lambda number: (rows.sizes[number], number))
-        size = min(args.micro_batch, math.ceil(len(batch) / world))
-        micro = [batch[index : index + size] for index in range(0, len(batch), size)]
-        micro += [[] for _ in range(-len(micro) % world)]
-        steps.append([micro[rank::world] for rank in range(world)])
-    return steps
+        turn = list(range(len(groups)))
+        random.Random(f"{args.seed} {epoch}").shuffle(turn)
+        order += [number for group in turn for number in groups[group]][: round(count * min(1.0, args.epochs - epoch))]
+    return [deal(rows, order[start : start + args.batch_size], args.micro_batch, world) for start in range(0, len(order), args.batch_size)]
+
+
+def deal(rows: TrainingRows, numbers: list[int], most: int, world: int) -> list[list[list[int]]]:
+    """Micro-batches of `most` rows at most, by process: questions sorted by length, so that a micro-batch pads little, and whole where they fit.
+
+    All processes get as many micro-batches, of nearly equal length (empty ones fill up).
+    """
+    longest = defaultdict(int)
+    for number in numbers:
+        longest[rows.questions[number]] = max(longest[rows.questions[number]], rows.sizes[number])
+    numbers = sorted(numbers, key=lambda number: (longest[rows.questions[number]], rows.questions[number], rows.sizes[number], number))
+    most, micro = min(most, math.ceil(len(numbers) / world)), [[]]
+    for _, group in itertools.groupby(numbers, lambda number: rows.questions[number]):
+        group = list(group)
+        if len(micro[-1]) + len(group) > most and len(group) <= most:
+            micro.append([])
+        for number in group:
+            if len(micro[-1]) == most:
+                micro.append([])
+            micro[-1].append(number)
+    micro = [numbers for numbers in micro if numbers]
+    micro += [[] for _ in range(-len(micro) % world)]
+    return [micro[rank::world] for rank in range(world)]
 
 
 class MicroBatches:
-    """Dataset of prepared micro-batches: (B, T) tensors with labels on reply and end token only; None if no row is usable."""
+    """Dataset of prepared micro-batches: (packing.Batch or None if no row is usable, number of rows left out)."""
 
-    def __init__(self, rows: TrainingRows, micro_batches: list[list[int]], processor, args: argparse.Namespace, world: int = 1):
-        self.rows, self.micro_batches, self.processor = rows, micro_batches, processor
-        self.max_pixels, self.max_length, self.world = args.max_pixels, args.max_length, world
+    def __init__(self, rows: TrainingRows, micro_batches: list[list[int]], processor, args: argparse.Namespace, packed: bool, world: int = 1):
+        self.rows, self.micro_batches, self.processor, self.args, self.packed, self.world = rows, micro_batches, processor, args, packed, world
 
     def __len__(self) -> int:
         return len(self.micro_batches)
 
-    def __getitem__(self, index: int) -> tuple[dict | None, int]:
-        """(inputs, number of rows left out)"""
-        chats, replies = [], []
-        for number in self.micro_batches[index]:
-            row = self.rows[number]
-            try:
-                images = [open_image(image, self.max_pixels) for image in row["images"]]
-            except (OSError, ValueError):
-                continue
-            chats.append(chat_parts(row["messages"][:-1], images))
-            replies.append(row["messages"][-1]["content"])
-        inputs = encode_rows(self.processor, chats, replies, self.max_length) if chats else None
-        if inputs is None and len(chats) > 1:  # leave out only what is too long
-            kept = [pair for pair in zip(chats, replies) if encode_rows(self.processor, [pair[0]], [pair[1]], self.max_length)]
-            chats, replies = [chat for chat, _ in kept], [reply for _, reply in kept]
-            inputs = encode_rows(self.processor, chats, replies, 1 << 30) if kept else None
-        missing = len(self.micro_batches[index]) - (len(chats) if inputs is not None else 0)
-        if self.world > 1 and (inputs is None or "pixel_values" not in inputs):
-            # Every process must pass through the vision tower, or those that do wait for ever: a blank picture without labels.
-            kept = (chats, replies) if inputs is not None else ([], [])
-            inputs = encode_rows(self.processor, [*kept[0], chat_parts([{"role": "user", "content": IMAGE}], [Image.new("RGB", (56, 56))])], [*kept[1], "-"], 1 << 30)
-            inputs["labels"][-1] = IGNORE
-        return inputs, missing
+    def __getitem__(self, index: int):
+        from packing import encode
 
-
-def encode_rows(processor, chats: list, replies: list[str], max_length: int) -> dict | None:
-    """Prompts exactly as sampling renders them, replies appended: nothing in front of the labels differs from generation.
-
-    None if a row is longer than `max_length` tokens.
-    """
-    import torch
-
-    inputs = dict(encode_prompts(processor, chats))
-    tokenizer = processor.tokenizer
-    ends = []
-    for chat, reply in zip(chats, replies):
-        bare = [{"role": message["role"], "content": [{"type": part["type"]} | ({"text": part["text"]} if "text" in part else {}) for part in message["content"]]} for message in chat]
-        head = processor.apply_chat_template(bare, add_generation_prompt=True)
-        full = processor.apply_chat_template([*bare, {"role": "assistant", "content": [{"type": "text", "text": reply}]}])
-        ends.append(full.removeprefix(head) if full.startswith(head) else reply + tokenizer.eos_token)
-    encoded = tokenizer(ends, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
-    mask = torch.cat([inputs["attention_mask"], encoded["attention_mask"]], 1)
-    if int(mask.sum(1).max()) > max_length:
-        return None
-    labels = torch.cat([torch.full_like(inputs["input_ids"], IGNORE), encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, IGNORE)], 1)
-    for name in ("mm_token_type_ids", "token_type_ids"):
-        if name in inputs:
-            inputs[name] = torch.cat([inputs[name], torch.zeros_like(encoded["input_ids"])], 1)
-    return inputs | {"input_ids": torch.cat([inputs["input_ids"], encoded["input_ids"]], 1), "attention_mask": mask, "labels": labels}
+        groups = [[self.rows[number] for number in group] for _, group in itertools.groupby(self.micro_batches[index], lambda number: self.rows.questions[number])]
+        return encode(self.processor, groups, self.args.max_pixels, self.args.max_length, self.packed, self.world > 1)
 
 
 # ---------------------------------------------------------------- training
@@ -273,22 +267,6 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     if step < rise:
         return peak * (step + 1) / rise
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def sum_loss(model, inputs: dict, label_tokens: int):
-    """Cross-entropy summed over this micro-batch's labels, divided by the whole step's.
-
-    Prompts end and replies start in one column for all rows, so logits are needed for the last columns only.
-    """
-    import torch.nn.functional as F
-
-    labels = inputs["labels"]  # (B, T)
-    columns = min(labels.shape[1] - int((labels != IGNORE).any(0).int().argmax()), labels.shape[1] - 1)
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
-    logits = model(**rest, logits_to_keep=columns + 1, use_cache=False).logits[:, :-1]  # (B, columns, V): each predicts the next token
-    labels = labels[:, -columns:]
-    keep = labels != IGNORE
-    return F.cross_entropy(logits[keep].float(), labels[keep], reduction="sum") / label_tokens
 
 
 def make_accelerator(log_with: str | None = None, folder: Path | None = None):
@@ -304,17 +282,66 @@ def make_accelerator(log_with: str | None = None, folder: Path | None = None):
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
         # Computation in bf16, gradients reduced and master weights kept in fp32, as on a single GPU.
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.bfloat16)
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False, mixed_precision_policy=policy
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False, mixed_precision_policy=policy, state_dict_type="SHARDED_STATE_DICT"
         )
     return Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", fsdp_plugin=plugin, kwargs_handlers=[unused], log_with=log_with, project_dir=folder), plugin
+
+
+def prepare_model(args: argparse.Namespace, spec: str, device: str, attention: str, sharded: bool):
+    """The model to train: fp32 master weights, what is frozen or adapted, whose layers are recomputed."""
+    import torch
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    adapters_only = args.lora and device != "cpu" and not sharded  # what is not trained needs no master weights; shards want one type
+    model = load_model(spec, "cpu" if sharded else device, torch.bfloat16 if adapters_only else torch.float32, attention, args.trust_remote_code).train()
+    text = model.get_decoder()
+    if args.freeze == "vision":
+        trained = {id(parameter) for module in (text, model.get_input_embeddings(), model.get_output_embeddings()) for parameter in module.parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad = id(parameter) in trained
+    share = (0.0 if device == "cpu" else 1.0) if args.recompute is None else args.recompute
+    if share > 0:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for index, layer in enumerate(layers):
+            layer.gradient_checkpointing = int((index + 1) * share) > int(index * share)  # spread evenly
+    if args.lora:
+        from peft import LoraConfig, get_peft_model
+
+        inside = {id(module) for module in text.modules()}
+        names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and id(module) in inside]
+        model = get_peft_model(model, LoraConfig(r=args.lora, lora_alpha=2 * args.lora, target_modules=names))
+    return model
+
+
+def choose_batches(accelerator, packing, model, rows: TrainingRows, micro_batches: list[list[int]], processor, args: argparse.Namespace) -> bool:
+    """Whether to pack: the loss of one micro-batch, packed and padded, tells if the model allows it. The same on every process."""
+    import torch
+
+    why = "--batches"
+    if args.batches == "packed":
+        most = max(micro_batches, key=lambda numbers: len(numbers) - len({rows.questions[number] for number in numbers}))
+        packed, padded = (MicroBatches(rows, [most], processor, args, kind, accelerator.num_processes)[0][0] for kind in (True, False))
+        why = packing.differs(model, packed, padded) if packed else ""
+        if int(accelerator.reduce(torch.tensor(bool(why), device=accelerator.device).long(), "sum")) == 0:
+            packing.use(True)
+            saved = f": {packed.tokens} tokens for {padded.inputs['input_ids'].numel()} padded ones" if packed else ""
+            accelerator.print(f"batches: packed, a question once for its rows{saved}; attention: {packing.attention}")
+            return True
+        packing.use(False)
+    accelerator.print(f"batches: padded, rows of like length together ({why or 'another process cannot pack'})")
+    return False
 
 
 def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
     """Train in `part`, from its last checkpoint if there is one; returns the summary that becomes training.json."""
     import torch
     from torch.utils.data import DataLoader
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    from packing import Packing
 
     device, _, attention = setup_kernels()
     torch.manual_seed(args.seed)
@@ -322,60 +349,65 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     if args.log_with:
         accelerator.init_trackers("tracker", config={name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))})
     processor = load_processor(spec, args.trust_remote_code)
-    model = load_model(spec, "cpu" if plugin else device, torch.float32, attention, args.trust_remote_code).train()
-    if args.freeze_vision:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = not re.search(r"\b(visual|vision_tower|vision_model)\b(?!.*\bmerger\b)", name)
-    if device != "cpu":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = prepare_model(args, spec, device, attention, bool(plugin))
+    packing = Packing(model.get_base_model() if args.lora else model)
+    speed = Speed(packing.model, args, device)
     if plugin:
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
         plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)})
     decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups, lr=args.lr, betas=BETAS))
+    groups = [{"params": params, "weight_decay": weight_decay} for params, weight_decay in ((decay, WEIGHT_DECAY), (plain, 0.0)) if params]
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups, lr=args.lr, betas=BETAS, fused=True))
 
-    steps = plan_steps(rows, args, accelerator.num_processes)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    steps = plan_steps(rows, args, world)
+    packed = choose_batches(accelerator, packing, model, rows, steps[0][rank], processor, args)
     first = resume(accelerator, part)
-    mine = [step[accelerator.process_index] for step in steps[first:]]
-    batches = MicroBatches(rows, [micro for step in mine for micro in step], processor, args, accelerator.num_processes)
-    loader = iter(DataLoader(batches, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None))
+    mine = [step[rank] for step in steps[first:]]
+
+    def prepare(micro_batches: list[list[int]]):
+        batches = MicroBatches(rows, micro_batches, processor, args, packed, world)
+        return iter(DataLoader(batches, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None))
+
+    loader = prepare([micro for step in mine for micro in step])
+    epoch_ends = {min(len(steps), math.ceil(len(steps) * (epoch + 1) / args.epochs)) for epoch in range(math.ceil(args.epochs))} if rows.held else set()
     log = (part / "train_log.jsonl").open("a", encoding="utf-8") if accelerator.is_main_process else None
     start, total_tokens, left_out, loss_value = time.monotonic(), 0, 0, float("nan")
     bar = tqdm(total=len(steps), initial=first, desc="fine-tune", unit="step", disable=None if accelerator.is_main_process else True)
     for step, micro_batches in enumerate(mine, first):
+        begun = time.monotonic()
         prepared = [next(loader) for _ in micro_batches]
-        label_tokens = sum(int((inputs["labels"] != IGNORE).sum()) for inputs, _ in prepared if inputs is not None)
-        counts = torch.tensor([label_tokens, sum(missing for _, missing in prepared)], device=accelerator.device)
-        label_tokens, missing = accelerator.reduce(counts, "sum").tolist()
+        batches = [batch for batch, _ in prepared if batch]
+        counts = [sum(batch.labels for batch in batches), sum(missing for _, missing in prepared), sum(batch.tokens for batch in batches), sum(map(speed.flops, batches))]
+        label_tokens, missing, tokens, flops = accelerator.reduce(torch.tensor(counts, dtype=torch.double, device=accelerator.device), "sum").tolist()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(steps), args.lr, args.warmup)
         loss_sum = torch.zeros((), device=accelerator.device)
-        for index, (inputs, _) in enumerate(prepared):
-            if inputs is None:
-                continue
-            inputs = {name: value.to(accelerator.device) for name, value in inputs.items()}
+        for index, batch in enumerate(batches):
             # Under FSDP2 every micro-batch reduces its gradients: unsharded ones would not fit.
-            with accelerator.no_sync(model) if index + 1 < len(prepared) and not plugin else torch.enable_grad():
-                loss = sum_loss(model, inputs, max(1, label_tokens)) * accelerator.num_processes  # gradients are averaged over processes
-                accelerator.backward(loss)
-            loss_sum += loss.detach() / accelerator.num_processes
+            with accelerator.no_sync(model) if index + 1 < len(batches) and not plugin else torch.enable_grad():
+                loss = packing.losses(model, batch).sum() / max(1, label_tokens)
+                accelerator.backward(loss * world)  # gradients are averaged over processes
+            loss_sum += loss.detach()
         norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
         loss_value = accelerator.reduce(loss_sum, "sum").item()
         if not math.isfinite(loss_value):
             fail(f"step {step}: the loss is {loss_value}; lower --lr, or look at the rows of this step; the last checkpoint in {part} is kept")
         optimizer.step()
         optimizer.zero_grad()
-        total_tokens, left_out = total_tokens + label_tokens, left_out + missing
-        entry = {"step": step, "loss": loss_value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "tokens": label_tokens}
+        total_tokens, left_out = total_tokens + int(label_tokens), left_out + int(missing)
+        seconds = time.monotonic() - begun
+        entry = {"step": step, "loss": loss_value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "tokens": int(label_tokens)}
+        entry |= {"tokens_per_second": round(tokens / seconds, 1), "mfu": round(flops / seconds / world / speed.peak, 4) if speed.peak else None}
+        if step + 1 in epoch_ends:
+            held = deal(rows, rows.held, args.micro_batch, world)[rank]
+            entry["validation_loss"] = validation_loss(accelerator, packing, model, [batch for batch, _ in prepare(held) if batch])
         if log:
             log.write(json.dumps(entry) + "\n")
             log.flush()
         if args.log_with:
             accelerator.log(entry, step=step)
-        bar.set_postfix(loss=f"{loss_value:.3f}")
+        bar.set_postfix({"loss": f"{loss_value:.3f}", "tokens/s": f"{tokens / seconds:.0f}"} | ({"mfu": f"{entry['mfu']:.0%}"} if speed.peak else {}))
         bar.update()
         if args.save_steps and (step + 1) % args.save_steps == 0 and step + 1 < len(steps):
             save_checkpoint(accelerator, part, step + 1)
@@ -384,7 +416,44 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
         accelerator.end_training()
     save_model(accelerator, model, spec, part)
     seconds = round(time.monotonic() - start, 1)
-    return {"rows": len(rows), "steps": len(steps), "loss": loss_value, "label_tokens": total_tokens, "rows_left_out": left_out, "seconds": seconds, "init": spec}
+    return {"rows": len(rows) - len(rows.held), "steps": len(steps), "loss": loss_value, "label_tokens": total_tokens, "rows_left_out": left_out, "seconds": seconds, "init": spec}
+
+
+def validation_loss(accelerator, packing, model, batches: list) -> float:
+    """Cross-entropy a label token over all processes; every one passes as many batches."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        sums = torch.stack([torch.stack([packing.losses(model, batch).sum().double(), torch.tensor(float(batch.labels), device=accelerator.device).double()]) for batch in batches])
+    model.train()
+    loss, labels = accelerator.reduce(sums.sum(0), "sum").tolist()
+    return loss / max(1.0, labels)
+
+
+class Speed:
+    """Counts floating-point operations for mfu: the products of the text layers, the output layer and the vision tower, what is recomputed not counted."""
+
+    def __init__(self, model, args: argparse.Namespace, device: str):
+        import torch
+
+        text, embeddings = model.get_decoder(), {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+        inside = {id(parameter) for parameter in text.parameters()} | embeddings
+        self.text = sum(parameter.numel() for parameter in text.parameters() if parameter.ndim > 1 and id(parameter) not in embeddings)
+        self.vision = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1 and id(parameter) not in inside)
+        self.head = model.get_output_embeddings().weight.numel()
+        config = model.config.get_text_config()
+        self.attention = 2 * config.num_hidden_layers * config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.patch = getattr(getattr(model.config, "vision_config", None), "patch_size", 1)
+        self.weights, self.seeing = (4 if args.lora else 6), (2 if args.freeze else 4 if args.lora else 6)  # an operand's two operations: forward, backward, the weight's gradient
+        self.peak = next((peak for name, peak in PEAKS.items() if device != "cpu" and name in torch.cuda.get_device_name()), None)
+
+    def flops(self, batch) -> float:
+        """Of one micro-batch, forward and backward."""
+        pixels = batch.inputs.get("pixel_values")
+        patch = self.patch if isinstance(self.patch, int) else self.patch[0]
+        patches = 0 if pixels is None else len(pixels) if pixels.ndim == 2 else pixels.numel() / (3 * patch**2)
+        return self.weights * self.text * batch.tokens + 6 * self.attention * batch.layout.pairs() + self.weights * self.head * batch.labels + self.seeing * self.vision * patches
 
 
 @contextlib.contextmanager
@@ -431,15 +500,29 @@ def save_model(accelerator, model, spec: str, part: Path) -> None:
     """Weights as safetensors (bf16 where the computation was), the processor's files copied as they are."""
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
+        if hasattr(model := accelerator.unwrap_model(model), "get_base_model"):
+            state, model = merged(model, state), model.get_base_model()
         if accelerator.mixed_precision == "bf16":
             state = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        model = accelerator.unwrap_model(model)
         for name in getattr(model, "all_tied_weights_keys", {}):  # stored once: the other name says where
             state.pop(name, None)
         with saving(part):
             model.save_pretrained(part, state_dict=state)
             copy_processor(spec, part)
     accelerator.wait_for_everyone()
+
+
+def merged(model, state: dict) -> dict:
+    """The state of a model with adapters as one of the model itself: W + scaling * B A."""
+    plain, scaling = {}, {name: module.scaling["default"] for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    for name, tensor in state.items():
+        layer, is_base, rest = name.partition(".base_layer.")
+        if is_base and rest == "weight":
+            down, up = (state[f"{layer}.lora_{side}.default.weight"].float() for side in "AB")
+            tensor = tensor.float() + scaling[layer] * (up @ down)
+        if ".lora_" not in name:
+            plain[name.replace(".base_layer.", ".").removeprefix("base_model.model.")] = tensor
+    return plain
 
 
 def begin(part: Path, settings: dict):
@@ -486,6 +569,8 @@ def main() -> None:
     check_model(spec)
     if is_endpoint(spec):
         fail(f"--model: {spec}: an endpoint cannot be fine-tuned; give a model folder or a hub id")
+    if args.lora and not importlib.util.find_spec("peft"):
+        fail("--lora: peft is not installed here; pip install peft")
     if args.log_with:
         from accelerate.tracking import get_available_trackers
 
@@ -507,7 +592,7 @@ def main() -> None:
         lock = begin(part, settings)
     if everyone:
         everyone.wait_for_everyone()
-    summary = train(args, spec, TrainingRows(train_file), part)
+    summary = train(args, spec, TrainingRows(train_file, args.hold_out, args.seed), part)
     if rank == 0:
         write_json(part / "training.json", summary | {"settings": settings})
         os.sync()

@@ -190,7 +190,7 @@ def check_flags(args: argparse.Namespace) -> None:
             fail(f"{flag.partition(':')[0]}: must be at least 1")
         if name in {"epochs", "lr"} and value == 0:
             fail(f"{flag}: must be above 0")
-        if name in {"warmup", "orm_threshold"} and value > 1:
+        if name in {"warmup", "orm_threshold", "recompute"} and value > 1:
             fail(f"{flag}: must lie in [0, 1]")
     if not 0 < getattr(args, "top_p", 1) <= 1:
         fail(f"--top-p: {args.top_p}: must lie in (0, 1]")

@@ -258,3 +258,18 @@ def encode_prompts(processor, chats: list[list[dict]]) -> dict:
     return processor.apply_chat_template(
         chats, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
     )
+
+
+def other_prompts(processor, messages: list[list[dict]], first: list[int]) -> list[list[int]] | None:
+    """Token ids of prompts with the same pictures, of which the first is known: only the text behind the pictures is tokenized again.
+
+    None if that cannot be done: this tokenizer or template joins the text with what stands in front of it.
+    """
+    texts = processor.apply_chat_template([chat_parts(message) for message in messages], add_generation_prompt=True)
+    start = texts[0].find(messages[0][-1]["content"].rpartition(IMAGE)[2])
+    if start < 0 or any(text[:start] != texts[0][:start] for text in texts):
+        return None
+    tails = processor.tokenizer([text[start:] for text in texts], add_special_tokens=False)["input_ids"]
+    if first[-len(tails[0]) :] != tails[0]:
+        return None
+    return [first[: -len(tails[0])] + tail for tail in tails]

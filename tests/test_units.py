@@ -345,6 +345,20 @@ def test_plan_covers_every_row_once_an_epoch(stage, tmp_path, world):
     assert sorted(numbers) == sorted(list(range(37)) * 2)
 
 
+def test_plan_keeps_questions_whole(stage, tmp_path):
+    """A problem's rows are in one micro-batch where they fit, and one with other pictures or earlier text is another question."""
+    module = stage("04_finetune")
+    rows = [{"id": str(index), "sample": k, "images": [f"{index}.png"], "messages": [{"role": "user", "content": "<image>Q"}, {"role": "assistant", "content": "x" * k}]} for index in range(9) for k in range(3)]
+    rows += [{"id": "0", "sample": 9, "images": ["1.png"], "messages": rows[0]["messages"]}, {"id": "0", "sample": 10, "images": ["0.png"], "messages": [{"role": "user", "content": "Look: <image>Q"}, rows[0]["messages"][1]]}]
+    write_rows(tmp_path / "t.jsonl", rows)
+    training = module.TrainingRows(tmp_path / "t.jsonl")
+    assert len({*training.questions}) == 11
+    args = argparse.Namespace(epochs=1.0, seed=0, batch_size=100, micro_batch=4)
+    ((micro,),) = module.plan_steps(training, args, 1)
+    assert sorted(number for numbers in micro for number in numbers) == list(range(29)) and max(map(len, micro)) <= 4
+    assert all(len({index for index, numbers in enumerate(micro) for number in numbers if training.questions[number] == question}) == 1 for question in range(11))
+
+
 def test_the_first_mistake_of_a_toy_solution():
     right = "Step 1: The picture shows a rectangle with sides 7 and 5.\nStep 2: The area is 7 * 5 = 35.\nThe answer to this problem is B."
     assert toy.first_mistake(right, right) is toy.first_mistake(right, right.replace("is B.", "is 35.")) is None

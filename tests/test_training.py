@@ -1,0 +1,274 @@
+"""Fine-tuning tiny random models of seven architectures: what is learnt, and that it is learnt exactly."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, read_rows, write_rows
+from PIL import Image
+
+import common
+import engine
+import packing
+
+KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "llava", "llava_onevision"]
+FLAGS = ["--max-pixels", 10_000, "--workers", 0]
+SETTINGS = argparse.Namespace(max_pixels=10_000, max_length=2000)
+
+
+def row(name: str, sample: int, images: list[str], prompt: str, reply: str) -> dict:
+    return {"messages": [*common.user_message(prompt, images), {"role": "assistant", "content": reply}], "images": images, "id": name, "sample": sample, "origin": "teacher"}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(3):
+        Image.effect_noise((40 + 20 * index, 30 + 9 * index), 90).convert("RGB").save(folder / f"{index}.png")
+    return [str(folder / f"{index}.png") for index in range(3)]
+
+
+@pytest.fixture(scope="module")
+def mixed_rows(pictures) -> list[dict]:
+    """Three answers of a problem, one to two pictures, text only, and what a judge is shown: two candidates of a problem."""
+    rows = [row("a", k, pictures[:1], "What is it?", reply) for k, reply in enumerate(["one", "a longer reply it is", "third"])]
+    rows += [row("b", 0, pictures[1:], "And these?", "yes"), *(row("c", k, [], "Text only?", reply) for k, reply in enumerate(["no", "well, hm"]))]
+    return rows + [row("d", k, pictures[2:], f"Is {'very ' * k}right right?\nCheck.", f"verdict {k}") for k in range(2)]
+
+
+@pytest.fixture
+def mixed_file(mixed_rows, tmp_path):
+    return write_rows(tmp_path / "rows.jsonl", mixed_rows)
+
+
+@pytest.fixture
+def eight_file(pictures, tmp_path):
+    return write_rows(tmp_path / "rows.jsonl", [row(str(k), 0, pictures[k % 3 : k % 3 + k % 2], f"Number {k}?", f"It is {k}{'!' * k}") for k in range(8)])
+
+
+@pytest.fixture
+def finetune(stage, monkeypatch, capsys):
+    """Call 04_finetune.py in this process, which saves the time to load torch; what it printed. A mistake raises SystemExit."""
+
+    def call(*flags: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["04_finetune.py", *map(str, [*flags, *FLAGS])])
+        stage("04_finetune").main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Every gradient within 1e-4 of its size; of those that are nothing but rounding, of the largest gradient's size."""
+    floor = 1e-4 * max(gradient.norm() for gradient in theirs.values())
+    assert {name for name, gradient in ours.items() if gradient.norm() > floor} <= theirs.keys()
+    for name, gradient in theirs.items():
+        assert (ours[name] - gradient).norm() <= 1e-4 * max(gradient.norm(), floor), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_those_of_one_row_at_a_time(kind, tiny_model, mixed_file, mixed_rows, stage):
+    """Packed with shared prompts, and padded, against full logits of one unpadded sequence a row; labels cover the reply and its end."""
+    module, spec = stage("04_finetune"), str(tiny_model(kind))
+    processor, model = common.load_processor(spec), common.load_model(spec, "cpu", torch.float32)
+    rows = module.TrainingRows(mixed_file)
+    numbers = module.deal(rows, list(range(len(rows))), 100, 1)[0][0]
+    total, labels = 0.0, []
+    for number in numbers:
+        batch, _ = module.MicroBatches(rows, [[number]], processor, SETTINGS, packed=False)[0]
+        learnt = batch.targets[0][batch.targets[0] != packing.IGNORE]
+        labels += learnt.tolist()
+        logits = model(**{name: value for name, value in batch.inputs.items() if name != "logits_to_keep"}, use_cache=False).logits[0, -len(learnt) - 1 : -1]
+        total += torch.nn.functional.cross_entropy(logits.float(), learnt, reduction="sum")
+        assert processor.tokenizer.decode(learnt) == rows[number]["messages"][-1]["content"] + "<eos>"
+    total.backward()
+    expected = gradients(model)
+    pack = packing.Packing(model)
+    for packed in (True, False):
+        model.zero_grad()
+        pack.use(packed)
+        batch, left_out = module.MicroBatches(rows, [numbers], processor, SETTINGS, packed)[0]
+        assert left_out == 0 and batch.targets[batch.targets != packing.IGNORE].tolist() == labels
+        loss = pack.losses(model, batch).sum()
+        assert loss.item() == pytest.approx(total.item(), rel=1e-5)
+        loss.backward()
+        assert_equal(gradients(model), expected)
+        if packed:  # no padding, and each question once
+            singles = [len(processor.tokenizer(prompt)["input_ids"]) for prompt in ("What is it?", "Text only?")]
+            assert batch.inputs["input_ids"].shape == (1, batch.tokens) and sum(map(bool, batch.shared)) == 3 and sum(batch.shared) > sum(singles)
+            tokens = batch.tokens
+        else:
+            assert batch.tokens > 1.3 * tokens
+    assert pack.differs(model, *(module.MicroBatches(rows, [numbers], processor, SETTINGS, packed)[0][0] for packed in (True, False))) == ""
+
+
+def test_a_wrong_loss_is_noticed(tiny_model, mixed_file, stage, monkeypatch):
+    module, spec = stage("04_finetune"), str(tiny_model("qwen2_vl"))
+    processor, model = common.load_processor(spec), common.load_model(spec, "cpu", torch.float32)
+    rows = module.TrainingRows(mixed_file)
+    packed, padded = (module.MicroBatches(rows, [list(range(len(rows)))], processor, SETTINGS, kind)[0][0] for kind in (True, False))
+    positions = packing.Packing.positions
+    monkeypatch.setattr(packing.Packing, "positions", lambda self, batch: positions(self, batch) * 2)
+    assert "the loss is off by" in packing.Packing(model).differs(model, packed, padded)
+
+
+def test_a_model_that_cannot_be_packed_is_trained_padded(tiny_model, mixed_file, tmp_path, finetune):
+    padded = finetune("--input", mixed_file, "--output", tmp_path / "m", "--model", tiny_model("llava_sliding"), "--epochs", 2)
+    assert "batches: padded, rows of like length together (ValueError: this model's attention cannot be packed)" in padded
+    assert "batches: packed, a question once for its rows: " in finetune("--input", mixed_file, "--output", tmp_path / "p", "--model", tiny_model("llava"))
+
+
+def test_logits_in_chunks(tiny_model, mixed_file, stage, monkeypatch):
+    """Loss and gradients do not hang on how many logits are computed at a time."""
+    module, spec = stage("04_finetune"), str(tiny_model("qwen2_vl"))
+    processor, model = common.load_processor(spec), common.load_model(spec, "cpu", torch.float32)
+    pack, sizes = packing.Packing(model), []
+    pack.use(True)
+    batch, _ = module.MicroBatches(module.TrainingRows(mixed_file), [list(range(8))], processor, SETTINGS, True)[0]
+    project = pack.head.project
+    pack.head.project = lambda hidden: sizes.append(len(hidden)) or project(hidden)
+    results = []
+    for chunk in (1 << 24, 5 * pack.head.vocabulary):
+        monkeypatch.setattr(packing, "CHUNK", chunk)
+        model.zero_grad()
+        loss = pack.losses(model, batch).sum()
+        loss.backward()
+        results.append((loss.item(), gradients(model)))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6) and sizes[0] == batch.labels and max(sizes[1:]) == 5
+    assert_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_overfits_then_answers(kind, tiny_model, eight_file, finetune, tmp_path):
+    flags = ["--input", eight_file, "--output", tmp_path / "model", "--model", tiny_model(kind)]
+    finetune(*flags, "--epochs", 160, "--lr", "1e-2", "--batch-size", 8, "--micro-batch", 8, "--warmup", 0.05)
+    flags = argparse.Namespace(temperature=0.0, top_p=1.0, top_k=0, max_tokens=16, max_pixels=10_000, batch_size=64, trust_remote_code=False)
+    rows = read_rows(eight_file)
+    replies = engine.open_model(str(tmp_path / "model"), flags)(engine.Request(row, row["messages"][:1], {0: 0}) for row in rows)
+    assert {reply.row["id"]: reply.text for reply in replies} == {row["id"]: row["messages"][1]["content"] for row in rows}
+
+
+def losses(folder) -> list[float]:
+    return [entry["loss"] for entry in read_rows(folder / "train_log.jsonl")]
+
+
+def test_training_resumes_exactly(tiny_model, mixed_file, tmp_path, stage, monkeypatch, finetune):
+    """Stopped after a checkpoint and called again: the same log as a run without a stop."""
+    flags = ["--input", mixed_file, "--model", tiny_model("llava"), "--epochs", 3, "--lr", "1e-3", "--batch-size", 2, "--save-steps", 3]
+    finetune(*flags, "--output", tmp_path / "whole")
+    module = stage("04_finetune")
+    saved, calls = module.save_checkpoint, []
+
+    def stop_after_two(*arguments):
+        saved(*arguments)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_checkpoint", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(*flags, "--output", tmp_path / "stopped")
+    assert "resumed at step 6" in finetune(*flags, "--output", tmp_path / "stopped")
+    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "stopped"), rel=1e-5) and len(losses(tmp_path / "whole")) == 12
+
+
+@pytest.mark.parametrize("batches", ["packed", "padded"])
+def test_two_processes_train_alike(batches, tiny_model, mixed_file, tmp_path, finetune):
+    """Two CPU processes take the same steps as one, also where three micro-batches are dealt to two, and some have no picture."""
+    flags = ["--input", mixed_file, "--model", tiny_model("llava"), "--batches", batches, "--epochs", 3, "--lr", "1e-3", "--batch-size", 5, "--micro-batch", 2, "--hold-out", 1]
+    finetune(*flags, "--output", tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", "04_finetune.py", *map(str, [*flags, *FLAGS]), "--output", str(tmp_path / "two")]
+    two = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, timeout=300)
+    assert two.returncode == 0, two.stderr[-2000:]
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
+    held = [[entry["validation_loss"] for entry in read_rows(tmp_path / name / "train_log.jsonl") if "validation_loss" in entry] for name in ("one", "two")]
+    assert held[0] == pytest.approx(held[1], rel=1e-4) and len(held[0]) == 3
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_held_out_problems_are_not_trained_on(tiny_model, eight_file, tmp_path, finetune, capsys):
+    finetune("--input", eight_file, "--output", tmp_path / "m", "--model", tiny_model("qwen2_vl"), "--epochs", 40, "--lr", "1e-2", "--batch-size", 6, "--hold-out", 2)
+    assert json.loads((tmp_path / "m" / "training.json").read_text())["rows"] == 6
+    log = read_rows(tmp_path / "m" / "train_log.jsonl")
+    assert all("validation_loss" in entry for entry in log) and 2 * log[-1]["loss"] < log[-1]["validation_loss"]
+    with pytest.raises(SystemExit, match="2"):
+        finetune("--input", eight_file, "--output", tmp_path / "n", "--model", tiny_model("qwen2_vl"), "--hold-out", 8)
+    assert capsys.readouterr().err.splitlines()[-1] == "error: --hold-out: 8: there are 8 problems to train on; leave some"
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "idefics3"])
+def test_a_frozen_vision_tower_stays(kind, tiny_model, mixed_file, tmp_path, finetune):
+    flags = ["--input", mixed_file, "--model", tiny_model(kind), "--epochs", 2, "--lr", "1e-2", "--batch-size", 4, "--freeze", "vision"]
+    finetune(*flags, "--output", tmp_path / "m")
+    before, after = weights(tiny_model(kind)), weights(tmp_path / "m")
+    changed = {name: not torch.equal(before[name], after[name]) for name in before}
+    text = {name for name in changed if not any(word in name for word in ("visual", "vision", "connector"))}
+    assert not any(changed[name] for name in changed.keys() - text) and sum(changed[name] for name in text) > len(text) / 2 and len(changed) > len(text)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "llava"])
+def test_adapters_are_merged(kind, tiny_model, eight_file, tmp_path, finetune):
+    """The folder is a plain model that has learnt; only matrices of the language model's layers have changed, by as many dimensions as asked for."""
+    pytest.importorskip("peft")
+    flags = ["--input", eight_file, "--model", tiny_model(kind), "--epochs", 40, "--lr", "5e-2", "--batch-size", 8, "--micro-batch", 8, "--lora", 4, "--save-steps", 20]
+    finetune(*flags, "--output", tmp_path / "m")
+    before, after = weights(tiny_model(kind)), weights(tmp_path / "m")
+    assert before.keys() == after.keys() and losses(tmp_path / "m")[-1] < losses(tmp_path / "m")[0] - 0.2
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed and all("layers" in name and "vis" not in name for name in changed)
+    assert max(int(torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3)) for name in changed) == 4
+    finetune("--input", eight_file, "--model", tmp_path / "m", "--output", tmp_path / "n", "--lr", "1e-9", "--batch-size", 8)
+    assert losses(tmp_path / "n")[0] == pytest.approx(losses(tmp_path / "m")[-1], abs=0.05), "what was merged is what was trained"
+
+
+def test_recomputed_layers(tiny_model, stage):
+    module = stage("04_finetune")
+    shares = {}
+    for share in (0.0, 0.5, 1.0):
+        args = argparse.Namespace(lora=0, freeze=None, recompute=share, trust_remote_code=False)
+        model = module.prepare_model(args, str(tiny_model("qwen2_vl")), "cpu", "sdpa", False)
+        layers = [layer for layer in model.modules() if hasattr(layer, "gradient_checkpointing") and hasattr(layer, "self_attn")]
+        shares[share] = sum(layer.gradient_checkpointing for layer in layers) / len(layers)
+    assert shares == {0.0: 0.0, 0.5: 0.5, 1.0: 1.0}
+
+
+def test_recomputing_changes_nothing(tiny_model, mixed_file, tmp_path, finetune):
+    logs = []
+    for share in (0, 0.5, 1):
+        finetune("--input", mixed_file, "--model", tiny_model("qwen2_vl"), "--output", tmp_path / f"{share}", "--lr", "1e-3", "--batch-size", 4, "--recompute", share)
+        logs.append(losses(tmp_path / f"{share}"))
+    assert logs[0] == pytest.approx(logs[1], rel=1e-5) and logs[0] == pytest.approx(logs[2], rel=1e-5)
+
+
+def test_saved_folder_has_the_processors_files(tiny_model, eight_file, tmp_path, finetune):
+    finetune("--input", eight_file, "--output", tmp_path / "m", "--model", tiny_model("qwen2_vl"), "--batch-size", 4)
+    for name in ("tokenizer.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja"):
+        assert (tmp_path / "m" / name).read_bytes() == (tiny_model("qwen2_vl") / name).read_bytes()
+    assert json.loads((tmp_path / "m" / "training.json").read_text())["rows"] == 8
+
+
+def test_rows_that_cannot_be_used_are_left_out(tiny_model, pictures, tmp_path, stage):
+    """A picture that cannot be read, a reply that is too long, also of the row whose prompt is the question's: the others are learnt."""
+    module, spec = stage("04_finetune"), str(tiny_model("qwen2_vl"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 50)
+    rows = [row("a", k, pictures[:1], "Q?", reply) for k, reply in enumerate(["long " * 500, "one", "two"])] + [row("b", 0, [str(broken)], "Q?", "x"), row("c", 0, [], "Q?", "y " * 1200)]
+    training = module.TrainingRows(write_rows(tmp_path / "rows.jsonl", rows))
+    processor = common.load_processor(spec)
+    for packed in (True, False):
+        batch, left_out = module.MicroBatches(training, module.deal(training, list(range(5)), 9, 1)[0], processor, SETTINGS, packed)[0]
+        assert left_out == 3 and processor.tokenizer.decode(batch.targets[batch.targets != packing.IGNORE]).replace("<eos>", " ").split() in (["one", "two"], ["two", "one"])
+    assert module.MicroBatches(training, [[number for number in range(5) if training[number]["id"] == "b"]], processor, SETTINGS, True)[0] == (None, 1)
