@@ -274,10 +274,12 @@ def make_accelerator(log_with: str | None = None, folder: Path | None = None):
     import logging
 
     import torch
-    from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator, AutocastKwargs, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 
     logging.getLogger("accelerate.utils.other").setLevel("ERROR")  # at every checkpoint it warns that tied weights are stored once
-    plugin, unused = None, DistributedDataParallelKwargs(find_unused_parameters=True)  # LLaVA's vision tower has a layer that is not used
+    plugin = None
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # LLaVA's vision tower has a layer that is not used
+    handlers.append(AutocastKwargs(cache_enabled=False))  # a weight is used once a pass: bf16 copies of all weights would stay in memory for nothing
     if processes()[1] > 1 and torch.cuda.is_available():
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -286,7 +288,7 @@ def make_accelerator(log_with: str | None = None, folder: Path | None = None):
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False, mixed_precision_policy=policy, state_dict_type="SHARDED_STATE_DICT"
         )
-    return Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", fsdp_plugin=plugin, kwargs_handlers=[unused], log_with=log_with, project_dir=folder), plugin
+    return Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", fsdp_plugin=plugin, kwargs_handlers=handlers, log_with=log_with, project_dir=folder), plugin
 
 
 def prepare_model(args: argparse.Namespace, spec: str, device: str, attention: str, sharded: bool):
@@ -361,8 +363,11 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
 
     world, rank = accelerator.num_processes, accelerator.process_index
     steps = plan_steps(rows, args, world)
-    packed = choose_batches(accelerator, packing, model, rows, steps[0][rank], processor, args)
+    unused = part / "unused.json"
+    if plugin and unused.exists():
+        leave_out(model, optimizer, json.loads(unused.read_text()))
     first = resume(accelerator, part)
+    packed = choose_batches(accelerator, packing, model, rows, steps[0][rank], processor, args)
     mine = [step[rank] for step in steps[first:]]
 
     def prepare(micro_batches: list[list[int]]):
@@ -389,6 +394,11 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
                 loss = packing.losses(model, batch).sum() / max(1, label_tokens)
                 accelerator.backward(loss * world)  # gradients are averaged over processes
             loss_sum += loss.detach()
+        if plugin and step == 0:
+            names = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+            leave_out(model, optimizer, names)
+            if accelerator.is_main_process:
+                write_json(unused, names)
         norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
         loss_value = accelerator.reduce(loss_sum, "sum").item()
         if not math.isfinite(loss_value):
@@ -417,6 +427,13 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     save_model(accelerator, model, spec, part)
     seconds = round(time.monotonic() - start, 1)
     return {"rows": len(rows) - len(rows.held), "steps": len(steps), "loss": loss_value, "label_tokens": total_tokens, "rows_left_out": left_out, "seconds": seconds, "init": spec}
+
+
+def leave_out(model, optimizer, names: list[str]) -> None:
+    """Take weights that get no gradient (the last norm of LLaVA's vision tower) from the optimizer: a sharded checkpoint of it cannot be loaded without their state."""
+    ids = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
 
 
 def validation_loss(accelerator, packing, model, batches: list) -> float:
@@ -554,7 +571,8 @@ def remove_checkpoints(folder: Path) -> None:
     """What only an unfinished training needs."""
     for checkpoint in folder.glob("checkpoint*"):
         shutil.rmtree(checkpoint)
-    (folder / "lock").unlink(missing_ok=True)
+    for name in ("lock", "unused.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -180,17 +180,36 @@ def test_training_resumes_exactly(tiny_model, mixed_file, tmp_path, stage, monke
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "stopped"), rel=1e-5) and len(losses(tmp_path / "whole")) == 12
 
 
+def with_two(script: str, *flags: object, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", script, *map(str, [*flags, *FLAGS])]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
+
+
 @pytest.mark.parametrize("batches", ["packed", "padded"])
 def test_two_processes_train_alike(batches, tiny_model, mixed_file, tmp_path, finetune):
     """Two CPU processes take the same steps as one, also where three micro-batches are dealt to two, and some have no picture."""
     flags = ["--input", mixed_file, "--model", tiny_model("llava"), "--batches", batches, "--epochs", 3, "--lr", "1e-3", "--batch-size", 5, "--micro-batch", 2, "--hold-out", 1]
     finetune(*flags, "--output", tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", "04_finetune.py", *map(str, [*flags, *FLAGS]), "--output", str(tmp_path / "two")]
-    two = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, timeout=300)
+    two = with_two("04_finetune.py", *flags, "--output", tmp_path / "two")
     assert two.returncode == 0, two.stderr[-2000:]
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
     held = [[entry["validation_loss"] for entry in read_rows(tmp_path / name / "train_log.jsonl") if "validation_loss" in entry] for name in ("one", "two")]
     assert held[0] == pytest.approx(held[1], rel=1e-4) and len(held[0]) == 3
+
+
+@pytest.mark.parametrize("kind, bf16, more", [("llava", "0", []), ("qwen2_vl", "1", ["--lora", 4, "--freeze", "vision", "--recompute", 0.5])], ids=["all", "adapters"])
+def test_a_sharded_model_trains_alike(kind, bf16, more, tiny_model, mixed_file, tmp_path, finetune):
+    """Two processes that each hold half of the model (FSDP2), killed after a sharded checkpoint and called again: the steps and the weights of one process."""
+    flags = ["--input", mixed_file, "--model", tiny_model(kind), "--epochs", 3, "--lr", "1e-3", "--batch-size", 5, "--micro-batch", 2, "--save-steps", 2, *more]
+    finetune(*flags, "--output", tmp_path / "one")
+    assert with_two("tests/sharded.py", *flags, "--output", tmp_path / "two", STOP_AFTER="1", BF16=bf16).returncode != 0
+    again = with_two("tests/sharded.py", *flags, "--output", tmp_path / "two", BF16=bf16)
+    assert again.returncode == 0 and "resumed at step 2" in again.stdout, again.stderr[-2000:]
+    close = {"rel": 1e-4} if bf16 == "0" else {"abs": 0.01}
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), **close) and len(losses(tmp_path / "two")) == 5
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two.keys() and all(torch.allclose(one[name], two[name].float(), atol=1e-5 if bf16 == "0" else 1e-3) for name in one)
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
