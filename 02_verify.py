@@ -23,7 +23,7 @@ from typing import Iterable, Iterator
 
 from tqdm import tqdm
 
-from answers import check_rows
+from answers import LETTERS, check_rows, option_values, reference_letters
 from checks import check_flags, read_rows
 from common import add_model_flags, balanced, derive_seed, fail, fill, is_endpoint, judge_messages, question_text, row_key, user_message
 from engine import Reply, Request, open_model
@@ -48,6 +48,7 @@ The explanation must not reveal the right final answer."""
 NEEDED = ("id", "question", "sample", "response", "finish")
 VERDICTS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
 STATUS = re.compile(r"""["']?\bstatus["']?\s*:\s*["']?(CORRECT|WRONG|INCORRECT)\b(?!["']?\s*(?:or\b|[/|]))""", re.IGNORECASE)  # not the form itself
+CHOICE = r"\(LETTER\)|(?:\b(?i:option|choice|answer)(?i: is| should be| must be)?|选项?|答案[为是]?)[\s:：(*\"']*LETTER(?![\w'])"  # that a letter is named as a choice
 SUBJECTS = 12  # the audit prints, at most
 RETRY_TEMPERATURE = 0.7  # at least, when a reply without a verdict is asked for again: greedily it would be the same
 
@@ -196,10 +197,18 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
 
 
 def gives_away(row: dict, verdict: dict) -> bool:
-    """Whether the explanation holds the right answer where the response does not: the ORM would learn to tell it."""
-    words = re.compile(r"(?<![\w.])" + re.escape(str(row["answer"]).strip()) + r"(?![\w]|\.\d)")
-    explanation = f"{verdict['error_step'] or ''} {verdict['error_analysis'] or ''}"
-    return bool(words.search(explanation)) and not words.search(row["response"] + " " + row["question"])
+    """Whether the explanation states the right answer where question and response do not: the ORM would learn to tell it.
+
+    Of a choice that is the text of the right option, or its letter where the words call it a choice (not the article, not a point A).
+    """
+    answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+    values, letters = {str(answer).strip() for answer in answers}, set()
+    if row.get("options"):
+        letters, texts = reference_letters(row), option_values(row["options"])
+        values = {texts[LETTERS.index(letter)] for letter in letters} - {"", *LETTERS}
+    stated = [r"(?<![\w.])" + re.escape(value) + r"(?![\w]|\.\d)" for value in values] + [CHOICE.replace("LETTER", letter) for letter in letters]
+    explanation, known = f"{verdict['error_step'] or ''} {verdict['error_analysis'] or ''}", row["response"] + " " + row["question"]
+    return any(re.search(pattern, explanation) and not re.search(pattern, known) for pattern in stated)
 
 
 def balanced_keys(rows: Iterable[dict], seed: int, more_correct: Counter) -> set[str]:

@@ -260,6 +260,31 @@ def test_gives_away(stage, analysis, response, leaks):
     assert stage("02_verify").gives_away(row, {"error_step": None, "error_analysis": analysis}) == leaks
 
 
+@pytest.mark.parametrize(
+    "answer, analysis, response, leaks",
+    [
+        ("B", "The area is 35.", "It is 34. The answer is C.", True),  # the text behind the letter
+        ("35", "It must be option B.", "It is 34. The answer is C.", True),  # the letter of the text
+        ("B", "The right choice is (B).", "The answer is C.", True),
+        ("B", "应选B。", "答案是C。", True),
+        ("B", "7 * 5 is not 34.", "It is 34. The answer is C.", False),
+        ("B", "This does not follow from 7 * 5 = 35.", "7 * 5 = 35. The answer is C.", False),  # the response itself says it
+        ("B", "The line from B to C is misread.", "AC is 34. The answer is C.", False),  # a point
+        ("A", "A square has four sides. The answer C is not one of them.", "The answer is C.", False),  # the article
+        ("C", "C is not what the steps lead to.", "It is 35. The answer is B.", False),
+        ("AB", "It is 33.", "The answer is C.", True),
+    ],
+)
+def test_gives_away_a_choice(stage, answer, analysis, response, leaks):
+    row = {"answer": answer, "options": ["(A) 33", "(B) 35", "(C) 34"], "response": response, "question": "Which?"}
+    assert stage("02_verify").gives_away(row, {"error_step": None, "error_analysis": analysis}) == leaks
+
+
+def test_gives_away_where_several_answers_are_right(stage):
+    row = {"answer": ["35", "35 cm"], "response": "It is 34.", "question": "What?"}
+    assert stage("02_verify").gives_away(row, {"error_step": "It is 35.", "error_analysis": None})
+
+
 def test_what_is_chosen_does_not_hang_on_the_order_of_the_rows(stage, tmp_path):
     """Replies arrive in another order each time, and after a kill in yet another one."""
     rows = [
