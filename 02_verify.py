@@ -17,8 +17,10 @@ import argparse
 import difflib
 import json
 import math
+import os
 import re
 from collections import Counter, defaultdict
+from itertools import islice
 from typing import Iterable, Iterator
 
 from tqdm import tqdm
@@ -335,8 +337,13 @@ def main() -> None:
 
 
 def all_rows(args: argparse.Namespace, check: bool) -> Iterator[dict]:
-    rows = (row for path in args.input for row in read_rows(path, NEEDED, check, may_be_empty=True))
-    yield from (row for index, row in enumerate(rows) if args.limit is None or index < args.limit)
+    """The paths of all files, up to --limit; where a reflection's draft stands is told from the folder of the output."""
+    rows = ((path, row) for path in args.input for row in read_rows(path, NEEDED, check, may_be_empty=True))
+    for path, row in islice(rows, args.limit):
+        match row.get("draft_of"):
+            case {"verified_in": str(place)} as draft:
+                row["draft_of"] = draft | {"verified_in": os.path.relpath(os.path.join(os.path.dirname(path), place), os.path.dirname(args.output) or ".")}
+        yield row
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def test_bad_flags(run, tmp_path, picture, script, flags, message):
 
 
 def test_answers_alone_need_no_model(run, tmp_path, picture):
-    rows = [problem(sample=k, response=text, finish=finish) for k, (text, finish) in enumerate([
+    draft = {"draft_of": {"verified_in": "../round_1/verified.jsonl", "origin": "round-1", "sample": 0}}  # relative to the file that holds it
+    rows = [problem(sample=k, response=text, finish=finish) | draft for k, (text, finish) in enumerate([
         ("The answer to this problem is 1.", "stop"), ("The answer to this problem is 2.", "stop"), ("Hm.", "stop"), ("The answer", "length")])]  # fmt: skip
     write_rows(tmp_path / "s.jsonl", rows)
     done = run("02_verify.py", "--input", tmp_path / "s.jsonl", "--output", tmp_path / "sub" / "v.jsonl", "--accept", "answer")
@@ -73,6 +74,7 @@ def test_answers_alone_need_no_model(run, tmp_path, picture):
     verified = read_rows(tmp_path / "sub" / "v.jsonl")
     assert [row["status"] for row in verified] == ["correct", "wrong", "undecided", "undecided"]
     assert (tmp_path / "sub" / verified[0]["images"][0]).resolve() == (tmp_path / "x.png").resolve()
+    assert verified[0]["draft_of"] == {"verified_in": "../../round_1/verified.jsonl", "origin": "round-1", "sample": 0}
     again = run("02_verify.py", "--input", tmp_path / "s.jsonl", "--output", tmp_path / "sub" / "v.jsonl", "--accept", "answer")
     assert again.stdout.startswith("skip ")
 
