@@ -196,9 +196,9 @@ def reopen(paths: Iterable[Path]) -> None:
 
 
 def finished(path: str | Path, retry_errors: bool = False) -> bool:
-    """True, with a line that says so, if the output stands already; `retry_errors` opens one again that holds rows which failed."""
+    """True, with a line that says so, if the output stands already; an empty folder is none. `retry_errors` opens a file again that holds rows which failed."""
     path = Path(path)
-    if not path.exists():
+    if not path.exists() or path.is_dir() and not any(path.iterdir()):
         return False
     if retry_errors and (failed := failed_rows(path)):
         print(f"{path}: {failed} rows failed and are tried again", flush=True)

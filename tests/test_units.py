@@ -17,7 +17,7 @@ import common
 import endpoint
 import engine
 import problems as toy
-from output import Output
+from output import Output, finished
 
 
 def test_fill_is_one_pass_and_defuses_tokens():
@@ -62,6 +62,13 @@ def test_unfinished_output_keeps_its_part(tmp_path):
         output.finish(2)
     assert ended.value.code == 3
     assert not (tmp_path / "out.jsonl").exists() and (tmp_path / "out.jsonl.part").exists()
+
+
+def test_an_empty_folder_is_no_output(tmp_path):
+    (tmp_path / "model").mkdir()
+    assert not finished(tmp_path / "model") and not finished(tmp_path / "none")
+    (tmp_path / "model" / "config.json").touch()
+    assert finished(tmp_path / "model")
 
 
 def test_a_second_writer_is_refused(tmp_path, capsys):
