@@ -27,7 +27,7 @@ from typing import Callable, Iterator
 from tqdm import tqdm
 
 from answers import LETTERS
-from checks import check_flags, check_row, json_lines, read_rows, shown
+from checks import check_flags, check_row, image_problem, json_lines, read_rows, shown
 from common import PLACEHOLDERS, fail, open_image, relative_images
 from output import disk_errors, finished
 
@@ -317,7 +317,7 @@ def checked(rows: Iterator[dict], spec: str) -> Iterator[dict]:
             fail(f"{spec}:{number}: {shown(error)}: the row is not in the source's own form; mend it")
         if row is None:
             return
-        check_row(row, f"{spec}:{number}", ("id", "question", "answer"))
+        check_row(row, f"{spec}:{number}", ("id", "question", "answer"), image_problem)
         if row["id"] in seen:
             fail(f"{spec}:{number}: id: {shown(row['id'])} stands there already; make it unique")
         seen.add(row["id"])

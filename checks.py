@@ -11,12 +11,14 @@ import re
 import reprlib
 import urllib.parse
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NoReturn
 
 from common import IMAGE, IMAGE_FORMATS, PLACEHOLDERS, fail, is_endpoint, row_key
 
 MAX_LINE = 16 << 20  # bytes of a row; a longer line is refused unread
+KNOWN_PICTURES = 1 << 14  # of a file, whose headers are not read again while its rows are checked
 MAX_IMAGE_PIXELS = 100_000_000  # a picture beyond this is refused: it would decompress to gigabytes
 
 
@@ -64,11 +66,12 @@ def read_rows(path: str | Path, required: Iterable[str] = ("id", "question"), ch
     the same file goes without: what breaks meanwhile becomes an error record where it is used.
     """
     path, keys, row = Path(path), {}, None
+    problem_of = lru_cache(maxsize=KNOWN_PICTURES)(image_problem)  # the samples of a problem share its pictures
     for where, row in json_lines(path):
         if not isinstance(row, dict):
             fail(f"{where}: a {type(row).__name__} instead of a JSON object; write {{\"id\": ..., \"question\": ..., ...}}")
         if check:
-            check_row(row, where, required)
+            check_row(row, where, required, problem_of)
             if (key := hash(row_key(row))) in keys:
                 fail(f"{where}: id: {shown(row['id'])}, sample {row.get('sample', '-')} stands already in line {keys[key]}; make it unique")
             keys[key] = int(where.rpartition(":")[2])
@@ -78,8 +81,8 @@ def read_rows(path: str | Path, required: Iterable[str] = ("id", "question"), ch
         fail(f"{path}: the file is empty; write at least one row")
 
 
-def check_row(row: dict, where: str, required: Iterable[str]) -> None:
-    """End the command if a row breaks the record table of the README. Pictures are checked by their header only."""
+def check_row(row: dict, where: str, required: Iterable[str], problem_of: Callable[[Path], str | None]) -> None:
+    """End the command if a row breaks the record table of the README. Pictures are checked by their header only, with `problem_of`."""
 
     def refuse(field: str, problem: str) -> NoReturn:
         fail(f"{where}: {field}: {problem}")
@@ -118,7 +121,7 @@ def check_row(row: dict, where: str, required: Iterable[str]) -> None:
     if "messages" in row:
         check_messages(row, refuse)
     for image in images or []:
-        if problem := image_problem(Path(where.rsplit(":", 1)[0]).parent / image):
+        if problem := problem_of(Path(where.rsplit(":", 1)[0]).parent / image):
             refuse("images", f"{shown(image) if len(image) > 200 else image}: {problem}")
 
 

@@ -290,6 +290,13 @@ def test_legal_pictures(tmp_path, case):
         assert image.getpixel((10, 35)) > (250, 250, 250)
 
 
+def test_a_picture_of_many_rows_is_opened_once(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(checks, "image_problem", lambda path: opened.append(path))
+    write_rows(tmp_path / "s.jsonl", [{"id": name, "question": "Q", "images": [f"{name}.png"], "sample": k} for name in "ab" for k in range(4)])
+    assert len([*checks.read_rows(tmp_path / "s.jsonl")]) == 8 and opened == [tmp_path / "a.png", tmp_path / "b.png"]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
 def test_a_damaged_picture_raises_one_kind_of_error(tmp_path, kind):
     """What a stage meets mid-run becomes an error record: open_image raises OSError or returns a picture, whatever bytes it is given."""
