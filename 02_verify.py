@@ -21,6 +21,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from itertools import islice
+from pathlib import Path
 from typing import Iterable, Iterator
 
 from tqdm import tqdm
@@ -30,6 +31,7 @@ from checks import check_flags, read_rows
 from common import add_model_flags, balanced, derive_seed, fail, fill, is_endpoint, judge_messages, question_text, row_key, user_message
 from engine import Reply, Request, open_model
 from output import Output, disk_errors, expected_length, finished, share
+from scores import VERDICTS, audit, read_json_rows, right_rate
 
 # The teacher's annotation of a wrong path (the paper's feedback prompt, in our words).
 FEEDBACK_PROMPT = """You are evaluating a student's solution of a mathematics problem.
@@ -48,7 +50,7 @@ the same value is right, and if the standard answer lists several right answers,
 The explanation must not reveal the right final answer."""
 
 NEEDED = ("id", "question", "sample", "response", "finish")
-VERDICTS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
+WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
 STATUS = re.compile(r"""["']?\bstatus["']?\s*:\s*["']?(CORRECT|WRONG|INCORRECT)\b(?!["']?\s*(?:or\b|[/|]))""", re.IGNORECASE)  # not the form itself
 CHOICE = r"\(LETTER\)|(?:\b(?i:option|choice|answer)(?i: is| should be| must be)?|选项?|答案[为是]?)[\s:：(*\"']*LETTER(?![\w'])"  # that a letter is named as a choice
 SUBJECTS = 12  # the audit prints, at most
@@ -84,7 +86,7 @@ def parse_verdict(reply: str) -> dict:
     no status, or two different ones, is `undecided`.
     """
     statuses = {match.upper() for match in STATUS.findall(reply)}
-    verdicts = {VERDICTS[status] for status in statuses}
+    verdicts = {WORDS[status] for status in statuses}
     verdict = verdicts.pop() if len(verdicts) == 1 else "undecided"
     fields = {}
     for name in ("error_step", "error_analysis"):
@@ -272,28 +274,21 @@ def annotate(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterat
 # ---------------------------------------------------------------- the stage
 
 
-def audit(rows: Iterable[dict]) -> str:
+def print_audit(counts: dict) -> None:
     """The table answer check x ORM check, the ORM's accuracy on paths that the answer check calls correct and wrong, by subject too."""
-    names = ["correct", "wrong", "undecided"]
-    pairs, steps, whole, failed = defaultdict(Counter), [], 0, 0
-    for row in rows:
-        for subject in ("all", str(row.get("subject"))):
-            pairs[subject][row["answer_check"] or "undecided", row["orm_check"]] += 1
-        if row["error_step"]:
-            steps.append(row.get("error_line") is not None)
-        whole += row["finish"] == "stop"
-        failed += row["finish"] == "stop" and row["orm_check"] == "undecided"
 
-    def right(counts: Counter, check: str) -> str:
-        count = sum(counts[check, orm] for orm in names)
-        return f"{counts[check, check] / count:6.1%} of {count:<6}" if count else "     - of 0     "
+    def right(pairs: dict, check: str) -> str:
+        rate = right_rate(pairs, check)
+        return f"{rate[0]:6.1%} of {rate[2]:<6}" if rate else "     - of 0     "
 
-    lines = [f"{'answer check':>14} | " + " ".join(f"{'ORM ' + name:>13}" for name in names)]
-    lines += [f"{check:>14} | " + " ".join(f"{pairs['all'][check, orm]:13d}" for orm in names) for check in names]
-    subjects = sorted(pairs, key=lambda subject: (subject != "all", -sum(pairs[subject].values())))
-    lines += [f"ORM right on paths with a right answer {right(pairs[subject], 'correct')} with a wrong one {right(pairs[subject], 'wrong')} {subject}" for subject in subjects[: SUBJECTS + 1]]
-    lines.append(f"no verdict on {failed} of {whole} whole paths; {sum(steps)} of {len(steps)} error steps found in the response")
-    return "\n".join(lines)
+    print(f"{'answer check':>14} | " + " ".join(f"{'ORM ' + name:>13}" for name in VERDICTS))
+    for check in dict.fromkeys((*VERDICTS, *(pair.partition("/")[0] for pair in counts["answer/orm"]))):
+        print(f"{check.replace('None', 'no reference'):>14} | " + " ".join(f"{counts['answer/orm'].get(f'{check}/{orm}', 0):13d}" for orm in VERDICTS))
+    largest = sorted(counts["by_subject"].items(), key=lambda item: -sum(item[1].values()))[:SUBJECTS]
+    for subject, pairs in (("all", counts["answer/orm"]), *largest):
+        print(f"ORM right on paths with a right answer {right(pairs, 'correct')} with a wrong one {right(pairs, 'wrong')} {subject}")
+    steps = counts["error_steps"]
+    print(f"no verdict on {counts['no_verdict']} of {counts['judged']} whole paths; {steps['found']} of {steps['given']} error steps found in the response")
 
 
 def main() -> None:
@@ -330,8 +325,8 @@ def main() -> None:
             reasons[row.get("reason")] += 1
             bar.update()
     complete = output.finish(len(chosen))
-    if complete and args.model and not args.annotate:
-        print(audit(json.loads(line) for line in open(args.output, encoding="utf-8")))
+    if complete and args.model and not args.annotate and (figures := audit(read_json_rows(Path(args.output)))):
+        print_audit(figures)
     dropped = {reason: count for reason, count in reasons.items() if reason}
     print(f"{args.output}: {dict(counts)} of {len(chosen)} paths" + (f"; undecided because: {json.dumps(dropped)}" if dropped and args.annotate else ""))
 

@@ -25,10 +25,9 @@ from pathlib import Path
 from common import fail
 from endpoint import price
 from output import disk_errors, write_json
-from report_page import DISAGREEMENTS, label, write_page
-from scores import compare, differing, predictions, read_json_rows, wilson
+from report_page import label, write_page
+from scores import audit, compare, differing, predictions, read_json_rows, wilson
 
-EXAMPLES = 10  # of each disagreement between answer check and ORM and stage, kept in metrics.json
 REFRESH = 5  # seconds between two looks of --watch
 SAMPLED = ("samples.jsonl", "reflected.jsonl", "predictions.jsonl")  # rows with the tokens of a reply
 JUDGED = ("verified.jsonl", "reflected_verified.jsonl", "annotated.jsonl", "judged.jsonl", "errors.jsonl")  # rows with those of a judge's reply
@@ -45,29 +44,6 @@ def read_json(path: Path) -> dict:
 
 
 # ---------------------------------------------------------------- what a run's files say
-
-
-def audit(path: Path) -> dict:
-    """Counts of a verified file: answer check x ORM check in all and by subject, the status, the ORM's replies without a verdict,
-    the error steps found in their response, and the first EXAMPLES of each disagreement."""
-    pairs, status, subjects, examples = Counter(), Counter(), defaultdict(Counter), defaultdict(list)
-    steps, whole, failed = Counter(), 0, 0
-    for row in read_json_rows(path):
-        checks = row.get("answer_check"), row.get("orm_check")
-        pairs["/".join(map(str, checks))] += 1
-        subjects[str(row.get("subject"))]["/".join(map(str, checks))] += 1
-        status[row["status"]] += 1
-        if row.get("orm_check"):
-            whole += row["finish"] == "stop"
-            failed += row["finish"] == "stop" and row["orm_check"] == "undecided"
-            steps[row.get("error_line") is not None] += bool(row["error_step"])
-        kind = DISAGREEMENTS.get(checks) or ("no_verdict" if checks[1] == "undecided" and row["finish"] == "stop" else None)
-        if kind and len(examples[kind]) < EXAMPLES:
-            examples[kind].append({name: row.get(name) for name in ("id", "sample", "answer", "extracted", "response", "judge_reply", "error_line", "orm_confidence")})
-    if not status:
-        return {}
-    counts = {"paths": status.total(), "status": dict(status), "answer/orm": dict(pairs), "by_subject": {name: dict(subjects[name]) for name in sorted(subjects)}}
-    return counts | {"judged": whole, "no_verdict": failed, "error_steps": {"given": steps.total(), "found": steps[True]}, "examples": dict(examples)}
 
 
 def yield_of(folder: Path, subject_of: dict[str, str]) -> dict:
@@ -176,9 +152,6 @@ def collect(run: Path) -> dict:
     stages, before, first = [], {}, {}
     for folder in folders:
         evaluation = read_json(folder / "eval" / "metrics.json")
-        for figures in evaluation["benchmarks"].values():
-            figures.setdefault("interval", wilson(figures["correct"], figures["n"]))
-            figures.setdefault("splits", {"subject": figures.get("by_subject", {})})
         now = predictions(folder / "eval", lambda row: {name: row[name] for name in ("id", "sample", "answer_check")})
         changes = {name: compare(before[name], rows) for name, rows in now.items() if name in before}
         blank = predictions(folder / "blank", lambda row: {name: row[name] for name in ("id", "sample", "answer_check")})
@@ -186,7 +159,7 @@ def collect(run: Path) -> dict:
         stages.append({
             "stage": folder.name, "train_rows": sum(1 for _ in read_json_rows(folder / "train.jsonl")), "seconds": sum(seconds.get(folder.name, {}).values()),
             "steps": seconds.get(folder.name, {}), "tokens": tokens.get(folder.name), "conditions": evaluation.get("conditions", {}), "benchmarks": evaluation["benchmarks"],
-            "changes": changes, "blank": {name: compare(rows, now[name]) for name, rows in blank.items() if name in now}, "audit": audit(folder / "verified.jsonl"), "yield": yield_of(folder, subject_of),
+            "changes": changes, "blank": {name: compare(rows, now[name]) for name, rows in blank.items() if name in now}, "audit": audit(read_json_rows(folder / "verified.jsonl")), "yield": yield_of(folder, subject_of),
         })  # fmt: skip
         stages[-1]["not_comparable"] = differing(stages[0]["conditions"], stages[-1]["conditions"])
     total = {who: dict(zip(("prompt", "new"), map(sum, zip(*(stage[who] for stage in tokens.values()))))) or {"prompt": 0, "new": 0} for who in ("endpoint", "local")}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 from common import open_image, question_text
-from scores import CHANGES, predictions, read_json_rows, wilson
+from scores import CHANGES, DISAGREEMENTS, VERDICTS, predictions, read_json_rows, right_rate
 
 TEMPLATE = Path(__file__).parent / "report_page.html"
 CARDS = 12  # of each kind in the gallery
@@ -22,9 +22,7 @@ SUBJECTS = 24  # in a table, the largest
 INK, FAINT = "#010203", "#040506"  # stand for the page's colours of text and lines, which follow its light or dark theme
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b82d0", "#d97a1e", "#1f9d78", "#d1495b", "#9467bd", "#8c93a1"  # tell apart on white and on black
 ERROR_COLOURS = {"reasoning": BLUE, "understanding": PURPLE, "knowledge": GREEN, "calculation": ORANGE, "vision": RED, "unclassified": GREY}
-VERDICTS = ("correct", "wrong", "undecided")
 STEPS = {"samples": "sampling", "reflected": "reflecting", "verified": "verifying", "reflected_verified": "verifying", "annotated": "annotating", "model": "fine-tuning", "evaluation": "evaluating"}
-DISAGREEMENTS = {("wrong", "correct"): "orm_accepts_wrong", ("correct", "wrong"): "orm_rejects_right"}  # (answer check, ORM check)
 KINDS = {  # of cards, as the filters name them
     "gained": "got right", "lost": "got lost", "never": "never right", "orm_accepts_wrong": "ORM accepts a wrong answer",
     "orm_rejects_right": "ORM rejects a right answer", "reflected": "reflected",
@@ -162,13 +160,6 @@ def draw_loss(curves: dict[str, list[tuple[int, float]]]) -> Callable:
 
 
 # ---------------------------------------------------------------- numbers for the tables
-
-
-def right_rate(pairs: dict, check: str) -> tuple[float, tuple[float, float], int] | None:
-    """(share, interval, n) of the paths with this answer check on which the ORM says the same."""
-    n = sum(pairs.get(f"{check}/{orm}", 0) for orm in VERDICTS)
-    count = pairs.get(f"{check}/{check}", 0)
-    return (count / n, wilson(count, n), n) if n else None
 
 
 def subject_table(stages: list[dict], name: str) -> list[dict]:

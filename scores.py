@@ -1,4 +1,4 @@
-"""What predictions say: accuracy with its interval, pass@k, majority@k, and whether one set of predictions is better than another.
+"""What predictions say: accuracy with its interval, pass@k, majority@k, and whether one set of predictions is better than another; what verdicts say.
 
 A prediction is a row of predictions.jsonl: benchmark, id, sample, answer_check, extracted, rule, finish, the fields of SPLITS. The right share of a
 problem is that of its samples; the accuracy is the mean over problems. An answer that is undecided is not right.
@@ -13,6 +13,9 @@ from typing import Callable, Iterable, Iterator
 Z = 1.959964  # of a 95 % interval
 RESAMPLES = 10_000  # of the bootstrap
 CHANGES = ("correct to correct", "incorrect to incorrect", "correct to incorrect", "incorrect to correct")  # the paper's Figure 2
+VERDICTS = ("correct", "wrong", "undecided")  # of the answer check and of the ORM
+DISAGREEMENTS = {("wrong", "correct"): "orm_accepts_wrong", ("correct", "wrong"): "orm_rejects_right"}  # (answer check, ORM check)
+EXAMPLES = 10  # of each disagreement between answer check and ORM that an audit keeps
 MAY_DIFFER = {"model", "test", "limit", "seed", "blank_image"}  # conditions that a comparison is about; others make two scores not comparable
 
 
@@ -111,6 +114,39 @@ def print_figures(conditions: dict, figures: dict[str, dict]) -> None:
                 print(f"  by {split}: " + "; ".join(f"{value} {part['accuracy']:.1%} of {part['n']}" for value, part in parts.items()))
         if "error_types" in result:
             print("  wrong by type: " + ", ".join(f"{kind} {count}" for kind, count in result["error_types"].items()))
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def audit(rows: Iterable[dict]) -> dict:
+    """Counts of verified rows: answer check x ORM check in all and by subject, the status, the ORM's replies without a verdict,
+    the error steps found in their response, and the first EXAMPLES of each disagreement."""
+    pairs, status, subjects, examples = Counter(), Counter(), defaultdict(Counter), defaultdict(list)
+    steps, whole, failed = Counter(), 0, 0
+    for row in rows:
+        checks = row.get("answer_check"), row.get("orm_check")
+        pairs["/".join(map(str, checks))] += 1
+        subjects[str(row.get("subject"))]["/".join(map(str, checks))] += 1
+        status[row["status"]] += 1
+        if row.get("orm_check"):
+            whole += row["finish"] == "stop"
+            failed += row["finish"] == "stop" and row["orm_check"] == "undecided"
+            steps[row.get("error_line") is not None] += bool(row["error_step"])
+        kind = DISAGREEMENTS.get(checks) or ("no_verdict" if checks[1] == "undecided" and row["finish"] == "stop" else None)
+        if kind and len(examples[kind]) < EXAMPLES:
+            examples[kind].append({name: row.get(name) for name in ("id", "sample", "answer", "extracted", "response", "judge_reply", "error_line", "orm_confidence")})
+    if not status:
+        return {}
+    counts = {"paths": status.total(), "status": dict(status), "answer/orm": dict(pairs), "by_subject": {name: dict(subjects[name]) for name in sorted(subjects)}}
+    return counts | {"judged": whole, "no_verdict": failed, "error_steps": {"given": steps.total(), "found": steps[True]}, "examples": dict(examples)}
+
+
+def right_rate(pairs: dict, check: str) -> tuple[float, tuple[float, float], int] | None:
+    """(share, interval, n) of the paths with this answer check on which the ORM says the same."""
+    n = sum(pairs.get(f"{check}/{orm}", 0) for orm in VERDICTS)
+    count = pairs.get(f"{check}/{check}", 0)
+    return (count / n, wilson(count, n), n) if n else None
 
 
 # ---------------------------------------------------------------- two sets of predictions

@@ -12,6 +12,7 @@ from conftest import read_rows, write_rows
 from PIL import Image
 
 import report_page
+import scores
 
 EVIL = """<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">"><svg onload='window.hacked = 1'>{{ 7 * 7 }}</div></details>"""
 CHECKS = {"base": "ccwwu", "round_0": "cwcwc", "round_1": "cwcwc", "final": "cwccc"}  # of five test problems by stage
@@ -43,7 +44,8 @@ def run_folder(tmp_path_factory):
                  "answer_check": NAMES[check], "extracted": EVIL, "rule": "number"} for index, check in enumerate(checks)]  # fmt: skip
         write_rows(folder / stage / "eval" / "predictions.jsonl", rows)
         correct = checks.count("c")
-        figures = {"n": 5, "correct": correct, "accuracy": correct / 5, "unparsed": 0, "truncated": 0, "errors": 0, "official": None}
+        share = {"n": 5, "correct": correct, "accuracy": correct / 5, "interval": scores.wilson(correct, 5)}
+        figures = share | {"unparsed": 0, "truncated": 0, "errors": 0, "official": None, "splits": {"subject": {}}}
         if stage == "final":
             figures["judge"] = {"model": "http://judge/v1#j", "n": 5, "accuracy": 0.8, "interval": [0.376, 0.964], "official": None, "unparsed": 0.0}
         conditions = {"model": EVIL, "temperature": 0.0, "samples": 1, "max_tokens": 64 if stage == "final" else 128, "max_pixels": 9, "prompt": "solve 1", "rule": "r"}
