@@ -61,11 +61,7 @@ class Budget:
         if args.spent:
             Path(args.spent).parent.mkdir(parents=True, exist_ok=True)
             self.file = open(args.spent, "a+b", buffering=0)
-            self.file.seek(0)
-            for counts in map(bytes.split, self.file.readlines()):
-                if len(counts) == 2:  # else a line torn by a kill
-                    self.requests += 1
-                    self.tokens = [total + int(count) for total, count in zip(self.tokens, counts)]
+            self.requests, self.tokens = read_spent(args.spent)
 
     def cost(self) -> float:
         return sum(count * each for count, each in zip(self.tokens, self.prices)) / 1e6
@@ -90,6 +86,13 @@ class Budget:
             self.tokens = [self.tokens[0] + prompt, self.tokens[1] + new]
             if self.file:
                 self.file.write(f"{prompt}\t{new}\n".encode())
+
+
+def read_spent(path: str | Path) -> tuple[int, list[int]]:
+    """(requests, [tokens read, tokens written]) that a file of --spent has counted."""
+    lines = [line.split() for line in Path(path).read_bytes().splitlines()]
+    counts = [(int(prompt), int(new)) for prompt, new in (line for line in lines if len(line) == 2)]  # else torn by a kill
+    return len(counts), [sum(column) for column in zip((0, 0), *counts)]
 
 
 def price(name: str) -> float:

@@ -1,6 +1,6 @@
 """A run folder -> metrics.json, the table over its stages, and report.html: one page that opens from disk, with no network.
 
-Reads:  RUN/config.json, problems.jsonl, timings.tsv, {base,round_*,final}/{samples,verified,train,reflected}.jsonl, eval/{metrics.json,*.jsonl},
+Reads:  RUN/config.json, problems.jsonl, timings.tsv, spent.tsv, {base,round_*,final}/{samples,verified,train,reflected}.jsonl, eval/{metrics.json,*.jsonl},
         blank/ where a stage was evaluated with --blank-image too
 Writes: RUN/metrics.json   stages (train_rows, seconds, tokens, benchmarks, changes from the stage before, blank, audit, yield), overall, pool, tokens, cost
         RUN/ledger.jsonl   a row a problem: benchmark, id, subject, checks by stage (test problems); id, subject, first_solved (training problems)
@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from common import fail
-from endpoint import price
+from endpoint import price, read_spent
 from output import disk_errors, write_json
 from report_page import label, write_page
 from scores import audit, compare, differing, predictions, read_json_rows, wilson
@@ -96,11 +96,15 @@ def tokens_used(run: Path, counted: dict | None = None) -> dict[str, dict]:
     return used
 
 
-def cost_of(tokens: dict[str, dict]) -> float | None:
-    """Dollars for what endpoints were asked, by PRICE_IN and PRICE_OUT in dollars a million tokens; None without prices."""
+def cost_of(tokens: dict[str, dict], run: Path) -> float | None:
+    """Dollars for what endpoints were asked, by PRICE_IN and PRICE_OUT in dollars a million tokens; None without prices.
+
+    By the replies in the run's files or, if that is more, by spent.tsv, which counts failed requests and replies since removed, but no judge asked by hand.
+    """
     prices = [price(name) for name in ("PRICE_IN", "PRICE_OUT")]
-    spent = [sum(stage["endpoint"][index] for stage in tokens.values()) * each / 1e6 for index, each in enumerate(prices)]
-    return round(sum(spent), 4) if any(prices) else None
+    kept = [sum(stage["endpoint"][index] for stage in tokens.values()) for index in range(2)]
+    spent = read_spent(run / "spent.tsv")[1] if (run / "spent.tsv").is_file() else kept
+    return round(max(sum(count * each for count, each in zip(counts, prices)) for counts in (kept, spent)) / 1e6, 4) if any(prices) else None
 
 
 def seconds_spent(run: Path) -> dict[str, dict[str, int]]:
@@ -165,7 +169,7 @@ def collect(run: Path) -> dict:
     total = {who: dict(zip(("prompt", "new"), map(sum, zip(*(stage[who] for stage in tokens.values()))))) or {"prompt": 0, "new": 0} for who in ("endpoint", "local")}
     metrics = {
         "stages": stages, "overall": {name: compare(first[name], rows) for name, rows in before.items() if name in first}, "pool": ledger(run, stage_folders(run)),
-        "seconds": sum(map(sum, map(dict.values, seconds.values()))), "orm": {"steps": seconds.get("orm", {}), "tokens": tokens.get("orm")}, "tokens": total, "cost": cost_of(tokens),
+        "seconds": sum(map(sum, map(dict.values, seconds.values()))), "orm": {"steps": seconds.get("orm", {}), "tokens": tokens.get("orm")}, "tokens": total, "cost": cost_of(tokens, run),
     }  # fmt: skip
     write_json(run / "metrics.json", metrics)
     return metrics
@@ -264,7 +268,7 @@ def screen(run: Path, seen: dict[Path, tuple[float, int]], counted: dict) -> str
             low, high = wilson(figures["correct"], figures["n"])
             lines.append(f"  {label(folder.name):<14} {name}: {figures['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {figures['n']}")
     lines.append("tokens: " + "; ".join(f"{who} {sum(stage[who][0] for stage in tokens.values()):,} in, {sum(stage[who][1] for stage in tokens.values()):,} out" for who in ("endpoint", "local"))
-                 + (f"; cost ${cost:.2f}" if (cost := cost_of(tokens)) is not None else ""))  # fmt: skip
+                 + (f"; cost ${cost:.2f}" if (cost := cost_of(tokens, run)) is not None else ""))  # fmt: skip
     return "\n".join(lines)
 
 

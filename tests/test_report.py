@@ -11,6 +11,7 @@ from browser import Browser, find_chromium
 from conftest import read_rows, write_rows
 from PIL import Image
 
+import report
 import report_page
 import scores
 
@@ -101,6 +102,17 @@ def test_tokens_and_cost_count_every_endpoint(reported):
     assert metrics["tokens"]["endpoint"] == {"prompt": 1000 + 2000 + 7, "new": 100 + 300 + 1}  # solutions, annotations, a judge of the evaluation
     assert metrics["tokens"]["local"] == {"prompt": 5 * 5 * 30 + 7 * 60, "new": 5 * 5 * 7 + 7 * 20}  # predictions, and the ORM's replies
     assert metrics["cost"] == pytest.approx((3007 * 2 + 401 * 10) / 1e6, abs=1e-4)
+
+
+def test_cost_counts_failed_requests_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRICE_IN", "2")
+    monkeypatch.setenv("PRICE_OUT", "10")
+    tokens = {"round_0": {"endpoint": [1000, 100], "local": [9, 9]}, "base": {"endpoint": [1000, 100], "local": [0, 0]}}
+    assert report.cost_of(tokens, tmp_path) == pytest.approx(0.006)
+    (tmp_path / "spent.tsv").write_text("1000\t100\n1000\t100\n1000\t0\n0\t0\n12")  # an answer without text, none at all, a line torn by a kill
+    assert report.cost_of(tokens, tmp_path) == pytest.approx(0.008)
+    tokens["base"]["endpoint"] = [90_000, 100]  # a judge that was asked by hand
+    assert report.cost_of(tokens, tmp_path) == pytest.approx(0.184)
 
 
 def test_ledger(reported):
