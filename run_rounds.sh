@@ -93,7 +93,7 @@ teacher_setting=$TEACHER  # the toy teacher has another port each time
 teacher_pid=
 trap '[[ -z $teacher_pid ]] || kill $teacher_pid 2>/dev/null || true' EXIT
 
-step() {  # step OUTPUT MODEL-CALLS COMMAND...: skip what is complete, else run it and note command and seconds
+step() {  # step OUTPUT MODEL-CALLS COMMAND...: skip what is complete, else run it and note command and seconds (a line a call)
   local out=$1 calls=$2 start=$SECONDS; shift 2
   local noted=("${@/#TEACHER/${teacher_setting:-TEACHER}}"); printf -v noted '\t%s' "${noted[@]}"
   if [[ $mode == plan ]]; then printf '%s%s\n' "$out" "$noted"; return; fi
@@ -105,6 +105,10 @@ step() {  # step OUTPUT MODEL-CALLS COMMAND...: skip what is complete, else run 
   fi
   if [[ -e $out ]]; then echo "skip $out"; return; fi
   if [[ -z $TEACHER && " $* " == *" TEACHER "* ]]; then start_teacher; fi
+  if [[ -f $run/.step && $(<"$run/.step") == "${out#"$run"/}"$'\t'* ]]; then  # a call was killed in this step: its seconds until it last wrote
+    local last; last=$(stat -c %Y "${out%/*}"/*.part* "${out%/*}"/*.part/* 2>/dev/null | sort -n | tail -1) || true
+    last=$((${last:-0} - $(stat -c %Y "$run/.step"))); ((last <= 0)) || printf '%s\t%s\n' "${out#"$run"/}" "$last" >> "$run/timings.tsv"
+  fi
   printf '%s\t%s\n' "${out#"$run"/}" "$calls" > "$run/.step"  # for report.py --watch
   local command=(); for word in "$@"; do [[ $word == TEACHER ]] && word=$TEACHER; command+=("$word"); done
   printf '+'; printf ' %q' "${command[@]}"; echo

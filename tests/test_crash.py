@@ -45,6 +45,25 @@ def test_a_run_that_is_killed_in_every_step_ends_as_one_that_is_not(small_run):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def test_the_seconds_of_a_killed_call_are_kept(run, tmp_path):
+    """A call that began 100 s ago and last wrote 60 s ago; the next one ends after its first step."""
+    folder, now = ROOT / "runs" / "test-seconds", time.time()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        for name, text, ago in ((".step", "data.jsonl\t0\n", 100), ("data.jsonl.part", "", 60)):
+            (folder / name).write_text(text)
+            os.utime(folder / name, (now - ago, now - ago))
+        python = tmp_path / "python"  # makes the first step's output and nothing else
+        python.write_text(f"#!/bin/sh\ncase $1 in -c) ;; config.py) cat > /dev/null ;; benchmarks.py) touch '{folder}/data.jsonl' ;; *) exit 3 ;; esac\n")
+        python.chmod(0o755)
+        assert run("run_rounds.sh", RUN="test-seconds", DATA="d.jsonl", TEST="t.jsonl", PYTHON=str(python)).returncode == 3
+        lines = [line.split("\t") for line in (folder / "timings.tsv").read_text().splitlines()]
+        assert lines[0] == ["data.jsonl", "40"] and [name for name, _ in lines] == ["data.jsonl"] * 2
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def test_training_that_is_killed_goes_on_exactly(tiny_model, tmp_path, run):
     """SIGKILL between two checkpoints: the log of all steps equals that of a training without a kill."""
     rows = [{"id": str(k), "sample": 0, "images": [], "messages": [{"role": "user", "content": f"Q{k}?"}, {"role": "assistant", "content": f"It is {k}."}]} for k in range(6)]

@@ -68,7 +68,7 @@ def run_folder(tmp_path_factory):
     write_rows(folder / "base" / "eval" / "judged.jsonl", [{"id": "t1", "sample": 0, "judge_model": "http://judge/v1#j", "judge_tokens": [7, 1]}])
     write_rows(folder / "final" / "eval" / "errors.jsonl", [{"id": f"t1 {EVIL}", "sample": 0, "benchmark": "set", "error_type": "vision"}])
     shutil.copytree(folder / "round_0" / "eval", folder / "final" / "blank")
-    (folder / "timings.tsv").write_text("base/eval/metrics.json\t61\nround_1/samples.jsonl\t30\norm/model\t9\n")
+    (folder / "timings.tsv").write_text("base/eval/metrics.json\t61\nround_1/samples.jsonl\t12\nround_1/samples.jsonl\t18\norm/model\t9\n")
     return folder
 
 
@@ -93,6 +93,7 @@ def test_metrics_of_a_run(reported):
     subjects = by_name["round_1"]["yield"]["by_subject"].values()
     assert sum(counts["sampled"] for counts in subjects) == 6 and sum(counts.get("trained", 0) for counts in subjects) == 2
     assert metrics["seconds"] == 100 and by_name["base"]["steps"] == {"evaluation": 61} and metrics["orm"]["steps"] == {"model": 9}
+    assert by_name["round_1"]["steps"] == {"samples": 30}  # of a call that was killed, and of the one that went on
     assert re.search(r"\+ round 1 +2 +6 +1 +30 +60\.0% \[23\.1%, 88\.2%\]", done.stdout) and "not comparable with the first stage: other max_tokens" in done.stdout
     assert f"report: {folder / 'report.html'}" in done.stdout
 
