@@ -217,6 +217,8 @@ def load_processor(spec: str, trust_remote_code: bool = False):
         processor = AutoProcessor.from_pretrained(spec, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         fail(f"--model: {spec}: its processor cannot be loaded: {str(error).splitlines()[0]}")
+    if not hasattr(processor, "tokenizer"):
+        fail(f"--model: {spec}: has a {type(processor).__name__} alone, no processor of pictures and texts, and cannot be run here; give a checkpoint in transformers' own form, or an endpoint that serves it")
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token

@@ -16,6 +16,7 @@ from PIL import Image
 import benchmarks
 import checks
 import common
+import tiny
 
 SAMPLE = ("id", "question", "sample", "response", "finish")
 
@@ -475,6 +476,13 @@ def test_bad_models(tmp_path, capsys, weights, case):
     files, words = BAD_MODELS[case]
     folder = make_model(tmp_path / "model", files, weights)
     refused(capsys, lambda: checks.check_model(str(folder)), f"--model: {folder}: ", words)
+
+
+def test_a_model_with_a_tokenizer_but_no_processor(tmp_path, capsys):
+    """As remote code that makes its inputs itself has it, for one CogVLM2."""
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(READING))
+    refused(capsys, lambda: common.load_processor(str(tmp_path)), f"--model: {tmp_path}: has a ", "no processor of pictures and texts", "an endpoint that serves it")
 
 
 @pytest.mark.parametrize(
