@@ -49,6 +49,7 @@ ORM_SAMPLES="${ORM_SAMPLES:-$(toy_or 8 4)}"; ORM_PER_PROBLEM="${ORM_PER_PROBLEM:
 ORM_CHECK_CORRECT="${ORM_CHECK_CORRECT:-$(toy_or 1 0)}"   # 1: the teacher is asked about correct paths too, and those with a wrong step (right by luck) are left out
 ORM_EPOCHS="${ORM_EPOCHS:-$(toy_or 4 1)}"; ORM_LR="${ORM_LR:-$LR}"
 CLASSIFY="${CLASSIFY:-$([[ $toy$TEACHER$TEST == 1toy/test.jsonl ]] && echo TEACHER || echo none)}"   # who names the type of each wrong test answer's first mistake: TEACHER, another model, none
+FINETUNE="${FINETUNE:-}"                           # more flags of 04 for every fine-tuning, such as "--warmup 0.03 --lora 64"
 LOG_WITH="${LOG_WITH:-}"                           # tracker of the fine-tunings: tensorboard, wandb ...; empty: train_log.jsonl alone
 DRY_RUN="${DRY_RUN:-0}"                            # 1: print every command and its size, run nothing
 FORCE="${FORCE:-0}"                                # 1: go on with other settings; what they change is removed and made anew
@@ -135,6 +136,7 @@ fi
 generate=(--max-tokens "$MAX_TOKENS" --max-pixels "$MAX_PIXELS" --batch-size "$ROWS" --seed "$SEED")
 finetune=(--model "$MODEL" --init "$INIT" --batch-size "$BATCH" --micro-batch "$MICRO_BATCH" --max-pixels "$MAX_PIXELS" --seed "$SEED")
 [[ -z $LOG_WITH ]] || finetune+=(--log-with "$LOG_WITH")
+for word in $FINETUNE; do [[ $word != --* ]] || grep -qF "\"$word\"" 04_finetune.py || die "FINETUNE: $word: not a flag of 04_finetune.py"; finetune+=("$word"); done
 student=("${finetune[@]}" --lr "$LR" --per-problem "$PER_PROBLEM")
 limits=(--spent "$run/spent.tsv" --max-requests "$MAX_REQUESTS" --max-cost "$MAX_COST" --concurrency "$CONCURRENCY" --timeout "$TIMEOUT")
 accept=(--max-pixels "$MAX_PIXELS") judgements=0; [[ $ORM == none ]] || { accept+=(--model "${ORM:-$run/orm/model}" --retry-undecided "$RETRY_UNDECIDED" "${limits[@]}"); judgements=1; }
@@ -208,7 +210,7 @@ if [[ $mode == dry ]]; then evolution; exit; fi
 mkdir -p "$run" && touch "$run/.lock" || die "$run: cannot be written; see above"
 exec 9>> "$run/.lock"; flock -w 5 9 || die "$run is being written by another call; wait for it or choose another RUN"
 settings=(); for name in MODEL TEACHER ORM REFLECTOR DATA COLUMNS_OF_DATA TEST DECONTAMINATE ROUNDS SAMPLES DISTILL ACCEPT REFLECT_ACCEPT RETRY_UNDECIDED REFLECT INIT LIMIT SEED TEMPERATURE TOP_P MAX_TOKENS \
-  MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_CHECK_CORRECT ORM_EPOCHS ORM_LR CLASSIFY; do settings+=("$name=${!name}"); done
+  MAX_PIXELS PER_PROBLEM EPOCHS DISTILL_EPOCHS LR BATCH FINETUNE ORM_PROBLEMS ORM_SAMPLES ORM_PER_PROBLEM ORM_CHECK_CORRECT ORM_EPOCHS ORM_LR CLASSIFY; do settings+=("$name=${!name}"); done
 machine=(); for name in GPUS LAUNCH ROWS MICRO_BATCH CONCURRENCY TIMEOUT MAX_REQUESTS MAX_COST LOG_WITH; do machine+=("$name=${!name}"); done
 force=(); [[ $FORCE != 1 ]] || force+=(--force); [[ $RETRY_ERRORS != 1 ]] || force+=(--retry-errors)
 $PYTHON -c 'import sys, pathlib, benchmarks; [benchmarks.load_problems(source, pathlib.Path()) for source in sys.argv[1:]]' "$DATA" $TEST  # do they exist?
