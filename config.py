@@ -128,7 +128,7 @@ def main() -> None:
     plan, begun = read_steps(sys.stdin), {}
     if (args.run / "commands.tsv").exists():
         with (args.run / "commands.tsv").open(encoding="utf-8") as file:
-            begun = read_steps(file)
+            begun = {out: words for out, words in read_steps(file).items() if Path(out).is_relative_to(args.run)}  # a copied folder names the other run's files
     changed = [f"{name} was {old!r}, is {value!r}" for name, value in now["settings"].items() if fingerprint(old := before["settings"].get(name, "")) != fingerprint(value)]
     edited = [name for name, value in inputs.items() if before.get("inputs", {}).get(name, value) != value]
     changed += [f"{name} has another content" for name in edited]

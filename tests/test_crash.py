@@ -241,6 +241,19 @@ def test_force_starts_anew_what_a_setting_changes(run, tmp_path):
     assert os.path.getsize(f"{paths[1]}.part") > 30
 
 
+def test_force_in_a_copied_run_leaves_the_other_alone(tmp_path):
+    for name in ("run", "copy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "samples.jsonl").write_text("{}\n")
+        (tmp_path / name / "commands.tsv").write_text(f"{tmp_path / 'run' / 'samples.jsonl'}\t01_sample.py\t--samples\t4\n")
+        (tmp_path / name / "config.json").write_text(json.dumps({"settings": {"SAMPLES": "4"}, "versions": {}, "git_commit": ""}))
+    plan = f"{tmp_path / 'copy' / 'samples.jsonl'}\t01_sample.py\t--samples\t8\n"
+    command = [sys.executable, "config.py", str(tmp_path / "copy"), "--settings", "SAMPLES=8", "--force"]
+    done = subprocess.run(command, cwd=ROOT, input=plan, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "samples.jsonl").exists() and not (tmp_path / "copy" / "samples.jsonl").exists()
+
+
 def test_another_classifier_leaves_the_answers(tmp_path):
     folder = tmp_path / "base" / "eval"
     folder.mkdir(parents=True)
