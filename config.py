@@ -25,7 +25,7 @@ from common import fail, is_endpoint
 from output import disk_errors, failed_rows, fingerprint, reopen, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")
-HOW = {"--concurrency", "--timeout", "--max-requests", "--max-cost", "--spent", "--micro-batch", "--micro-tokens", "--recompute", "--log-with"}  # flags that leave a result alone; 04's --batch-size does not
+HOW = {"--concurrency", "--timeout", "--max-requests", "--max-cost", "--spent", "--micro-batch", "--recompute", "--log-with"}  # flags that leave a result alone; 04's --batch-size does not
 
 
 def parse_args() -> argparse.Namespace:

@@ -28,6 +28,8 @@ PIXELS = 784_000  # of a picture: 1,000 tokens of Qwen2-VL
 TEXT, RESPONSE, VERDICT = 200, 500, 64  # prompt with question; solution; judge's JSON
 TEACHER_PICTURE, FEEDBACK = 765, 150  # a picture at GPT-4o (four tiles), an annotation
 ROWS = 256  # paths decoded together
+PER_PROBLEM = 1  # training rows of a problem: its picture and question are read once for all of them
+CHUNK = 1 << 24  # logits that 04 makes at a time
 ADAMW = 16  # bytes a trained parameter: fp32 weight, gradient and two moments
 PRICE_IN, PRICE_OUT = 2.5, 10.0  # dollars a million tokens
 
@@ -76,6 +78,11 @@ class Model:
         """Bytes of keys and values a token."""
         return 2 * self.layers * self.kv_heads * 128 * 2
 
+    @property
+    def row(self) -> int:
+        """Tokens of a training row."""
+        return TEXT + self.picture + RESPONSE
+
     def see(self) -> float:
         """Operations for one picture."""
         layers, hidden, *_ = self.vision
@@ -102,9 +109,11 @@ class Model:
         reading = self.see() + self.read(prompt) + count * self.read(RESPONSE, prompt)
         return reading / FLOPS / BUSY + count * VERDICT * self.write(RESPONSE + VERDICT / 2, prompt, count, bandwidth)
 
-    def learn(self, prompt: int, labels: int, recompute: float, frozen: bool) -> float:
-        """Operations to train on one row: forward once, backward twice, the head at the labels only; a frozen tower sees a picture once."""
-        return (3 + recompute) * self.read(prompt + labels) + 6 * self.head * labels + (1 if frozen else 3 + recompute) * self.see()
+    def learn(self, own: int, labels: int, recompute: float, frozen: bool) -> float:
+        """Operations to train on a row of `own` tokens behind its question: forward once, backward twice; the head at the labels, forward again in chunks."""
+        prompt = TEXT + self.picture
+        reading = self.read(prompt) / PER_PROBLEM + self.read(own, prompt)
+        return (3 + recompute) * reading + 8 * self.head * labels + (1 if frozen else 3 + recompute) * self.see() / PER_PROBLEM
 
 
 TOWER = (32, 1280, 5120, 58_952)
@@ -113,25 +122,25 @@ INTERNVL = Model("InternVL2.5-8B", 32, 4096, 14336, 8, 92_553, (24, 1024, 4096, 
 COGVLM = Model("CogVLM2-19B", 32, 4096, 14336, 8, 128_256, (63, 1792, 15360, 0), 9217, 1, 2306, 4 * 1792**2 + 1792 * 4096 + 3 * 4096 * 14336, 200_840, 2)
 QVQ = Model("QVQ-72B", 80, 8192, 29568, 8, 152_064, TOWER, PIXELS // 14**2, 1, PIXELS // 28**2, 5120**2 + 5120 * 8192, 0)
 
-# GPUs, bytes and bytes a second of each; and how a model is fine-tuned there: tokens a forward pass, share of the layers recomputed, vision frozen.
+# GPUs, bytes and bytes a second of each; and how a model is fine-tuned there: rows a forward pass, share of the layers recomputed, vision frozen.
 MACHINES = {"1 H200": (1, MEMORY, BANDWIDTH), "8 H200": (8, MEMORY, BANDWIDTH), "8 x 80 GB": (8, MEMORY_80, BANDWIDTH_80)}
 TRAINING = {
-    (QWEN, "1 H200"): (4096, 1.0, True), (QWEN, "8 H200"): (8192, 0.5, False), (QWEN, "8 x 80 GB"): (8192, 1.0, False),
-    (INTERNVL, "1 H200"): (4096, 1.0, True), (INTERNVL, "8 H200"): (8192, 0.5, False), (INTERNVL, "8 x 80 GB"): (8192, 1.0, False),
-    (COGVLM, "8 H200"): (8192, 0.5, True), (COGVLM, "8 x 80 GB"): (4096, 1.0, True),
+    (QWEN, "1 H200"): (2, 1.0, True), (QWEN, "8 H200"): (4, 0.5, False), (QWEN, "8 x 80 GB"): (4, 1.0, False),
+    (INTERNVL, "1 H200"): (2, 1.0, True), (INTERNVL, "8 H200"): (4, 0.5, False), (INTERNVL, "8 x 80 GB"): (4, 1.0, False),
+    (COGVLM, "8 H200"): (4, 0.5, True), (COGVLM, "8 x 80 GB"): (2, 1.0, True),
 }  # fmt: skip
 
 
 # ---------------------------------------------------------------- tables
 
 
-def training_memory(model: Model, gpus: int, tokens: int, recompute: float, frozen: bool) -> dict[str, float]:
+def training_memory(model: Model, gpus: int, rows: int, recompute: float, frozen: bool) -> dict[str, float]:
     """Bytes on each GPU while it fine-tunes.
 
     states       ADAMW a trained parameter, 4 a frozen one, divided among the GPUs
     bf16         weights as they are computed with: on one GPU of the whole model; with FSDP2 of two layers and the embedding, and one layer's gradients in fp32
-    activations  every layer's input, all that is saved in the layers which are not recomputed, and in one that is; the same of a trained tower
-    logits       at the labels of a pass: bf16, fp32 and the gradient of each
+    activations  every layer's input, all that is saved in the layers which are not recomputed, and in one that is; the same of a trained tower;
+                 CHUNK logits in bf16 and fp32, and the gradient of each
     """
 
     def kept(count: int, layers: int, hidden: int, saved: int) -> float:
@@ -140,16 +149,16 @@ def training_memory(model: Model, gpus: int, tokens: int, recompute: float, froz
     still = frozen * (model.tower + model.projector)
     layer = model.experts * model.body / model.layers
     copies = 2 * model.parameters if gpus == 1 else 2 * (2 * layer + model.head) + 4 * layer
-    rows, (tower_layers, width, _, saved) = tokens / (TEXT + model.picture + RESPONSE), model.vision
-    activations = kept(tokens, model.layers, model.hidden, model.saved) + (not frozen) * kept(rows * model.pieces * model.patches, tower_layers, width, saved)
-    states, logits = (ADAMW * (model.parameters - still) + 4 * still) / gpus, 12 * rows * RESPONSE * model.vocabulary
-    return {"states": states, "bf16": copies, "activations": activations, "logits": logits}
+    tower_layers, width, _, saved = model.vision
+    activations = kept(rows * model.row, model.layers, model.hidden, model.saved) + 12 * CHUNK
+    if not frozen:
+        activations += kept(rows * model.pieces * model.patches, tower_layers, width, saved)
+    return {"states": (ADAMW * (model.parameters - still) + 4 * still) / gpus, "bf16": copies, "activations": activations}
 
 
-def network(model: Model, tokens: int, recompute: float) -> tuple[float, float]:
+def network(model: Model, rows: int) -> tuple[float, float]:
     """(bytes that a GPU receives in a forward and backward pass: all weights in bf16 twice, all gradients in fp32; seconds that it computes meanwhile)"""
-    row = TEXT + model.picture + RESPONSE
-    return (2 + 2 + 4) * model.parameters, tokens / row * (3 + recompute) * model.read(row) / FLOPS / BUSY
+    return (2 + 2 + 4) * model.parameters, rows * model.learn(RESPONSE, RESPONSE, 1.0, False) / FLOPS / BUSY
 
 
 def hours(model: Model, machine: str) -> list[tuple[str, float]]:
@@ -157,8 +166,8 @@ def hours(model: Model, machine: str) -> list[tuple[str, float]]:
     gpus, _, bandwidth = MACHINES[machine]
     _, recompute, frozen = TRAINING[model, machine]
 
-    def train(rows: int, prompt: int = TEXT, labels: int = RESPONSE) -> float:
-        return rows * model.learn(prompt + model.picture, labels, recompute, frozen) / FLOPS / BUSY
+    def train(rows: int, own: int = RESPONSE, labels: int = RESPONSE) -> float:
+        return rows * model.learn(own, labels, recompute, frozen) / FLOPS / BUSY
 
     left = [PROBLEMS - examples for examples in EXAMPLES]
     evaluation = TEST_PROBLEMS * model.sample(1, bandwidth)
@@ -166,7 +175,7 @@ def hours(model: Model, machine: str) -> list[tuple[str, float]]:
         ("evaluate five models", 5 * evaluation),
         (f"M0: train on {EXAMPLES[0]:,}", train(EXAMPLES[0])),
         (f"ORM: {ORM_PATHS:,} paths of M0", ORM_PATHS / 4 * model.sample(4, bandwidth)),
-        (f"ORM: train on {ORM_PATHS:,}", train(ORM_PATHS, TEXT + RESPONSE, VERDICT)),
+        (f"ORM: train on {ORM_PATHS:,}", train(ORM_PATHS, RESPONSE + VERDICT, VERDICT)),
     ]
     for index in (1, 2):
         stages += [
@@ -199,15 +208,15 @@ def tables() -> list[str]:
     for m in (QWEN, INTERNVL, COGVLM, QVQ):
         numbers = [f"{m.parameters / 1e9:.2f}", f"{m.tower / 1e9:.2f}", f"{2 * m.parameters / 1e9:.1f}", f"{m.picture:,}"]
         shapes.append([m.name, *numbers, f"{m.see() / 1e12:.1f}", f"{m.read(TEXT + m.picture) / 1e12:.1f}", f"{m.cache:,}"])
-    for (model, machine), (tokens, recompute, frozen) in TRAINING.items():
+    for (model, machine), (rows, recompute, frozen) in TRAINING.items():
         gpus, most, _ = MACHINES[machine]
-        parts = training_memory(model, gpus, tokens, recompute, frozen)
-        flags = f"`{'--freeze vision ' if frozen else ''}--recompute {recompute:g} --micro-tokens {tokens}`"
+        parts = training_memory(model, gpus, rows, recompute, frozen)
+        flags = f"`--micro-batch {rows} --recompute {recompute:g}{' --freeze vision' if frozen else ''}`"
         memory.append([model.name, machine, flags, *(f"{part / 1e9:.1f}" for part in parts.values()), f"{sum(parts.values()) / 1e9:.0f} of {most / 1e9:.0f}"])
-    for model in (QWEN, INTERNVL, COGVLM):
-        for tokens in (8192, 16384):
-            received, seconds = network(model, tokens, 1.0)
-            traffic.append([model.name, f"{tokens:,}", f"{received / 1e9:.0f}", f"{seconds:.1f}", f"{received / seconds / 1e9:.0f}"])
+    for model in (QWEN, INTERNVL):
+        for rows in (4, 8):
+            received, seconds = network(model, rows)
+            traffic.append([model.name, str(rows), f"{received / 1e9:.0f}", f"{seconds:.1f}", f"{received / seconds / 1e9:.0f}"])
     columns = {f"{model.name}, {machine}": dict(hours(model, machine)) for model, machine in TRAINING}
     spent = [[stage, *(f"{column[stage]:.1f}" for column in columns.values())] for stage in next(iter(columns.values()))]
     spent.append(["**all**", *(f"**{sum(column.values()):.0f}**" for column in columns.values())])
@@ -219,10 +228,10 @@ def tables() -> list[str]:
     calls.append(["**all**", *(f"**{figure:,.0f}**" for figure in sums)])
     return [
         table(["model", "B parameters", "of its tower", "GB in bf16", "tokens a picture", "TFLOP to see it", "to read a prompt", "cache, bytes a token"], shapes),
-        table(["model", "machine", "flags of 04", "states", "bf16 weights", "activations", "logits", "GB a GPU"], memory),
+        table(["model", "machine", "flags of 04", "states", "bf16 weights", "activations", "GB a GPU"], memory),
         table(["hours", *columns], spent),
         table(["teacher", "requests", "M tokens in", "M tokens out", "dollars"], calls),
-        table(["model", "tokens a pass", "GB received a pass", "seconds computed", "GB/s that hide it"], traffic),
+        table(["model", "rows a pass", "GB received a pass", "seconds computed", "GB/s that hide it"], traffic),
     ]
 
 
