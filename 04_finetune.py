@@ -15,23 +15,21 @@ Writes: OUTPUT/          a model folder that `from_pretrained` loads, with train
 import argparse
 import contextlib
 import importlib.util
-import itertools
 import json
 import math
 import os
-import random
 import shutil
 import time
-from array import array
 from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
 
 from tqdm import tqdm
 
+from batches import MicroBatches, TrainingRows, deal, plan_steps
 from checks import check_flags, check_model, read_rows
 from common import (
-    IMAGE, MAX_PIXELS, balanced, derive_seed, fail, harmless, is_endpoint, judge_messages, load_model, load_processor, processes, relative_images, setup_kernels,
+    MAX_PIXELS, balanced, fail, harmless, is_endpoint, judge_messages, load_model, load_processor, processes, relative_images, setup_kernels,
     solve_messages,
 )  # fmt: skip
 from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock, write_json
@@ -45,7 +43,6 @@ PROCESSOR_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
     "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # FLOP/s of bf16, dense, by what a GPU's name holds: for mfu
 MIN_FREE = 16 << 20  # bytes; with less, a failed write of weights is put down to a full disk
 
 
@@ -158,106 +155,6 @@ def provenance(row: dict, source: Path, folder: Path) -> dict:
     return traced
 
 
-class TrainingRows:
-    """Random access to the rows of a training file: only byte offsets are kept in memory.
-
-    Rows are numbered by their keys, not by their place in the file: an endpoint's replies arrive in any order. questions[n]: rows with the
-    same number have the same pictures, and prompts that begin alike. held: rows of the problems that are not trained on.
-    """
-
-    def __init__(self, path: Path, hold_out: int = 0, seed: int = 0):
-        rows, offset = [], 0
-        with path.open("rb") as file:
-            for line in file:
-                row = json.loads(line)
-                question = json.dumps([row["id"], row.get("images"), beginning(row)])
-                rows.append((derive_seed(row["id"], row.get("sample"), row.get("origin"), row.get("status")), offset, len(line), question, row["id"]))
-                offset += len(line)
-        rows.sort()
-        names = sorted({row[4] for row in rows})
-        if hold_out >= len(names):
-            fail(f"--hold-out: {hold_out}: there are {len(names)} problems to train on; leave some")
-        held, known = {*random.Random(f"{seed} held").sample(names, hold_out)}, {}
-        self.path, self.offsets, self.sizes = path, array("q", (row[1] for row in rows)), array("l", (row[2] for row in rows))
-        self.questions = array("l", (known.setdefault(row[3], len(known)) for row in rows))
-        self.held = [number for number, row in enumerate(rows) if row[4] in held]
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def __getitem__(self, index: int) -> dict:
-        with self.path.open("rb") as file:
-            file.seek(self.offsets[index])
-            row = json.loads(file.readline())
-        return row | {"images": [str(self.path.parent / image) for image in row["images"]]}
-
-
-def beginning(row: dict) -> list[str]:
-    """A prompt's messages, the last one up to its last picture."""
-    *earlier, last = [message["content"] for message in row.get("messages", [])][:-1] or [""]
-    return [*earlier, last[: last.rfind(IMAGE) + 1]]
-
-
-# ---------------------------------------------------------------- batches
-
-
-def plan_steps(rows: TrainingRows, args: argparse.Namespace, world: int) -> list[list[list[list[int]]]]:
-    """steps[s][r]: the micro-batches (lists of row numbers) of process r in step s. The same on every process and on a rerun.
-
-    Every epoch is a permutation of the questions by the seed; the rows of one stand together, so that it is read once for them.
-    """
-    held, questions, order = {*rows.held}, defaultdict(list), []
-    for number, question in enumerate(rows.questions):
-        if number not in held:
-            questions[question].append(number)
-    groups = list(questions.values())
-    count = sum(map(len, groups))
-    for epoch in range(math.ceil(args.epochs)):
-        turn = list(range(len(groups)))
-        random.Random(f"{args.seed} {epoch}").shuffle(turn)
-        order += [number for group in turn for number in groups[group]][: round(count * min(1.0, args.epochs - epoch))]
-    return [deal(rows, order[start : start + args.batch_size], args.micro_batch, world) for start in range(0, len(order), args.batch_size)]
-
-
-def deal(rows: TrainingRows, numbers: list[int], most: int, world: int) -> list[list[list[int]]]:
-    """Micro-batches of `most` rows at most, by process: questions sorted by length, so that a micro-batch pads little, and whole where they fit.
-
-    All processes get as many micro-batches, of nearly equal length (empty ones fill up).
-    """
-    longest = defaultdict(int)
-    for number in numbers:
-        longest[rows.questions[number]] = max(longest[rows.questions[number]], rows.sizes[number])
-    numbers = sorted(numbers, key=lambda number: (longest[rows.questions[number]], rows.questions[number], rows.sizes[number], number))
-    most, micro = min(most, math.ceil(len(numbers) / world)), [[]]
-    for _, group in itertools.groupby(numbers, lambda number: rows.questions[number]):
-        group = list(group)
-        if len(micro[-1]) + len(group) > most and len(group) <= most:
-            micro.append([])
-        for number in group:
-            if len(micro[-1]) == most:
-                micro.append([])
-            micro[-1].append(number)
-    micro = [numbers for numbers in micro if numbers]
-    micro += [[] for _ in range(-len(micro) % world)]
-    return [micro[rank::world] for rank in range(world)]
-
-
-class MicroBatches:
-    """Dataset of prepared micro-batches: (packing.Batch or None if no row is usable, number of rows left out)."""
-
-    def __init__(self, rows: TrainingRows, micro_batches: list[list[int]], processor, args: argparse.Namespace, packed: bool, world: int = 1):
-        self.rows, self.micro_batches, self.processor, self.args, self.packed, self.world = rows, micro_batches, processor, args, packed, world
-
-    def __len__(self) -> int:
-        return len(self.micro_batches)
-
-    def __getitem__(self, index: int):
-        from packing import encode
-
-        groups = [[self.rows[number] for number in group] for _, group in itertools.groupby(self.micro_batches[index], lambda number: self.rows.questions[number])]
-        return encode(self.processor, groups, self.args.max_pixels, self.args.max_length, self.packed, self.world > 1)
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -343,7 +240,7 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     from torch.utils.data import DataLoader
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    from packing import Packing
+    from packing import Packing, Speed
 
     device, _, attention = setup_kernels()
     torch.manual_seed(args.seed)
@@ -446,31 +343,6 @@ def validation_loss(accelerator, packing, model, batches: list) -> float:
     model.train()
     loss, labels = accelerator.reduce(sums.sum(0), "sum").tolist()
     return loss / max(1.0, labels)
-
-
-class Speed:
-    """Counts floating-point operations for mfu: the products of the text layers, the output layer and the vision tower, what is recomputed not counted."""
-
-    def __init__(self, model, args: argparse.Namespace, device: str):
-        import torch
-
-        text, embeddings = model.get_decoder(), {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
-        inside = {id(parameter) for parameter in text.parameters()} | embeddings
-        self.text = sum(parameter.numel() for parameter in text.parameters() if parameter.ndim > 1 and id(parameter) not in embeddings)
-        self.vision = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1 and id(parameter) not in inside)
-        self.head = model.get_output_embeddings().weight.numel()
-        config = model.config.get_text_config()
-        self.attention = 2 * config.num_hidden_layers * config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-        self.patch = getattr(getattr(model.config, "vision_config", None), "patch_size", 1)
-        self.weights, self.seeing = (4 if args.lora else 6), (2 if args.freeze else 4 if args.lora else 6)  # an operand's two operations: forward, backward, the weight's gradient
-        self.peak = next((peak for name, peak in PEAKS.items() if device != "cpu" and name in torch.cuda.get_device_name()), None)
-
-    def flops(self, batch) -> float:
-        """Of one micro-batch, forward and backward."""
-        pixels = batch.inputs.get("pixel_values")
-        patch = self.patch if isinstance(self.patch, int) else self.patch[0]
-        patches = 0 if pixels is None else len(pixels) if pixels.ndim == 2 else pixels.numel() / (3 * patch**2)
-        return self.weights * self.text * batch.tokens + 6 * self.attention * batch.layout.pairs() + self.weights * self.head * batch.labels + self.seeing * self.vision * patches
 
 
 @contextlib.contextmanager

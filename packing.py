@@ -20,189 +20,21 @@ The output layer is replaced for training by `LabelLoss`: it gets the hidden sta
 follows, and returns the summed cross-entropy, CHUNK logits at a time. No tensor of tokens x vocabulary exists.
 """
 
+import argparse
 import importlib.util
 import inspect
-import os
-from dataclasses import dataclass, field
 from typing import Callable
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from common import IMAGE, chat_parts, encode_prompts, open_image, other_prompts
+from batches import IGNORE, PER_TOKEN, Batch, Layout
 
 NAME = "packed"  # in transformers' table of attentions; it has no mask function there, so that no mask is made
-IGNORE = -100
 CHUNK = 1 << 24  # logits at a time: 64 MiB in fp32
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
-
-
-@dataclass
-class Layout:
-    """How a packed row attends: sequence i has lengths_q[i] of the row's tokens in turn, and the next lengths_k[i] of those that `keys` names."""
-
-    lengths_q: list[int]
-    lengths_k: list[int]
-    keys: torch.Tensor | None  # token numbers (sum of lengths_k); None: the row itself, no question is shared
-    cumulated: tuple = ()  # both lengths summed up from 0, int32: what kernels ask for
-
-    def to(self, device) -> "Layout":
-        cumulated = [F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(device, torch.int32) for lengths in (self.lengths_q, self.lengths_k)]
-        return Layout(self.lengths_q, self.lengths_k, None if self.keys is None else self.keys.to(device), tuple(cumulated))
-
-    def pairs(self) -> int:
-        """Of a query with a key: what attention computes."""
-        return sum(q * (k - q) + q * (q + 1) // 2 for q, k in zip(self.lengths_q, self.lengths_k))
-
-
-@dataclass
-class Batch:
-    """A micro-batch: what the model reads, and `targets` (B, C), the token that follows each hidden state which is kept, or IGNORE.
-
-    Packed: B is 1; `prompts` are the questions' prompts (left-padded, (Q, P)) that positions are computed from, `shared[q]` of them are read
-    once, `answers[q]` are the lengths of what follows. tokens: without padding; pictures[q]: the paths of a question's pictures.
-    """
-
-    inputs: dict
-    targets: torch.Tensor
-    tokens: int
-    pictures: list[tuple[str, ...]]
-    layout: Layout
-    prompts: dict = field(default_factory=dict)
-    shared: list[int] = field(default_factory=list)
-    answers: list[list[int]] = field(default_factory=list)
-
-    @property
-    def labels(self) -> int:
-        return int((self.targets != IGNORE).sum())
-
-
-# ---------------------------------------------------------------- rows -> tensors
-
-
-@dataclass
-class Question:
-    """Rows of a training file with the same pictures. `blank`: not trained on, see encode()."""
-
-    rows: list[dict]
-    images: list
-    blank: bool = False
-
-
-def encode(processor, groups: list[list[dict]], max_pixels: int, max_length: int, packed: bool, pictures_needed: bool = False) -> tuple[Batch | None, int]:
-    """(a micro-batch of these groups of rows, the number of rows left out: unreadable pictures, longer than `max_length` tokens).
-
-    pictures_needed: without any picture a blank one without labels is added, because with several processes all must
-    pass through the vision tower, or those that do wait for ever.
-    """
-    questions, count = [], sum(map(len, groups))
-    for rows in groups:
-        try:
-            questions.append(Question(rows, [open_image(image, max_pixels) for image in rows[0]["images"]]))
-        except (OSError, ValueError):
-            continue
-    tokens = tokenize(processor, questions, max_length)
-    left_out = count - sum(len(question.rows) for question in questions)
-    if pictures_needed and not any(question.images for question in questions):
-        blank = {"messages": [{"role": "user", "content": IMAGE}, {"role": "assistant", "content": "-"}], "images": ["blank"]}
-        questions.append(Question([blank], [Image.new("RGB", (56, 56))], blank=True))
-        tokens = tokenize(processor, questions, 1 << 30)
-    if not questions:
-        return None, left_out
-    return (pack if packed else pad)(processor, questions, *tokens), left_out
-
-
-def tokenize(processor, questions: list[Question], max_length: int) -> tuple[dict, list[list[list[int]]], list[list[list[int]]]]:
-    """(inputs of the questions' first prompts, tokens of all prompts, of all replies and their ends), the latter by question.
-
-    Prompts are exactly those of sampling, and replies are appended to them: nothing in front of a label differs. Rows that
-    are too long, and questions without any row left, are taken out of `questions`.
-    """
-    if not questions:
-        return {}, [], []
-    inputs = encode_prompts(processor, [chat_parts(question.rows[0]["messages"][:-1], question.images) for question in questions])
-    prompts, replies, short = [], [], []
-    for question, ids, seen in zip(questions, inputs["input_ids"], inputs["attention_mask"].bool()):
-        messages, first = [row["messages"][:-1] for row in question.rows], ids[seen].tolist()
-        alike = all(message == messages[0] for message in messages)
-        own = [first] * len(messages) if alike else other_prompts(processor, messages, first)
-        if own is None:
-            own = [encode_prompts(processor, [chat_parts(message, question.images)])["input_ids"][0].tolist() for message in messages]
-        ends = reply_tokens(processor, question.rows)
-        keep = [index for index in range(len(ends)) if len(own[index]) + len(ends[index]) <= max_length]
-        question.rows = [question.rows[index] for index in keep]
-        prompts.append([own[index] for index in keep])
-        replies.append([ends[index] for index in keep])
-        short.append(bool(keep) and keep[0] == 0)
-    if all(short):
-        return inputs, prompts, replies
-    questions[:] = [question for question in questions if question.rows]
-    return tokenize(processor, questions, max_length)
-
-
-def reply_tokens(processor, rows: list[dict]) -> list[list[int]]:
-    """Tokens of each row's reply with what ends it, as the chat template writes them."""
-    ends = []
-    for row in rows:
-        bare, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"]
-        head = processor.apply_chat_template(bare, add_generation_prompt=True)
-        full = processor.apply_chat_template([*bare, {"role": "assistant", "content": [{"type": "text", "text": reply}]}])
-        ends.append(full.removeprefix(head) if full.startswith(head) else reply + processor.tokenizer.eos_token)
-    return processor.tokenizer(ends, add_special_tokens=False)["input_ids"]
-
-
-def pack(processor, questions: list[Question], inputs: dict, prompts: list, replies: list) -> Batch:
-    """One row of tokens."""
-    ids, predictors, targets, keys, lengths_q, lengths_k, shared, answers = [], [], [], [], [], [], [], []
-    for question, own, ends in zip(questions, prompts, replies):
-        # The last token of a prompt is never shared: it predicts another token in each answer.
-        begin, count = len(ids), min(len(os.path.commonprefix(own)), min(map(len, own)) - 1) if len(own) > 1 else 0
-        if count:
-            ids += own[0][:count]
-            keys += range(begin, begin + count)
-            lengths_q.append(count)
-            lengths_k.append(count)
-        for prompt, end in zip(own, ends):
-            start, piece = len(ids), prompt[count:] + end
-            ids += piece
-            keys += [*range(begin, begin + count), *range(start, len(ids))]
-            lengths_q.append(len(piece))
-            lengths_k.append(count + len(piece))
-            if not question.blank:
-                predictors += range(len(ids) - len(end) - 1, len(ids) - 1)
-                targets += end
-        shared.append(count)
-        answers.append([len(prompt) - count + len(end) for prompt, end in zip(own, ends)])
-    layout = Layout(lengths_q, lengths_k, torch.tensor(keys) if any(shared) else None)
-    vision = {name: value for name, value in inputs.items() if name not in PER_TOKEN}
-    row = {"input_ids": torch.tensor([ids]), "logits_to_keep": torch.tensor(predictors, dtype=torch.long)}
-    pictures = [tuple(question.rows[0]["images"]) for question in questions]
-    return Batch(vision | row, torch.tensor([targets], dtype=torch.long), len(ids), pictures, layout, dict(inputs), shared, answers)
-
-
-def pad(processor, questions: list[Question], inputs: dict, prompts: list, replies: list) -> Batch:
-    """A row of tokens for each row: prompts left-padded, replies right-padded, so that all labels stand in the last columns."""
-    if any(len(question.rows) > 1 for question in questions):
-        inputs = encode_prompts(processor, [chat_parts(row["messages"][:-1], question.images) for question in questions for row in question.rows])
-    inputs, ends = dict(inputs), [end for group in replies for end in group]
-    blank = [question.blank for question in questions for _ in question.rows]
-    longest = max(map(len, ends))
-    tokens = torch.tensor([end + [processor.tokenizer.pad_token_id] * (longest - len(end)) for end in ends])
-    seen = torch.tensor([[1] * len(end) + [0] * (longest - len(end)) for end in ends])
-    for name, part in {"input_ids": tokens, "attention_mask": seen, "mm_token_type_ids": 0 * seen, "token_type_ids": 0 * seen}.items():
-        if name in inputs:
-            inputs[name] = torch.cat([inputs[name], part], 1)
-    learnt = seen.bool() & ~torch.tensor(blank)[:, None]
-    targets = F.pad(tokens.masked_fill(~learnt, IGNORE), (0, 1), value=IGNORE)  # the last prompt token predicts the first, the last token nothing
-    lengths = inputs["attention_mask"].sum(1).tolist()
-    pictures = [tuple(question.rows[0]["images"]) for question in questions for _ in question.rows]
-    return Batch(inputs | {"logits_to_keep": longest + 1}, targets, sum(lengths), pictures, Layout(lengths, lengths, None))
-
-
-# ---------------------------------------------------------------- the model
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # FLOP/s of bf16, dense, by what a GPU's name holds: for mfu
 
 
 class LabelLoss:
@@ -328,3 +160,26 @@ class Packing:
             return f"{type(ours).__name__}: {str(ours).splitlines()[0] if str(ours) else ''}"
         off = ((ours - theirs).norm() / theirs.norm().clamp_min(1e-6)).item()
         return "" if off < (1e-5 if self.model.device.type == "cpu" else 5e-2) else f"the loss is off by {off:.1e}"
+
+
+class Speed:
+    """Counts floating-point operations for mfu: the products of the text layers, the output layer and the vision tower, what is recomputed not counted."""
+
+    def __init__(self, model, args: argparse.Namespace, device: str):
+        text, embeddings = model.get_decoder(), {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+        inside = {id(parameter) for parameter in text.parameters()} | embeddings
+        self.text = sum(parameter.numel() for parameter in text.parameters() if parameter.ndim > 1 and id(parameter) not in embeddings)
+        self.vision = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1 and id(parameter) not in inside)
+        self.head = model.get_output_embeddings().weight.numel()
+        config = model.config.get_text_config()
+        self.attention = 2 * config.num_hidden_layers * config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.patch = getattr(getattr(model.config, "vision_config", None), "patch_size", 1)
+        self.weights, self.seeing = (4 if args.lora else 6), (2 if args.freeze else 4 if args.lora else 6)  # an operand's two operations: forward, backward, the weight's gradient
+        self.peak = next((peak for name, peak in PEAKS.items() if device != "cpu" and name in torch.cuda.get_device_name()), None)
+
+    def flops(self, batch) -> float:
+        """Of one micro-batch, forward and backward."""
+        pixels = batch.inputs.get("pixel_values")
+        patch = self.patch if isinstance(self.patch, int) else self.patch[0]
+        patches = 0 if pixels is None else len(pixels) if pixels.ndim == 2 else pixels.numel() / (3 * patch**2)
+        return self.weights * self.text * batch.tokens + 6 * self.attention * batch.layout.pairs() + self.weights * self.head * batch.labels + self.seeing * self.vision * patches

@@ -13,6 +13,7 @@ from PIL import Image
 
 import common
 import engine
+import batches
 import packing
 
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "llava", "llava_onevision"]
@@ -84,7 +85,7 @@ def test_loss_and_gradients_are_those_of_one_row_at_a_time(kind, tiny_model, mix
     total, labels = 0.0, []
     for number in numbers:
         batch, _ = module.MicroBatches(rows, [[number]], processor, SETTINGS, packed=False)[0]
-        learnt = batch.targets[0][batch.targets[0] != packing.IGNORE]
+        learnt = batch.targets[0][batch.targets[0] != batches.IGNORE]
         labels += learnt.tolist()
         logits = model(**{name: value for name, value in batch.inputs.items() if name != "logits_to_keep"}, use_cache=False).logits[0, -len(learnt) - 1 : -1]
         total += torch.nn.functional.cross_entropy(logits.float(), learnt, reduction="sum")
@@ -96,7 +97,7 @@ def test_loss_and_gradients_are_those_of_one_row_at_a_time(kind, tiny_model, mix
         model.zero_grad()
         pack.use(packed)
         batch, left_out = module.MicroBatches(rows, [numbers], processor, SETTINGS, packed)[0]
-        assert left_out == 0 and batch.targets[batch.targets != packing.IGNORE].tolist() == labels
+        assert left_out == 0 and batch.targets[batch.targets != batches.IGNORE].tolist() == labels
         loss = pack.losses(model, batch).sum()
         assert loss.item() == pytest.approx(total.item(), rel=1e-5)
         loss.backward()
@@ -289,5 +290,5 @@ def test_rows_that_cannot_be_used_are_left_out(tiny_model, pictures, tmp_path, s
     processor = common.load_processor(spec)
     for packed in (True, False):
         batch, left_out = module.MicroBatches(training, module.deal(training, list(range(5)), 9, 1)[0], processor, SETTINGS, packed)[0]
-        assert left_out == 3 and processor.tokenizer.decode(batch.targets[batch.targets != packing.IGNORE]).replace("<eos>", " ").split() in (["one", "two"], ["two", "one"])
+        assert left_out == 3 and processor.tokenizer.decode(batch.targets[batch.targets != batches.IGNORE]).replace("<eos>", " ").split() in (["one", "two"], ["two", "one"])
     assert module.MicroBatches(training, [[number for number in range(5) if training[number]["id"] == "b"]], processor, SETTINGS, True)[0] == (None, 1)
