@@ -23,6 +23,7 @@ import time
 from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Iterable
 
 from tqdm import tqdm
 
@@ -298,8 +299,8 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
                 write_json(unused, names)
         norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
         loss_value = accelerator.reduce(loss_sum, "sum").item()
-        if not math.isfinite(loss_value):
-            fail(f"step {step}: the loss is {loss_value}; lower --lr, or look at the rows of this step; the last checkpoint in {part} is kept")
+        if not (math.isfinite(loss_value) and math.isfinite(norm)):
+            fail(f"step {step}: the loss is {loss_value}, the norm of its gradient {float(norm)}; lower --lr, or look at the rows of this step; the last checkpoint in {part} is kept")
         optimizer.step()
         optimizer.zero_grad()
         total_tokens, left_out = total_tokens + int(label_tokens), left_out + int(missing)
@@ -308,7 +309,7 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
         entry |= {"tokens_per_second": round(tokens / seconds, 1), "mfu": round(flops / seconds / world / speed.peak, 4) if speed.peak else None}
         if step + 1 in epoch_ends:
             held = deal(rows, rows.held, args.micro_batch, world)[rank]
-            entry["validation_loss"] = validation_loss(accelerator, packing, model, [batch for batch, _ in prepare(held) if batch])
+            entry["validation_loss"] = validation_loss(accelerator, packing, model, (batch for batch, _ in prepare(held) if batch))
         if log:
             log.write(json.dumps(entry) + "\n")
             log.flush()
@@ -333,15 +334,18 @@ def leave_out(model, optimizer, names: list[str]) -> None:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
 
 
-def validation_loss(accelerator, packing, model, batches: list) -> float:
+def validation_loss(accelerator, packing, model, batches: Iterable) -> float:
     """Cross-entropy a label token over all processes; every one passes as many batches."""
     import torch
 
+    loss, labels = torch.zeros((), dtype=torch.double, device=accelerator.device), 0
     model.eval()
     with torch.no_grad():
-        sums = torch.stack([torch.stack([packing.losses(model, batch).sum().double(), torch.tensor(float(batch.labels), device=accelerator.device).double()]) for batch in batches])
+        for batch in batches:
+            loss += packing.losses(model, batch).sum()
+            labels += batch.labels
     model.train()
-    loss, labels = accelerator.reduce(sums.sum(0), "sum").tolist()
+    loss, labels = accelerator.reduce(torch.stack([loss, torch.tensor(labels, dtype=torch.double, device=loss.device)]), "sum").tolist()
     return loss / max(1.0, labels)
 
 

@@ -144,12 +144,17 @@ def draw_audit(stages: list[dict]) -> Callable:
     return draw
 
 
-def draw_loss(curves: dict[str, list[tuple[int, float]]]) -> Callable:
+def draw_loss(logs: dict[str, list[dict]]) -> Callable:
+    """Running means; points are losses on problems held out."""
+
     def draw(axes) -> None:
-        for index, (name, curve) in enumerate(curves.items()):
-            window = max(1, len(curve) // 15)
-            smooth = [sum(loss for _, loss in curve[max(0, end - window) : end]) / min(window, end) for end in range(1, len(curve) + 1)]
-            axes.plot([100 * (step + 1) / len(curve) for step, _ in curve], smooth, lw=1.4, color=(GREY, BLUE, GREEN, PURPLE, RED, ORANGE)[index % 6], label=f"{name}, {len(curve)} steps")
+        for index, (name, steps) in enumerate(logs.items()):
+            window, colour, losses = max(1, len(steps) // 15), (GREY, BLUE, GREEN, PURPLE, RED, ORANGE)[index % 6], [step["loss"] for step in steps]
+            smooth = [sum(losses[max(0, end - window) : end]) / min(window, end) for end in range(1, len(steps) + 1)]
+            axes.plot([100 * (step["step"] + 1) / len(steps) for step in steps], smooth, lw=1.4, color=colour, label=f"{name}, {len(steps)} steps")
+            held = [(100 * (step["step"] + 1) / len(steps), step["validation_loss"]) for step in steps if "validation_loss" in step]
+            if held:
+                axes.plot(*zip(*held), ls="", marker="o", ms=4, color=colour)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("progress of the fine-tuning, %")
@@ -173,10 +178,20 @@ def subject_table(stages: list[dict], name: str) -> list[dict]:
     return [{"value": value, "n": splits[split][value]["n"], "shares": [part.get(value, {}).get("accuracy") for part in shares]} for value in largest]
 
 
-def loss_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+def training_logs(run: Path) -> dict[str, list[dict]]:
+    """The steps of each fine-tuning, by what the page calls it."""
     folders = [run / "round_0", run / "orm", *sorted(run.glob("round_[1-9]*"), key=lambda path: int(path.name[6:])), run / "final"]
-    logs = {folder.name: [(row["step"], row["loss"]) for row in read_json_rows(folder / "model" / "train_log.jsonl")] for folder in folders}
-    return {"ORM" if name == "orm" else label(name).removeprefix("+ "): curve for name, curve in logs.items() if curve}
+    logs = {folder.name: [*read_json_rows(folder / "model" / "train_log.jsonl")] for folder in folders}
+    return {"ORM" if name == "orm" else label(name).removeprefix("+ "): steps for name, steps in logs.items() if steps}
+
+
+def training_row(name: str, steps: list[dict]) -> dict:
+    """What the page tells of a fine-tuning; the loss is that of its last tenth, tokens a second and mfu those of the median step."""
+    last = steps[-max(1, len(steps) // 10) :]
+    speeds = {key: sorted(step[key] for step in steps if step.get(key) is not None) for key in ("tokens_per_second", "mfu")}
+    held = [step["validation_loss"] for step in steps if "validation_loss" in step]
+    return {"name": name, "steps": len(steps), "loss": sum(step["loss"] for step in last) / len(last), "validation": held[-1] if held else None,
+            "lr": max(step["lr"] for step in steps), "norm": max(step["grad_norm"] for step in steps)} | {key: values[len(values) // 2] if values else None for key, values in speeds.items()}  # fmt: skip
 
 
 # ---------------------------------------------------------------- gallery
@@ -302,7 +317,7 @@ def figures_of(run: Path, metrics: dict, names: list[str]) -> dict[str, list[str
         places = [f"{label(stage['stage'])}, n = {stage['audit']['paths']:,}" for stage in audited]
         figures["orm"] = [svg(draw_audit(audited), "ORM against answer check, 95 % intervals"),
                           svg(draw_stacks(places, parts, [BLUE, GREY, GREEN, RED], "verified paths, %"), "Verified paths by both checks")]  # fmt: skip
-    figures["yield"] = [svg(draw_loss(curves), "Training loss (running mean)")] if (curves := loss_curves(run)) else []
+    figures["yield"] = [svg(draw_loss(curves), "Training loss (running mean)")] if (curves := training_logs(run)) else []
     timed = [(label(stage["stage"]), stage["steps"]) for stage in stages] + ([("ORM", metrics["orm"]["steps"])] if metrics["orm"]["steps"] else [])
     times = {kind: [sum(spent for step, spent in steps.items() if STEPS.get(step, step) == kind) / 60 for _, steps in timed] for kind in dict.fromkeys(STEPS.values())}
     times = {kind: values for kind, values in times.items() if sum(values)}
@@ -333,7 +348,7 @@ def write_page(run: Path, metrics: dict, config: dict, stages: list[Path]) -> Pa
     page = environment.from_string(source).render(
         run=run.resolve().name, metrics=metrics, stages=metrics["stages"], names=names, cards=cards, kinds=KINDS, kind_counts=Counter(kind for card in cards for kind in card["kinds"]),
         figures={section: [Markup(text) for text in drawn] for section, drawn in figures_of(run, metrics, names).items()}, subjects={name: subject_table(metrics["stages"], name) for name in names},
-        right_rate=right_rate, verdicts=VERDICTS, classified=any("error_types" in figures for stage in metrics["stages"] for figures in stage["benchmarks"].values()), config=config, rows_of_time=rows_of_time, most_cards=CARDS, script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        right_rate=right_rate, verdicts=VERDICTS, classified=any("error_types" in figures for stage in metrics["stages"] for figures in stage["benchmarks"].values()), config=config, rows_of_time=rows_of_time, trainings=[training_row(*log) for log in training_logs(run).items()], most_cards=CARDS, script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
     part = run / "report.html.part"
     part.write_text(page, encoding="utf-8")

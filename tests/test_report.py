@@ -53,7 +53,7 @@ def run_folder(tmp_path_factory):
         (folder / stage / "eval" / "metrics.json").write_text(json.dumps({"conditions": conditions, "benchmarks": {"set": figures}}))
         if number:
             (folder / stage / "model").mkdir()
-            write_rows(folder / stage / "model" / "train_log.jsonl", [{"step": step, "loss": 2 / (step + 1), "lr": 0, "grad_norm": 1, "tokens": 5} for step in range(4)])
+            write_rows(folder / stage / "model" / "train_log.jsonl", [{"step": step, "loss": 2 / (step + 1), "lr": 0, "grad_norm": 1, "tokens": 5, "tokens_per_second": 4321.0, "mfu": None} | ({"validation_loss": 0.789} if step == 3 else {}) for step in range(4)])
             write_rows(folder / stage / "train.jsonl", [{"id": f"p{index}", "sample": 0, "messages": [], "images": [], "origin": "x"} for index in range(number)])
     write_rows(folder / "round_0" / "verified.jsonl", [path_row(inside[0], 0, "correct", None, status="correct", model="http://teacher/v1#t", judge_tokens=None)])
     write_rows(folder / "round_0" / "samples.jsonl", [{"id": "p0", "sample": 0, "tokens": 100, "prompt_tokens": 1000, "model": "http://teacher/v1#t"}])
@@ -90,6 +90,8 @@ def test_metrics_of_a_run(reported):
     assert by_name["round_1"]["audit"]["answer/orm"]["wrong/correct"] == 1 and by_name["round_1"]["audit"]["no_verdict"] == 1
     assert [len(by_name["round_1"]["audit"]["examples"][kind]) for kind in ("orm_accepts_wrong", "orm_rejects_right", "no_verdict")] == [1, 1, 1]
     assert metrics["pool"]["first_solved"] == {"round_0": 1, "round_1": 1, "final": 1} and metrics["pool"]["problems"] == 4
+    page = (folder / "report.html").read_text()
+    assert "<td>round 1</td><td>4</td><td>0.500</td><td>0.789</td>" in page and "<td>4\u202f321</td><td>–</td>" in page  # its fine-tuning
     subjects = by_name["round_1"]["yield"]["by_subject"].values()
     assert sum(counts["sampled"] for counts in subjects) == 6 and sum(counts.get("trained", 0) for counts in subjects) == 2
     assert metrics["seconds"] == 100 and by_name["base"]["steps"] == {"evaluation": 61} and metrics["orm"]["steps"] == {"model": 9}
