@@ -39,6 +39,7 @@ from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock, wr
 # CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
 KEEP_CHECKPOINTS = 2
+FEATURES = 4  # what a frozen vision tower made of pictures may take up this part of the machine's free memory
 HOW = {"input", "output", "train_file", "micro_batch", "workers", "save_steps", "recompute", "trust_remote_code"}  # flags that may change when an unfinished training goes on
 PROCESSOR_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
@@ -66,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=4, help="rows a forward pass of one process, at most (default %(default)s)")
     parser.add_argument("--max-length", type=int, default=4096, help="tokens; longer rows are left out and counted (default %(default)s)")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="as in sampling (default %(default)s)")
-    parser.add_argument("--freeze", choices=["vision"], help="train the language model only: the vision tower and its projector stay as they are (default: all is trained)")
+    parser.add_argument("--freeze", choices=["vision"], help="train the language model only: the vision tower and its projector stay as they are, and see a picture once for all epochs (default: all is trained)")
     parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank on the language model's layers, merged when saved; needs peft (default %(default)s: all weights)")
     parser.add_argument("--batches", choices=["packed", "padded"], default="packed", help="packed: no padding, a question once for all its rows; where a model does not allow it, padded (default %(default)s)")
     parser.add_argument("--recompute", type=float, metavar="SHARE", help="of the layers, whose activations are computed again in the backward pass instead of kept (default: 1 on a GPU, 0 on a CPU)")
@@ -241,6 +242,7 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     from torch.utils.data import DataLoader
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    from features import free_memory
     from packing import Packing, Speed
 
     device, _, attention = setup_kernels()
@@ -251,6 +253,8 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     processor = load_processor(spec, args.trust_remote_code)
     model = prepare_model(args, spec, device, attention, bool(plugin))
     packing = Packing(model.get_base_model() if args.lora else model)
+    if args.freeze and args.epochs > 1 and not plugin:  # of a sharded model all processes must pass the tower together
+        packing.keep_features(free_memory(torch.device("cpu")) // FEATURES // accelerator.num_processes)
     speed = Speed(packing.model, args, device)
     if plugin:
         plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)})

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from batches import IGNORE, PER_TOKEN, Batch, Layout
+from features import Features, image_token
 
 NAME = "packed"  # in transformers' table of attentions; it has no mask function there, so that no mask is made
 CHUNK = 1 << 24  # logits at a time: 64 MiB in fp32
@@ -89,15 +90,24 @@ def by_sdpa(query, key, value, layout: Layout, scale: float) -> torch.Tensor:
 
 
 class Packing:
-    """A model ready to train on Batches. `layout` tells the attention of all layers how the row at hand attends: it stands until the backward pass is over."""
+    """A model ready to train on Batches.
+
+    layout: tells the attention of all layers how the row at hand attends; it stands until the backward pass is over. features: of a frozen vision
+    tower, kept for the next epochs; None where it is trained.
+    """
 
     def __init__(self, model):
-        self.model, self.layout, self.head = model, None, LabelLoss(model.get_output_embeddings())
+        self.model, self.layout, self.features, self.head = model, None, None, LabelLoss(model.get_output_embeddings())
         self.attention, self.varlen = choose_attention(model.device)
         text = model.config.get_text_config()
         self.part = next((name for name in model.config.sub_configs if getattr(model.config, name) is text), "")
         self.usual = text._attn_implementation
         ALL_ATTENTION_FUNCTIONS.register(NAME, self.attend)
+
+    def keep_features(self, room: int) -> None:
+        """Let the vision tower, which is frozen, see each picture once, as far as `room` bytes hold what it makes of them and the model takes it."""
+        if "mm_encoder_outputs" in inspect.signature(self.model.forward).parameters:
+            self.features = Features(room)
 
     def use(self, packed: bool) -> None:
         """Let the language part, not the vision tower, attend packed or as it was loaded."""
@@ -115,12 +125,12 @@ class Packing:
         out = self.varlen(query, key, value, self.layout, query.shape[-1] ** -0.5 if scaling is None else scaling)
         return out.unsqueeze(0), None
 
-    def losses(self, model, batch: Batch, features: dict | None = None) -> torch.Tensor:
+    def losses(self, model, batch: Batch) -> torch.Tensor:
         """Cross-entropy (N) of each label. `model`: this one, wrapped for several processes or not."""
         device = self.model.device
         inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.inputs.items()}
-        if features:
-            inputs = {name: value for name, value in inputs.items() if name in (*PER_TOKEN, "logits_to_keep", "image_grid_thw")} | {"mm_encoder_outputs": features}
+        if self.features and any(batch.pictures):
+            inputs = self.pass_vision(batch, inputs)
         if batch.prompts:
             self.layout = batch.layout.to(device)
             inputs["position_ids"] = self.positions(batch).to(device)
@@ -129,6 +139,19 @@ class Packing:
             return model(**inputs, use_cache=False).logits
         finally:
             self.head.targets = None
+
+    def pass_vision(self, batch: Batch, inputs: dict) -> dict:
+        """Inputs with what the frozen vision tower makes of the pictures: it works only if some of them were not seen before."""
+        device, encode = self.model.device, self.model.base_model.get_image_features
+        features = self.features.find(batch.pictures, device)
+        if features is None:
+            wanted = {name: inputs[name] for name in inspect.signature(encode).parameters if name in inputs}
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                features = encode(**wanted, return_dict=True)
+            prompts = batch.prompts or batch.inputs
+            self.features.keep(batch.pictures, (prompts["input_ids"] == image_token(self.model)).sum(1).tolist(), features)
+        kept = {name: value for name, value in inputs.items() if name in (*PER_TOKEN, "logits_to_keep", "image_grid_thw")}
+        return kept | {"mm_encoder_outputs": {"image": features}}
 
     def positions(self, batch: Batch) -> torch.Tensor:
         """Position ids (1, T), or (K, 1, T) of a model that counts in K dimensions."""

@@ -239,6 +239,36 @@ def test_a_frozen_vision_tower_stays(kind, tiny_model, mixed_file, tmp_path, fin
     assert not any(changed[name] for name in changed.keys() - text) and sum(changed[name] for name in text) > len(text) / 2 and len(changed) > len(text)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_a_frozen_tower_are_kept(kind, tiny_model, mixed_file, stage):
+    """The second time the tower is passed by, for other groups of the same questions, too: the same losses and gradients, packed and padded."""
+    module, spec = stage("04_finetune"), str(tiny_model(kind))
+    processor, rows = common.load_processor(spec), module.TrainingRows(mixed_file)
+    model = module.prepare_model(argparse.Namespace(lora=0, freeze="vision", recompute=None, trust_remote_code=False), spec, "cpu", "sdpa", False)
+    pack = packing.Packing(model)
+    groups = [list(range(len(rows))), [number for number in range(len(rows)) if rows[number]["id"] in "bcd"]]
+    groups[0].sort(key=lambda number: rows.questions[number])
+    for packed in (True, False):
+        pack.use(packed)
+        made = [module.MicroBatches(rows, [numbers], processor, SETTINGS, packed)[0][0] for numbers in groups]
+        results = []
+        for kept in (False, True):
+            if kept:
+                pack.keep_features(1 << 30)
+                if pack.features is None:
+                    pytest.skip("this version of transformers takes no features")
+                pack.losses(model, made[0])
+                model.base_model.get_image_features = None  # would be called for nothing
+            model.zero_grad()
+            losses = [pack.losses(model, batch) for batch in made]
+            torch.cat(losses).sum().backward()
+            results.append((torch.cat(losses), gradients(model)))
+        assert torch.allclose(results[0][0], results[1][0], atol=1e-5)
+        assert_equal(results[1][1], results[0][1])
+        pack.features = None
+        del model.base_model.get_image_features
+
+
 @pytest.mark.parametrize("kind", ["qwen2_vl", "llava"])
 def test_adapters_are_merged(kind, tiny_model, eight_file, tmp_path, finetune):
     """The folder is a plain model that has learnt; only matrices of the language model's layers have changed, by as many dimensions as asked for."""
