@@ -127,6 +127,22 @@ def test_a_model_that_cannot_be_packed_is_trained_padded(tiny_model, mixed_file,
     assert "batches: packed, a question once for its rows: " in finetune("--input", mixed_file, "--output", tmp_path / "p", "--model", tiny_model("llava"))
 
 
+@pytest.mark.parametrize("way", ["autocast", "weights"])
+def test_packed_in_bf16(way, tiny_model, mixed_file, stage):
+    """As on a GPU: computed in bf16 from fp32 weights, or all in bf16; within its precision of fp32, and with gradients."""
+    module, spec = stage("04_finetune"), str(tiny_model("qwen2_vl"))
+    processor, rows = common.load_processor(spec), module.TrainingRows(mixed_file)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        pack = packing.Packing(common.load_model(spec, "cpu", dtype if way == "weights" else torch.float32))
+        pack.use(True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast" and dtype == torch.bfloat16):
+            results.append(pack.losses(pack.model, module.MicroBatches(rows, [list(range(len(rows)))], processor, SETTINGS, True)[0][0]))
+        results[-1].sum().backward()
+        assert all(gradient.isfinite().all() for gradient in gradients(pack.model).values())
+    assert results[1].dtype == torch.float32 and 0 < (results[0] - results[1]).abs().max() < 0.05
+
+
 def test_logits_in_chunks(tiny_model, mixed_file, stage, monkeypatch):
     """Loss and gradients do not hang on how many logits are computed at a time."""
     module, spec = stage("04_finetune"), str(tiny_model("qwen2_vl"))
