@@ -182,7 +182,6 @@ class Sample:
     limit: int = 0  # new tokens, at most
     tokens: list[int] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)  # log-probabilities
-    uniform: list[float] = field(default_factory=list)  # a number in [0, 1) for each token
     error: Exception | None = None
 
     @property
