@@ -11,10 +11,13 @@ import pytest
 import torch
 from conftest import ROOT, read_rows, write_rows
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import common
 import decoder as decoder_module
 import engine
+import slots as slots_module
 from decoder import Decoder
 
 KINDS = ["qwen2_vl", "internvl", "idefics3", "llava"]
@@ -172,6 +175,126 @@ def test_a_model_that_forgets_takes_the_plain_path(tiny_model, questions, capsys
     assert {key: text for key, (text, _, _) in replies.items()} == generated(spec, requests(questions))
 
 
+class Tape(TorchDispatchMode):
+    """What a graph is on CUDA: a step's operations and the memory that they read and write, to be done again without the Python around them."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        out = operation(*arguments, **(keywords or {}))
+        self.done.append((operation, arguments, keywords or {}, out))
+        return out
+
+    def replay(self) -> None:
+        for operation, arguments, keywords, out in self.done:
+            for place, value in zip(tree_leaves(out), tree_leaves(operation(*arguments, **keywords))):
+                if place.data_ptr() != value.data_ptr():
+                    place.copy_(value)
+
+
+def record(decoders: list):
+    """Records a step of the last decoder; which leaves no trace, as on CUDA."""
+
+    def capture(step):
+        state, chances = decoders[-1].slots.state, decoders[-1].slots.chances
+        before = state.clone(), chances.clone()
+        with Tape() as tape:
+            step()
+        state.copy_(before[0])
+        chances.copy_(before[1])
+        return tape.replay
+
+    return capture
+
+
+@pytest.fixture
+def decoders(monkeypatch) -> list:
+    """All decoders that are made."""
+    made, init = [], Decoder.__init__
+
+    def remember(decoder, *arguments):
+        made.append(decoder)
+        init(decoder, *arguments)
+
+    monkeypatch.setattr(Decoder, "__init__", remember)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
+def test_recorded_steps_decode_the_same(kind, stops_often, questions, decoders, monkeypatch, capsys):
+    """With refills and early stops, through recorded steps of rounded shapes: so nothing that changes is left to the host, and no memory moves unnoticed."""
+    spec, sampled = stops_often(kind, 16), settings(batch_size=6, temperature=1.0, top_k=40, top_p=0.95)
+    expected = texts(engine.open_model(spec, sampled), questions, 4)
+    monkeypatch.setattr(decoder_module, "graph_capture", lambda device: record(decoders))
+    monkeypatch.setattr(decoder_module, "CAPTURE_AT", 1)
+    generate = engine.open_model(spec, sampled)
+    assert texts(generate, questions, 4) == expected
+    assert generate.work["replays"] == generate.work["steps"] > generate.work["graphs"] > 0
+    asked = judgements(questions)
+    replies = list(generate(asked, 0.0))
+    assert {(reply.row["id"], reply.sample): reply.text for reply in replies} == generated(spec, asked, stops=True)
+    assert "not captured" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
+def test_a_step_stays_on_the_device(kind, tiny_model, questions, decoders, monkeypatch):
+    """On torch's device without data, where to read a value is an error: no operation of a step sees a tensor of the host."""
+    generate, sampled = engine.open_model(str(tiny_model(kind)), settings(temperature=1.0, top_k=40, top_p=0.95)), Decoder.one_token
+
+    class OneDevice(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+            out = operation(*arguments, **(keywords or {}))
+            seen = [leaf.device.type for leaf in tree_leaves((arguments, keywords, out)) if isinstance(leaf, torch.Tensor)]
+            assert {*seen} == {"meta"}, operation
+            operations.append(operation)
+            return out
+
+    operations, slots = [], decoders[-1].slots
+
+    def on_meta(decoder, shape):
+        decoder.model.to("meta")
+        for name, part in vars(decoder.slots).items():
+            if isinstance(part, torch.Tensor) and name not in ("lengths", "owners", "question_lengths", "next_positions"):
+                setattr(decoder.slots, name, part.to("meta"))
+        slots.own, slots.prefix = ([[part.to("meta") for part in layer] for layer in layers] for layers in (slots.own, slots.prefix))
+        slots.device, slots.cells = torch.device("meta"), {}
+        with OneDevice():
+            sampled(decoder, shape)
+        raise InterruptedError
+
+    monkeypatch.setattr(Decoder, "one_token", on_meta)
+    with pytest.raises(InterruptedError):
+        texts(generate, questions, 2)
+    assert len(operations) > 100
+
+
+def test_without_graphs_it_goes_on(tiny_model, questions, decoders, monkeypatch, capsys):
+    """A capture that fails, when the model is loaded or later, and a graph that does something else."""
+    spec = str(tiny_model("llava"))
+    expected = texts(engine.open_model(spec, settings()), questions)
+
+    def fails_later(step, calls=[]):
+        calls.append(step)
+        if len(calls) > 1:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return record(decoders)(step)
+
+    def fails(step):
+        raise RuntimeError("no graphs")
+
+    for capture, reason in ((fails, "(RuntimeError: no graphs)"), (fails_later, "(RuntimeError: operation not permitted"), (lambda step: lambda: None, "(they are off by")):
+        monkeypatch.setattr(decoder_module, "graph_capture", lambda device: capture)
+        assert texts(engine.open_model(spec, settings()), questions) == expected
+        assert f"engine: steps are not captured {reason}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number, unit, up", [(1, 1, 1), (7, 1, 7), (9, 1, 10), (17, 1, 20), (256, 1, 256), (257, 1, 320), (0, 64, 0), (1, 64, 64), (600, 64, 640), (64 * 17, 64, 64 * 20)])
+def test_shapes_are_rounded_up(number, unit, up):
+    assert slots_module.rounded(number, unit) == up == slots_module.rounded(up, unit)
+
+
 def test_without_memory_fewer_rows(tiny_model, questions, capsys, monkeypatch):
     """A step that does not fit is done with fewer rows; a sample that does not fit alone is a record; few rows where little is free."""
     spec = str(tiny_model("llava"))
@@ -186,6 +309,18 @@ def test_without_memory_fewer_rows(tiny_model, questions, capsys, monkeypatch):
     monkeypatch.setattr(Decoder, "forward", narrow)
     assert texts(engine.open_model(spec, settings(temperature=1.0)), questions, 4) == expected
     assert "going on with 2 rows" in capsys.readouterr().out
+    monkeypatch.setattr(Decoder, "forward", forward)
+    one_token = Decoder.one_token
+
+    def narrow_step(decoder, shape):
+        if shape.rows > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        one_token(decoder, shape)
+
+    monkeypatch.setattr(Decoder, "one_token", narrow_step)
+    assert texts(engine.open_model(spec, settings(temperature=1.0)), questions, 4) == expected
+    assert "going on with 2 rows" in capsys.readouterr().out
+    monkeypatch.setattr(Decoder, "one_token", one_token)
     generate = engine.open_model(spec, settings())
     monkeypatch.setattr(Decoder, "forward", lambda decoder, first, tokens: narrow(decoder, first, tokens, 0))
     assert {finish for _, finish, _ in texts(generate, questions[:2]).values()} == {"error"}
