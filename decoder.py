@@ -19,7 +19,7 @@ import torch
 from transformers import DynamicCache, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import DynamicLayer
 
-from engine import ERRORS, REFILL, Batch, Sample, halves, one_line
+from prompts import ERRORS, REFILL, Batch, Sample, halves, one_line
 from slots import Shape, Slots, use_shared_prefix
 
 TAIL = 1024  # tokens of a prompt that are its own, as expected when rows are counted
@@ -113,7 +113,7 @@ class Decoder:
                         again.appendleft(batch)
                         break
                     elif error:
-                        yield from (replace(sample, error=error) for sample in batch.samples)
+                        yield from (replace(sample, error=one_line(error)) for sample in batch.samples)
                     else:
                         yield from (sample for sample in batch.samples if sample.error)
                 if self.waiting:
@@ -257,7 +257,7 @@ class Decoder:
         keep = started if starting else started // 2
         back = self.live[keep:]
         if keep == 0 and len(back) == 1:
-            back[0].error = error.with_traceback(None)
+            back[0].error = one_line(error)
             self.leave([0])
             return back
         self.rows = max(1, keep + len(back) // 2 if starting else keep)

@@ -3,9 +3,13 @@
 import argparse
 import importlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -351,6 +355,70 @@ def test_a_bad_picture_is_a_record(tiny_model, questions, tmp_path):
     assert replies["bad", 0][1] == "error" and replies["bad", 0][2] and sum(finish == "error" for _, finish, _ in replies.values()) == 1
 
 
+def test_processes_prepare_what_a_thread_does(tiny_model, questions, tmp_path, monkeypatch, capsys):
+    """The same replies, a picture that cannot be read included; and one that is killed ends the stage with a line."""
+    spec, bad = str(tiny_model("idefics3")), tmp_path / "bad.png"
+    bad.write_bytes((b"\x89PNG\r\n\x1a\n" + b"\0" * 50))
+    asked = judgements([*questions, {"id": "bad", "question": "q", "images": [str(bad)]}, {"id": "long", "question": "word " * 3000, "images": []}])
+    said = [engine.open_model(spec, settings())(asked)]
+    monkeypatch.setattr(engine, "worker_count", lambda device: 2)
+    before = {*multiprocessing.active_children()}
+    generate = engine.open_model(spec, settings(batch_size=8))
+    workers = {*multiprocessing.active_children()} - before
+    assert len(workers) == 2
+    said.append(generate(asked))
+    thread, apart = ({(reply.row["id"], reply.row["sample"]): (reply.text, reply.finish, reply.reason) for reply in replies} for replies in said)
+    assert thread == apart and [apart[name, 0][1] for name in ("0", "bad", "long")] == ["length", "error", "error"]
+    for worker in workers:
+        worker.kill()
+    with pytest.raises(SystemExit) as ended:
+        list(generate(asked))
+    assert ended.value.code == 1 and "error: a process that prepares pictures and prompts was ended" in capsys.readouterr().err
+
+
+ENDED = """
+import argparse, sys
+import common, prompts
+from engine import Request
+
+def main():
+    local = argparse.Namespace(args=argparse.Namespace(max_pixels=0, max_tokens=9, trust_remote_code=False), context=2048)
+    submit = prompts.submit_to(prompts.open_pool(sys.argv[1], False, 1), sys.argv[1], local)
+    rows = ({"id": str(index), "question": "x", "images": []} for index in range(10**7))
+    for batch in prompts.ahead(submit, prompts.gather((Request(row, common.solve_messages(row), {0: 0}) for row in rows), 64, 8)):
+        print("going", flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_processes_end_with_their_parent(tiny_model, tmp_path):
+    """Ctrl-C ends all with one traceback; a parent that is killed leaves none behind."""
+    script = tmp_path / "ended.py"
+    script.write_text(ENDED)
+    command, environment = [sys.executable, script, tiny_model("llava")], os.environ | {"PYTHONPATH": str(ROOT)}
+    parents = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) for _ in range(2)]
+    for parent in parents:
+        assert parent.stdout.readline() == "going\n"
+    os.killpg(parents[0].pid, signal.SIGINT)
+    parents[1].kill()
+    errors = [parent.communicate(timeout=60)[1] for parent in parents]
+    assert [parent.returncode for parent in parents] == [-signal.SIGINT, -signal.SIGKILL] and [error.count("Traceback") for error in errors] == [1, 0], errors[0]
+    deadline = time.monotonic() + 20
+    while any(alive(parent.pid) for parent in parents):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
 def test_a_prompt_longer_than_the_context_is_a_record(tiny_model, questions):
     long = {"id": "long", "question": "word " * 3000, "images": []}
     replies = texts(engine.open_model(str(tiny_model("llava")), settings()), [*questions, long])
@@ -424,12 +492,9 @@ def test_training_resumes_exactly(tiny_model, training_file, tmp_path, stage, mo
 
 def test_two_processes_train_alike(tiny_model, training_file, tmp_path, run):
     """Two CPU processes take the same steps as one, also where three micro-batches are dealt to two."""
-    import subprocess
-
     flags = ["--input", training_file, "--model", tiny_model("llava"), "--epochs", 3, "--lr", "1e-3", "--batch-size", 3, "--micro-batch", 1, "--max-pixels", 10_000, "--workers", 0]
     one = run("04_finetune.py", *flags, "--output", tmp_path / "one")
     assert one.returncode == 0, one.stderr
-    import os
 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", "04_finetune.py", *map(str, flags), "--output", str(tmp_path / "two")]
     two = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, timeout=300)
