@@ -11,7 +11,7 @@ steps on the CPU, and `check` compares a graph with the step it was made from wh
 """
 
 import inspect
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import replace
 from typing import Callable, Iterator
 
@@ -19,12 +19,14 @@ import torch
 from transformers import DynamicCache, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import DynamicLayer
 
+from common import processes
 from prompts import ERRORS, REFILL, Batch, Sample, halves, one_line
 from slots import Shape, Slots, use_shared_prefix
 
 TAIL = 1024  # tokens of a prompt that are its own, as expected when rows are counted
 CAPTURE_AT = 3  # a step's shape is captured when it is met for this time: until then it costs more than it saves
 GRAPHS = 64  # kept, at most
+FEATURES = 16  # features of pictures may take up this part of the machine's free memory
 
 
 class Decoder:
@@ -36,6 +38,7 @@ class Decoder:
         self.cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # before transformers 5.24
         self.capture, self.graphs, self.met = graph_capture(model.device), {}, Counter()
         self.sampling, self.warpers, self.pieces = (), [], True
+        self.features = Features(free_memory(torch.device("cpu")) // FEATURES // processes()[1])
         use_shared_prefix(model)
         cache = self.check(probe)
         token = sum(part.shape[1] * part.shape[3] * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
@@ -49,7 +52,7 @@ class Decoder:
     @torch.inference_mode()
     def check(self, probe: Batch) -> DynamicCache:
         (question,), prompt, count = probe.questions, probe.samples[0].prompt, len(probe.samples)
-        cache, positions, whole = self.read(probe.inputs, 2)
+        cache, positions, whole = self.read(probe.inputs, 2, [("probe",)])
         if not all(type(layer) is DynamicLayer for layer in cache.layers):
             raise ValueError("not all its layers keep the keys and values of every token")
         for layer in cache.layers:
@@ -66,6 +69,8 @@ class Decoder:
             raise ValueError(f"with shared prompts its logits are off by {off:.1e}")
         if self.capture:
             self.check_capture(shape)
+        if self.features.kept:
+            self.check_features(probe, whole)
         self.work.clear()
         return cache
 
@@ -82,6 +87,15 @@ class Decoder:
             off = max(((part - value).float().norm() / value.float().norm()).item() for part, value in zip(watched[1:], expected[1:]))
             if not off < self.tolerance():
                 self.without_graphs(f"they are off by {off:.1e}")
+
+    def check_features(self, probe: Batch, whole: torch.Tensor) -> None:
+        """Are the logits those of the first time when the vision tower is passed by?"""
+        try:
+            off = ((self.read(probe.inputs, 2, [("probe",)])[2] - whole).norm() / whole.norm()).item()
+        except ERRORS:
+            off = 1.0
+        if not off < self.tolerance():
+            self.features.room = 0
 
     def tolerance(self) -> float:
         return 1e-3 if self.model.dtype == torch.float32 else 5e-2
@@ -135,7 +149,7 @@ class Decoder:
         if not batch.questions:
             return None
         try:
-            cache, positions, _ = self.read(batch.inputs, 1)
+            cache, positions, _ = self.read(batch.inputs, 1, [question.pictures for question in batch.questions])
             slots = self.slots.add_questions(cache, [question.shared for question in batch.questions], positions[..., -1] + 1)
         except ERRORS as error:
             return error.with_traceback(None)  # which would keep the failed batch in memory
@@ -146,7 +160,7 @@ class Decoder:
             sample.question.unfinished += 1
         self.waiting.extend(batch.samples)
         seen = batch.inputs["attention_mask"]
-        self.work.update(prompts=len(seen), prompt_tokens=int(seen.sum()), prompt_padding=int((1 - seen).sum()), pixel_rows=len(batch.inputs.get("pixel_values", ())))
+        self.work.update(prompts=len(seen), prompt_tokens=int(seen.sum()), prompt_padding=int((1 - seen).sum()))
         return None
 
     def start(self, first: int) -> list[Sample]:
@@ -307,16 +321,27 @@ class Decoder:
 
     # ------------------------------------------------------------ the model
 
-    def read(self, inputs: dict, keep: int) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-        """One pass over left-padded prompts, prepared by generate() itself: cache, position ids (B, K, P), last logits (B, keep, V)."""
+    def read(self, inputs: dict, keep: int, pictures: list[tuple]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+        """One pass over left-padded prompts, prepared by generate() itself: cache, position ids (B, K, P), last logits (B, keep, V).
+
+        `pictures`: the key of each prompt's; the vision tower does not see again what it has seen of late.
+        """
 
         def once(model, input_ids, logits_processor, stopping_criteria, generation_config, **state):
             prepared = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **state) | {"logits_to_keep": keep}
             positions = prepared["position_ids"]
+            seen = (state.get("mm_encoder_outputs") or {}).get("image")
+            if seen is not None and features is None:
+                token = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
+                self.features.keep(pictures, (input_ids == token).sum(1).tolist(), seen)
             out = model(**prepared, return_dict=True)
             positions = positions.transpose(0, 1) if positions.ndim == 3 else positions[:, None]
             return out.get("cache", out.get("past_key_values")), positions.expand(len(input_ids), -1, -1).cpu(), out.logits.float()
 
+        features = self.features.find(pictures, self.model.device)
+        if features is not None:
+            inputs = {name: value for name, value in inputs.items() if name != "pixel_values"} | {"mm_encoder_outputs": {"image": features}}
+        self.work["pixel_rows"] += len(inputs.get("pixel_values", ()))
         inputs = {name: value.to(self.model.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
         return self.model.generate(**inputs, max_new_tokens=1, do_sample=False, custom_generate=once)
 
@@ -338,6 +363,43 @@ class Decoder:
 
     def call(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=keep, return_dict=True, **{self.cache_name: self.slots}).logits
+
+
+class Features:
+    """What the vision tower made of questions' pictures: those used last, on the host, in up to `room` bytes. From transformers 5.23 or so on.
+
+    A question's features are the rows that its prompt's image tokens are replaced by, in their order, of each output that a model reads
+    (Qwen3-VL: of several layers).
+    """
+
+    def __init__(self, room: int):
+        self.room, self.used, self.kept, self.form = room, 0, OrderedDict(), None
+
+    def find(self, keys: list[tuple], device: torch.device):
+        """The output of get_image_features for these questions' pictures, if all are here; key (): no pictures."""
+        keys = [key for key in keys if key]
+        if not keys or not all(key in self.kept for key in keys):
+            return None
+        for key in keys:
+            self.kept.move_to_end(key)
+        kind, wholes = self.form
+        rows = (torch.cat(pieces).to(device) for pieces in zip(*(self.kept[key] for key in keys)))
+        first, *layers = (row[None] if whole else [row] for whole, row in zip(wholes, rows))
+        return kind(pooler_output=first, **({"deepstack_features": layers} if layers else {}))
+
+    def keep(self, keys: list[tuple], counts: list[int], output) -> None:
+        """Of questions with `counts` image tokens; if these are not what the features are for, nothing."""
+        parts = [output.pooler_output, *(output.get("deepstack_features") or [])]
+        rows = [torch.cat([piece.reshape(-1, piece.shape[-1]) for piece in part]) for part in parts]
+        if any(len(row) != sum(counts) for row in rows):
+            return
+        self.form = type(output), [isinstance(part, torch.Tensor) for part in parts]
+        for key, *pieces in zip(keys, *(row.split(counts) for row in rows)):
+            if key and key not in self.kept:
+                self.kept[key] = [piece.to("cpu", copy=True) for piece in pieces]
+                self.used += sum(piece.nbytes for piece in pieces)
+        while self.used > self.room:
+            self.used -= sum(piece.nbytes for piece in self.kept.popitem(last=False)[1])
 
 
 def graph_capture(device: torch.device) -> Callable | None:

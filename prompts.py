@@ -35,6 +35,7 @@ class Question:
 
     requests: list["Request"]
     shared: int = 0  # tokens that all prompts begin with
+    pictures: tuple = ()  # which they are, file by file
     slot: int = -1  # where its keys and values are
     unfinished: int = 0  # samples
 
@@ -120,6 +121,8 @@ def encode(local: "Local", questions: list[Question]) -> list[Batch]:
     try:
         chats = [chat_parts(question.requests[0].messages, pictures(local, question.requests[0])) for question in questions]
         inputs = encode_prompts(local.processor, chats)
+        for question in questions:
+            question.pictures = tuple((image, file.st_mtime_ns, file.st_size) for image in question.requests[0].row["images"] for file in [os.stat(image)])
         prompts = [prompts_of(local, question, ids[seen].tolist()) for question, ids, seen in zip(questions, inputs["input_ids"], inputs["attention_mask"].bool())]
     except ERRORS as error:
         if len(questions) > 1:

@@ -137,6 +137,29 @@ def test_a_question_is_read_once_for_all_samples(kind, tiny_model, questions):
     assert generate.work["decode_rows"] == sum(reply.tokens - 1 for reply in replies)
 
 
+@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
+def test_pictures_are_encoded_once(kind, tiny_model, questions, decoders, tmp_path):
+    """A second pass, with other prompts: no pixels, and what generate() says. A picture that has changed is another one; what does not fit is not kept."""
+    spec, rows = str(tiny_model(kind)), [row | {"images": [shutil.copy(image, tmp_path) for image in row["images"]]} for row in questions]
+    generate = engine.open_model(spec, settings(batch_size=3))
+    texts(generate, rows)
+    pixels = generate.work["pixel_rows"]
+    if not decoders[0].features.kept:
+        pytest.skip("this version of transformers does not take features")
+    asked = judgements(rows, 2)
+    assert {(reply.row["id"], reply.sample): reply.text for reply in generate(asked)} == generated(spec, asked)
+    assert generate.work["pixel_rows"] == pixels > 0
+    shutil.copy(questions[2]["images"][0], rows[0]["images"][0])
+    assert {(reply.row["id"], reply.sample): reply.text for reply in generate(asked)} == generated(spec, asked)
+    assert generate.work["pixel_rows"] > pixels
+    features = decoders[0].features
+    assert features.used == sum(piece.nbytes for pieces in features.kept.values() for piece in pieces)
+    features.room = features.used - 1
+    shutil.copy(questions[3]["images"][0], rows[0]["images"][0])
+    texts(generate, rows)
+    assert features.used <= features.room and len(features.kept) > 1
+
+
 @pytest.mark.parametrize("kind", ["qwen2_vl", "idefics3"])
 def test_samples_depend_on_their_seed_only(kind, stops_often, questions):
     spec = stops_often(kind, 12)
@@ -338,10 +361,10 @@ def test_a_batch_that_fails_on_the_device_is_halved(tiny_model, questions, monke
     """The faulty question alone becomes a record for each of its candidates."""
     read = Decoder.read
 
-    def broken(decoder, inputs, keep):
+    def broken(decoder, inputs, keep, pictures):
         if "pixel_values" in inputs and len(inputs["pixel_values"]) > 1 and keep == 1:  # of tiny llava: the question with two pictures
             raise ValueError("no")
-        return read(decoder, inputs, keep)
+        return read(decoder, inputs, keep, pictures)
 
     monkeypatch.setattr(Decoder, "read", broken)
     replies = list(engine.open_model(str(tiny_model("llava")), settings())(judgements(questions)))
