@@ -40,12 +40,12 @@ def attend(module, query, key, value, attention_mask, scaling=None, **settings):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
     rows, heads, tokens, width = query.shape
     shared_key, shared_value = slots.shared(module.layer_idx)  # (Q, KV heads, P, width)
-    scaling = width**-0.5 if scaling is None else scaling
+    group, scaling = heads // key.shape[1], width**-0.5 if scaling is None else scaling
     if slots.start is not None:  # many queries a row: bound by arithmetic, so each row may have its copy of the question's keys
         key, value = torch.cat([shared_key[slots.row_owners], key], 2), torch.cat([shared_value[slots.row_owners], value], 2)
-        out = scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=key.shape[1] != heads)
-        return out.transpose(1, 2), None
-    group = heads // key.shape[1]
+        query = query.reshape(rows, -1, group * tokens, width)  # the heads of a key as its queries: with a mask and enable_gqa CUDA has no fast kernel
+        out = scaled_dot_product_attention(query, key, value, attention_mask.repeat(1, 1, group, 1), scale=scaling)
+        return out.view(rows, heads, tokens, width).transpose(1, 2), None
     query = (query * scaling).view(rows, -1, group, width)
 
     def by_question(part):  # (R, KV heads, group, X) -> (Q, KV heads, rows of a question * group, X); places without a row repeat row 0
