@@ -32,21 +32,13 @@ or whatever else a batch raises becomes an error reply for its own requests: bat
 """
 
 import argparse
-import collections
-import concurrent.futures
 import copy
-import itertools
-import os
 from dataclasses import dataclass, field, replace
 from typing import Callable, Iterable, Iterator, NamedTuple
 
 from checks import check_model
-from common import IMAGE, chat_parts, encode_prompts, is_endpoint, load_model, load_processor, open_image, setup_kernels, user_message
-
-LOOK_AHEAD = 16  # batches of requests that are sorted by length together
-REFILL = 8  # prompts are read for an eighth of the rows at a time, when as many are free
-BATCHES_AHEAD = 4  # of pictures and prompts that are prepared while the model decodes
-ERRORS = (OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError, AttributeError)  # what a picture, a prompt or a foreign model can raise
+from common import chat_parts, encode_prompts, is_endpoint, load_model, load_processor, setup_kernels, user_message
+from prompts import ERRORS, REFILL, Batch, Question, Sample, ahead, batches_of, encode, gather, halves, one_line, open_pool, pictures, submit_to, worker_count
 
 
 @dataclass
@@ -110,6 +102,7 @@ def open_local(spec: str, args: argparse.Namespace, pieces: bool) -> Generate:
     from decoder import Decoder
 
     device, dtype, attention = setup_kernels()
+    pool = open_pool(spec, args.trust_remote_code, worker_count(device))
     processor = load_processor(spec, args.trust_remote_code)
     model = load_model(spec, device, dtype, attention, args.trust_remote_code).eval()
     ends = model.generation_config.eos_token_id or []
@@ -122,7 +115,9 @@ def open_local(spec: str, args: argparse.Namespace, pieces: bool) -> Generate:
         print(f"engine: shared prompts, {decoder.rows} rows", flush=True)
     except ERRORS as error:
         decoder = None
+        pool.shutdown(wait=False)
         print(f"engine: plain path, {args.batch_size} rows ({one_line(error)})", flush=True)
+    submit = submit_to(pool, spec, local)
 
     def generate(requests: Iterable[Request], temperature: float = args.temperature) -> Iterator[Reply]:
         if decoder is None:
@@ -130,164 +125,24 @@ def open_local(spec: str, args: argparse.Namespace, pieces: bool) -> Generate:
                 yield from run_plain(local, [request for question in group for request in question.requests], temperature)
             return
         questions = gather(requests, args.batch_size, decoder.rows // REFILL)
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # pictures and prompts of the next batches, while the model decodes
-            try:
-                for sample in decoder.serve(ahead(pool, local, questions), lambda questions: pool.submit(encode, local, questions).result(), temperature, args.top_k, args.top_p):
-                    yield reply_to(local, sample)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        for sample in decoder.serve(ahead(submit, questions), lambda questions: batches_of(submit(questions)), temperature, args.top_k, args.top_p):
+            yield reply_to(local, sample)
 
     generate.work = decoder.work if decoder else None  # what was computed, for tests and benchmarks
     return generate
 
 
-def reply_to(local: Local, sample: "Sample") -> Reply:
+def reply_to(local: Local, sample: Sample) -> Reply:
     """A finished sample as text."""
     reply = Reply(sample.request.row, sample.number, prompt_tokens=len(sample.prompt), seed=sample.request.seeds[sample.number])
     if sample.error:
-        return replace(reply, finish="error", reason=one_line(sample.error))
+        return replace(reply, finish="error", reason=sample.error)
     end = next((index for index, token in enumerate(sample.tokens) if token in local.ends), None)
     reply.text = local.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
     reply.finish, reply.tokens = ("length", len(sample.tokens)) if end is None else ("stop", end + 1)
     if local.pieces:
         reply.pieces = list(zip(local.tokenizer.batch_decode([[token] for token in sample.tokens[:end]]), sample.chances))
     return reply
-
-
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
-# ---------------------------------------------------------------- prompts, ahead of the device
-
-
-@dataclass
-class Question:
-    """Requests with the same pictures and the same text up to them: their prompts begin alike, and that is computed once."""
-
-    requests: list[Request]
-    shared: int = 0  # tokens that all prompts begin with
-    slot: int = -1  # where its keys and values are
-    unfinished: int = 0  # samples
-
-
-@dataclass
-class Sample:
-    """One reply in the making. It can start again: its tokens follow from its seed."""
-
-    request: Request
-    number: int
-    question: Question | None = None
-    prompt: list[int] = field(default_factory=list)
-    limit: int = 0  # new tokens, at most
-    tokens: list[int] = field(default_factory=list)
-    chances: list[float] = field(default_factory=list)  # log-probabilities
-    uniform: list[float] = field(default_factory=list)  # a number in [0, 1) for each token
-    error: Exception | None = None
-
-    @property
-    def tail(self) -> list[int]:
-        return self.prompt[self.question.shared :]
-
-
-@dataclass
-class Batch:
-    """Questions to read together: the model's inputs for their shared beginnings (left-padded), and the samples that follow."""
-
-    questions: list[Question]
-    inputs: dict
-    samples: list[Sample]  # also such as have failed already
-
-
-def gather(requests: Iterable[Request], rows: int, share: int) -> Iterator[list[Question]]:
-    """Requests as questions: those of one window sorted by length, and dealt out in groups of `share` samples or a little more."""
-    requests = iter(requests)
-    first = next(requests, None)
-    if first is None:
-        return
-    requests, window = itertools.chain([first], requests), max(1, rows // len(first.seeds)) * LOOK_AHEAD
-    while taken := list(itertools.islice(requests, window)):
-        questions: dict[tuple, Question] = {}
-        for request in taken:
-            text = request.messages[-1]["content"]
-            key = request.row.get("id"), *request.row["images"], text[: text.rfind(IMAGE) + 1]
-            questions.setdefault(key, Question([])).requests.append(request)
-        group, samples = [], 0
-        for question in sorted(questions.values(), key=lambda question: (len(question.requests[0].row["images"]), len(question.requests[0].messages[-1]["content"]))):
-            group.append(question)
-            samples += sum(len(request.seeds) for request in question.requests)
-            if samples >= share:
-                yield group
-                group, samples = [], 0
-        if group:
-            yield group
-
-
-def ahead(pool, local: Local, groups: Iterator[list[Question]]) -> Iterator[Batch]:
-    """Encoded batches, some of them in the making while the caller works on one."""
-    jobs = collections.deque(pool.submit(encode, local, group) for group in itertools.islice(groups, BATCHES_AHEAD))
-    while jobs:
-        done = jobs.popleft().result()
-        jobs.extend(pool.submit(encode, local, group) for group in itertools.islice(groups, 1))
-        yield from done
-
-
-def encode(local: Local, questions: list[Question]) -> list[Batch]:
-    """Pictures and prompts as tensors. What fails is halved until the faulty question stands alone."""
-    try:
-        chats = [chat_parts(question.requests[0].messages, pictures(local, question.requests[0])) for question in questions]
-        inputs = encode_prompts(local.processor, chats)
-        prompts = [prompts_of(local, question, ids[seen].tolist()) for question, ids, seen in zip(questions, inputs["input_ids"], inputs["attention_mask"].bool())]
-    except ERRORS as error:
-        if len(questions) > 1:
-            return [batch for half in halves(questions) for batch in encode(local, half)]
-        return [Batch([], {}, [Sample(request, number, error=error) for request in questions[0].requests for number in request.seeds])]
-    samples, too_long = [], []
-    for question, group in zip(questions, prompts):
-        question.shared = min(len(os.path.commonprefix(group)), min(map(len, group)) - 1)
-        for request, prompt in zip(question.requests, group):
-            limit = min(local.args.max_tokens, local.context - len(prompt))
-            error = None if limit > 0 else ValueError(f"prompt of {len(prompt)} tokens in a context of {local.context}")
-            new = [Sample(request, number, question, prompt, limit, error=error) for number in request.seeds]
-            samples, too_long = (samples, too_long + new) if error else (samples + new, too_long)
-        question.requests = [request for request, prompt in zip(question.requests, group) if len(prompt) < local.context]
-    if too_long:  # the others once more, without them
-        left = [question for question in questions if question.requests]
-        return [Batch([], {}, too_long), *(encode(local, left) if left else [])]
-    return [Batch(questions, cut(inputs, [question.shared for question in questions], local.processor.tokenizer.pad_token_id), samples)]
-
-
-def pictures(local: Local, request: Request) -> list:
-    return [open_image(image, local.args.max_pixels) for image in request.row["images"]]
-
-
-def halves(items: list) -> tuple[list, list]:
-    return items[: len(items) // 2], items[len(items) // 2 :]
-
-
-def prompts_of(local: Local, question: Question, first: list[int]) -> list[list[int]]:
-    """Token ids of the prompts of a question, of which the first is known: only the text behind the pictures is tokenized again."""
-    if len(question.requests) == 1:
-        return [first]
-    texts = local.processor.apply_chat_template([chat_parts(request.messages) for request in question.requests], add_generation_prompt=True)
-    start = texts[0].find(question.requests[0].messages[-1]["content"].rpartition(IMAGE)[2])
-    if start >= 0 and all(text[:start] == texts[0][:start] for text in texts):
-        tails = local.processor.tokenizer([text[start:] for text in texts], add_special_tokens=False)["input_ids"]
-        if first[-len(tails[0]) :] == tails[0]:  # else this tokenizer joins the text with what stands in front of it
-            return [first[: -len(tails[0])] + tail for tail in tails]
-    chats = [chat_parts(request.messages, pictures(local, request)) for request in question.requests]
-    return [encode_prompts(local.processor, [chat])["input_ids"][0].tolist() for chat in chats]
-
-
-def cut(inputs: dict, lengths: list[int], pad_token: int) -> dict:
-    """Left-padded prompts (B, T) -> the first lengths[b] tokens of each, left-padded again."""
-    import torch
-
-    shared, whole, width = torch.tensor(lengths)[:, None], inputs["attention_mask"].sum(1, keepdim=True), inputs["input_ids"].shape[1]
-    places = torch.arange(max(lengths)) - (max(lengths) - shared)  # (B, P), below 0 is padding
-    index = (places + width - whole).clamp_min(0)
-    pads = {"input_ids": pad_token, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
-    return {**inputs} | {name: inputs[name].gather(1, index).masked_fill(places < 0, pad) for name, pad in pads.items() if name in inputs}
 
 
 def probe(local: Local) -> Batch:
@@ -327,7 +182,7 @@ def run_plain(local: Local, batch: list[Request], temperature: float) -> list[Re
         return [reply for half in halves(batch) for reply in run_plain(local, half, temperature)]
     if "memory" in str(problem) and len(batch[0].seeds) > 1:
         return [reply for half in halves(list(batch[0].seeds.items())) for reply in run_plain(local, [replace(batch[0], seeds=dict(half))], temperature)]
-    return [reply_to(local, Sample(batch[0], number, error=problem)) for number in batch[0].seeds]
+    return [reply_to(local, Sample(batch[0], number, error=one_line(problem))) for number in batch[0].seeds]
 
 
 def decode_batch(model, inputs: dict, seeds: list[list[int]], limit: int, temperature: float, args: argparse.Namespace):

@@ -2,16 +2,25 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import common
 import decoder as decoder_module
 import engine
+import slots as slots_module
 from decoder import Decoder
 
 KINDS = ["qwen2_vl", "internvl", "idefics3", "llava"]
@@ -127,6 +136,29 @@ def test_a_question_is_read_once_for_all_samples(kind, tiny_model, questions):
     assert generate.work["decode_rows"] == sum(reply.tokens - 1 for reply in replies)
 
 
+@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
+def test_pictures_are_encoded_once(kind, tiny_model, questions, decoders, tmp_path):
+    """A second pass, with other prompts: no pixels, and what generate() says. A picture that has changed is another one; what does not fit is not kept."""
+    spec, rows = str(tiny_model(kind)), [row | {"images": [shutil.copy(image, tmp_path) for image in row["images"]]} for row in questions]
+    generate = engine.open_model(spec, settings(batch_size=3))
+    texts(generate, rows)
+    pixels = generate.work["pixel_rows"]
+    if not decoders[0].features.kept:
+        pytest.skip("this version of transformers does not take features")
+    asked = judgements(rows, 2)
+    assert {(reply.row["id"], reply.sample): reply.text for reply in generate(asked)} == generated(spec, asked)
+    assert generate.work["pixel_rows"] == pixels > 0
+    shutil.copy(questions[2]["images"][0], rows[0]["images"][0])
+    assert {(reply.row["id"], reply.sample): reply.text for reply in generate(asked)} == generated(spec, asked)
+    assert generate.work["pixel_rows"] > pixels
+    features = decoders[0].features
+    assert features.used == sum(piece.nbytes for pieces in features.kept.values() for piece in pieces)
+    features.room = features.used - 1
+    shutil.copy(questions[3]["images"][0], rows[0]["images"][0])
+    texts(generate, rows)
+    assert features.used <= features.room and len(features.kept) > 1
+
+
 @pytest.mark.parametrize("kind", ["qwen2_vl", "idefics3"])
 def test_samples_depend_on_their_seed_only(kind, stops_often, questions):
     spec = stops_often(kind, 12)
@@ -169,6 +201,126 @@ def test_a_model_that_forgets_takes_the_plain_path(tiny_model, questions, capsys
     assert {key: text for key, (text, _, _) in replies.items()} == generated(spec, requests(questions))
 
 
+class Tape(TorchDispatchMode):
+    """What a graph is on CUDA: a step's operations and the memory that they read and write, to be done again without the Python around them."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        out = operation(*arguments, **(keywords or {}))
+        self.done.append((operation, arguments, keywords or {}, out))
+        return out
+
+    def replay(self) -> None:
+        for operation, arguments, keywords, out in self.done:
+            for place, value in zip(tree_leaves(out), tree_leaves(operation(*arguments, **keywords))):
+                if place.data_ptr() != value.data_ptr():
+                    place.copy_(value)
+
+
+def record(decoders: list):
+    """Records a step of the last decoder; which leaves no trace, as on CUDA."""
+
+    def capture(step):
+        state, chances = decoders[-1].slots.state, decoders[-1].slots.chances
+        before = state.clone(), chances.clone()
+        with Tape() as tape:
+            step()
+        state.copy_(before[0])
+        chances.copy_(before[1])
+        return tape.replay
+
+    return capture
+
+
+@pytest.fixture
+def decoders(monkeypatch) -> list:
+    """All decoders that are made."""
+    made, init = [], Decoder.__init__
+
+    def remember(decoder, *arguments):
+        made.append(decoder)
+        init(decoder, *arguments)
+
+    monkeypatch.setattr(Decoder, "__init__", remember)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
+def test_recorded_steps_decode_the_same(kind, stops_often, questions, decoders, monkeypatch, capsys):
+    """With refills and early stops, through recorded steps of rounded shapes: so nothing that changes is left to the host, and no memory moves unnoticed."""
+    spec, sampled = stops_often(kind, 16), settings(batch_size=6, temperature=1.0, top_k=40, top_p=0.95)
+    expected = texts(engine.open_model(spec, sampled), questions, 4)
+    monkeypatch.setattr(decoder_module, "graph_capture", lambda device: record(decoders))
+    monkeypatch.setattr(decoder_module, "CAPTURE_AT", 1)
+    generate = engine.open_model(spec, sampled)
+    assert texts(generate, questions, 4) == expected
+    assert generate.work["replays"] == generate.work["steps"] > generate.work["graphs"] > 0
+    asked = judgements(questions)
+    replies = list(generate(asked, 0.0))
+    assert {(reply.row["id"], reply.sample): reply.text for reply in replies} == generated(spec, asked, stops=True)
+    assert "not captured" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
+def test_a_step_stays_on_the_device(kind, tiny_model, questions, decoders, monkeypatch):
+    """On torch's device without data, where to read a value is an error: no operation of a step sees a tensor of the host."""
+    generate, sampled = engine.open_model(str(tiny_model(kind)), settings(temperature=1.0, top_k=40, top_p=0.95)), Decoder.one_token
+
+    class OneDevice(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+            out = operation(*arguments, **(keywords or {}))
+            seen = [leaf.device.type for leaf in tree_leaves((arguments, keywords, out)) if isinstance(leaf, torch.Tensor)]
+            assert {*seen} == {"meta"}, operation
+            operations.append(operation)
+            return out
+
+    operations, slots = [], decoders[-1].slots
+
+    def on_meta(decoder, shape):
+        decoder.model.to("meta")
+        for name, part in vars(decoder.slots).items():
+            if isinstance(part, torch.Tensor) and name not in ("lengths", "owners", "question_lengths", "next_positions"):
+                setattr(decoder.slots, name, part.to("meta"))
+        slots.own, slots.prefix = ([[part.to("meta") for part in layer] for layer in layers] for layers in (slots.own, slots.prefix))
+        slots.device, slots.cells = torch.device("meta"), {}
+        with OneDevice():
+            sampled(decoder, shape)
+        raise InterruptedError
+
+    monkeypatch.setattr(Decoder, "one_token", on_meta)
+    with pytest.raises(InterruptedError):
+        texts(generate, questions, 2)
+    assert len(operations) > 100
+
+
+def test_without_graphs_it_goes_on(tiny_model, questions, decoders, monkeypatch, capsys):
+    """A capture that fails, when the model is loaded or later, and a graph that does something else."""
+    spec = str(tiny_model("llava"))
+    expected = texts(engine.open_model(spec, settings()), questions)
+
+    def fails_later(step, calls=[]):
+        calls.append(step)
+        if len(calls) > 1:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return record(decoders)(step)
+
+    def fails(step):
+        raise RuntimeError("no graphs")
+
+    for capture, reason in ((fails, "(RuntimeError: no graphs)"), (fails_later, "(RuntimeError: operation not permitted"), (lambda step: lambda: None, "(they are off by")):
+        monkeypatch.setattr(decoder_module, "graph_capture", lambda device: capture)
+        assert texts(engine.open_model(spec, settings()), questions) == expected
+        assert f"engine: steps are not captured {reason}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number, unit, up", [(1, 1, 1), (7, 1, 7), (9, 1, 10), (17, 1, 20), (256, 1, 256), (257, 1, 320), (0, 64, 0), (1, 64, 64), (600, 64, 640), (64 * 17, 64, 64 * 20)])
+def test_shapes_are_rounded_up(number, unit, up):
+    assert slots_module.rounded(number, unit) == up == slots_module.rounded(up, unit)
+
+
 def test_without_memory_fewer_rows(tiny_model, questions, capsys, monkeypatch):
     """A step that does not fit is done with fewer rows; a sample that does not fit alone is a record; few rows where little is free."""
     spec = str(tiny_model("llava"))
@@ -183,6 +335,18 @@ def test_without_memory_fewer_rows(tiny_model, questions, capsys, monkeypatch):
     monkeypatch.setattr(Decoder, "forward", narrow)
     assert texts(engine.open_model(spec, settings(temperature=1.0)), questions, 4) == expected
     assert "going on with 2 rows" in capsys.readouterr().out
+    monkeypatch.setattr(Decoder, "forward", forward)
+    one_token = Decoder.one_token
+
+    def narrow_step(decoder, shape):
+        if shape.rows > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        one_token(decoder, shape)
+
+    monkeypatch.setattr(Decoder, "one_token", narrow_step)
+    assert texts(engine.open_model(spec, settings(temperature=1.0)), questions, 4) == expected
+    assert "going on with 2 rows" in capsys.readouterr().out
+    monkeypatch.setattr(Decoder, "one_token", one_token)
     generate = engine.open_model(spec, settings())
     monkeypatch.setattr(Decoder, "forward", lambda decoder, first, tokens: narrow(decoder, first, tokens, 0))
     assert {finish for _, finish, _ in texts(generate, questions[:2]).values()} == {"error"}
@@ -196,10 +360,10 @@ def test_a_batch_that_fails_on_the_device_is_halved(tiny_model, questions, monke
     """The faulty question alone becomes a record for each of its candidates."""
     read = Decoder.read
 
-    def broken(decoder, inputs, keep):
+    def broken(decoder, inputs, keep, pictures):
         if "pixel_values" in inputs and len(inputs["pixel_values"]) > 1 and keep == 1:  # of tiny llava: the question with two pictures
             raise ValueError("no")
-        return read(decoder, inputs, keep)
+        return read(decoder, inputs, keep, pictures)
 
     monkeypatch.setattr(Decoder, "read", broken)
     replies = list(engine.open_model(str(tiny_model("llava")), settings())(judgements(questions)))
@@ -211,6 +375,70 @@ def test_a_bad_picture_is_a_record(tiny_model, questions, tmp_path):
     bad.write_bytes((b"\x89PNG\r\n\x1a\n" + b"\0" * 50))
     replies = texts(engine.open_model(str(tiny_model("llava")), settings()), [*questions, {"id": "bad", "question": "q", "images": [str(bad)]}])
     assert replies["bad", 0][1] == "error" and replies["bad", 0][2] and sum(finish == "error" for _, finish, _ in replies.values()) == 1
+
+
+def test_processes_prepare_what_a_thread_does(tiny_model, questions, tmp_path, monkeypatch, capsys):
+    """The same replies, a picture that cannot be read included; and one that is killed ends the stage with a line."""
+    spec, bad = str(tiny_model("idefics3")), tmp_path / "bad.png"
+    bad.write_bytes((b"\x89PNG\r\n\x1a\n" + b"\0" * 50))
+    asked = judgements([*questions, {"id": "bad", "question": "q", "images": [str(bad)]}, {"id": "long", "question": "word " * 3000, "images": []}])
+    said = [engine.open_model(spec, settings())(asked)]
+    monkeypatch.setattr(engine, "worker_count", lambda device: 2)
+    before = {*multiprocessing.active_children()}
+    generate = engine.open_model(spec, settings(batch_size=8))
+    workers = {*multiprocessing.active_children()} - before
+    assert len(workers) == 2
+    said.append(generate(asked))
+    thread, apart = ({(reply.row["id"], reply.row["sample"]): (reply.text, reply.finish, reply.reason) for reply in replies} for replies in said)
+    assert thread == apart and [apart[name, 0][1] for name in ("0", "bad", "long")] == ["length", "error", "error"]
+    for worker in workers:
+        worker.kill()
+    with pytest.raises(SystemExit) as ended:
+        list(generate(asked))
+    assert ended.value.code == 1 and "error: a process that prepares pictures and prompts was ended" in capsys.readouterr().err
+
+
+ENDED = """
+import argparse, sys
+import common, prompts
+from engine import Request
+
+def main():
+    local = argparse.Namespace(args=argparse.Namespace(max_pixels=0, max_tokens=9, trust_remote_code=False), context=2048)
+    submit = prompts.submit_to(prompts.open_pool(sys.argv[1], False, 1), sys.argv[1], local)
+    rows = ({"id": str(index), "question": "x", "images": []} for index in range(10**7))
+    for batch in prompts.ahead(submit, prompts.gather((Request(row, common.solve_messages(row), {0: 0}) for row in rows), 64, 8)):
+        print("going", flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_processes_end_with_their_parent(tiny_model, tmp_path):
+    """Ctrl-C ends all with one traceback; a parent that is killed leaves none behind."""
+    script = tmp_path / "ended.py"
+    script.write_text(ENDED)
+    command, environment = [sys.executable, script, tiny_model("llava")], os.environ | {"PYTHONPATH": str(ROOT)}
+    parents = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) for _ in range(2)]
+    for parent in parents:
+        assert parent.stdout.readline() == "going\n"
+    os.killpg(parents[0].pid, signal.SIGINT)
+    parents[1].kill()
+    errors = [parent.communicate(timeout=60)[1] for parent in parents]
+    assert [parent.returncode for parent in parents] == [-signal.SIGINT, -signal.SIGKILL] and [error.count("Traceback") for error in errors] == [1, 0], errors[0]
+    deadline = time.monotonic() + 20
+    while any(alive(parent.pid) for parent in parents):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+        return True
+    except ProcessLookupError:
+        return False
 
 
 def test_a_prompt_longer_than_the_context_is_a_record(tiny_model, questions):
