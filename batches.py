@@ -231,13 +231,19 @@ def tokenize(processor, questions: list[Question], max_length: int) -> tuple[dic
 
 
 def reply_tokens(processor, rows: list[dict]) -> list[list[int]]:
-    """Tokens of each row's reply with what ends it, as the chat template writes them."""
+    """Tokens of each row's reply, as the chat template writes it, and of what ends it.
+
+    The line break that some templates put behind the end belongs to the next turn; a template that writes no end
+    (LLaVA-1.5's) gets the tokenizer's, or the model would never learn to stop.
+    """
     ends = []
     for row in rows:
         bare, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"]
         head = processor.apply_chat_template(bare, add_generation_prompt=True)
         full = processor.apply_chat_template([*bare, {"role": "assistant", "content": [{"type": "text", "text": reply}]}])
-        ends.append(full.removeprefix(head) if full.startswith(head) else reply + processor.tokenizer.eos_token)
+        end = (full.removeprefix(head) if full.startswith(head) else reply).rstrip()
+        behind = end[end.find(reply.strip()) + len(reply.strip()) :]
+        ends.append(end if behind else end + processor.tokenizer.eos_token)
     return processor.tokenizer(ends, add_special_tokens=False)["input_ids"]
 
 

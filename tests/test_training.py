@@ -15,6 +15,7 @@ import common
 import engine
 import batches
 import packing
+import tiny
 
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "llava", "llava_onevision"]
 FLAGS = ["--max-pixels", 10_000, "--workers", 0]
@@ -109,6 +110,24 @@ def test_loss_and_gradients_are_those_of_one_row_at_a_time(kind, tiny_model, mix
         else:
             assert batch.tokens > 1.3 * tokens
     assert pack.differs(model, *(module.MicroBatches(rows, [numbers], processor, SETTINGS, packed)[0][0] for packed in (True, False))) == ""
+
+
+@pytest.mark.parametrize(
+    "turn, learnt",
+    [
+        ("{{ role }}: {{ text }}<eos>\n", " It is 4.<eos>"),  # Qwen and Idefics break the line behind the end
+        ("{{ role }}: {{ text }} ", " It is 4.<eos>"),  # LLaVA-1.5 writes no end
+        ("{{ role }}: {{ text | trim }}<end_of_utterance>", " It is 4.<end_of_utterance>"),
+        ("{{ role }}: <think></think>{{ text }}<eos>", " <think></think>It is 4.<eos>"),
+    ],
+)
+def test_the_last_label_is_the_end(turn, learnt):
+    tokenizer = tiny.make_tokenizer()
+    template = "{% for m in messages %}{% set role, text = m['role'], m['content'][0]['text'] %}" + turn + "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    processor = argparse.Namespace(tokenizer=tokenizer, apply_chat_template=lambda chat, **flags: tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, **flags))
+    rows = [row("a", 0, [], "What is it?", reply) for reply in ("It is 4.", "")]
+    first, empty = map(tokenizer.decode, batches.reply_tokens(processor, rows))
+    assert first == learnt and empty.count("<eos>") + empty.count("<end_of_utterance>") == 1
 
 
 def test_a_wrong_loss_is_noticed(tiny_model, mixed_file, stage, monkeypatch):
