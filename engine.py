@@ -3,19 +3,22 @@
 `open_model(spec, args)` returns a function that takes requests and yields a reply for each of their samples as it
 finishes, in any order. A local model works like this:
 
-  requests -> gather -> encode (a thread, ahead of the model) -> Decoder.admit -> start -> step, step, ... -> replies
+  requests -> gather -> encode (a thread or processes, ahead of the model) -> Decoder.admit -> start -> step, step, ... -> replies
+              prompts.py                                             decoder.py, slots.py
 
 A question is paid for once. Requests with the same problem and the same pictures make a Question: one request with many
 samples (01, 03, 05), or the candidates of one problem that are to be judged (02), if they come within one window of
 LOOK_AHEAD batches. The longest beginning that all their prompts have in common, pictures included, goes through the
 model once. Its keys and values are stored once, and what follows of each prompt (a candidate; of samples the last
 token only) is read in rows that attend to them. Pictures are opened and resized once a question, too, and where the
-tokenizer allows only the text behind them is tokenized for the other candidates.
+tokenizer allows only the text behind them is tokenized for the other candidates. What the vision tower makes of them is
+kept for a while, for candidates of another window or a second pass (decoder.Features).
 
 The rows stay full. `--batch-size` rows decode together; one that finishes is free at once. When an eighth of them is
 free (REFILL), prompts for as many new samples are read together, left-padded and sorted by length so that little is
-padding. Nothing is re-allocated or moved in a step, see decoder.py. Memory for the rows is counted before they are
-filled; should a step lack memory all the same, half of its rows start again later and fewer are used from then on.
+padding. Nothing is re-allocated or moved in a step; on CUDA it is replayed from a graph, see decoder.py. Memory for the
+rows is counted before they are filled; should a step lack memory all the same, half of its rows start again later and
+fewer are used from then on.
 
 What is promised. A sample's tokens follow from the model, its prompt and its own seed: each token is the inverse of the
 cumulative distribution at the next of the sample's own uniform numbers, which the CPU draws. What else is in the batch,

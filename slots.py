@@ -86,7 +86,8 @@ class Slots(Cache):
     def __init__(self, sample: DynamicCache, rows: int, new_tokens: int, fixed: bool):
         super().__init__(layers=[DynamicLayer()])  # only for what asks a cache about its kind
         shapes = [(layer.keys, layer.values) for layer in sample.layers]
-        self.own = [[part.new_zeros(rows, part.shape[1], 0, part.shape[3]) for part in layer] for layer in shapes]
+        length = rounded(new_tokens, BLOCK) if fixed else 0  # to grow later would cost the graphs
+        self.own = [[part.new_zeros(rows, part.shape[1], length, part.shape[3]) for part in layer] for layer in shapes]
         self.prefix = [[part.new_zeros(0, part.shape[1], 0, part.shape[3]) for part in layer] for layer in shapes]
         self.lengths, self.owners = torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.long)
         self.question_lengths, self.next_positions = torch.zeros(0, dtype=torch.long), None

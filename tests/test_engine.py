@@ -255,13 +255,13 @@ def test_recorded_steps_decode_the_same(kind, stops_often, questions, decoders, 
     expected = texts(engine.open_model(spec, sampled), questions, 4)
     monkeypatch.setattr(decoder_module, "graph_capture", lambda device: record(decoders))
     monkeypatch.setattr(decoder_module, "CAPTURE_AT", 1)
+    monkeypatch.setattr(decoder_module, "GRAPHS", 3)
     generate = engine.open_model(spec, sampled)
     assert texts(generate, questions, 4) == expected
     assert generate.work["replays"] == generate.work["steps"] > generate.work["graphs"] > 0
-    asked = judgements(questions)
-    replies = list(generate(asked, 0.0))
-    assert {(reply.row["id"], reply.sample): reply.text for reply in replies} == generated(spec, asked, stops=True)
-    assert "not captured" not in capsys.readouterr().out
+    for asked in (requests(questions, 4), judgements(questions)):
+        assert {(reply.row["id"], reply.sample): reply.text for reply in generate(asked, 0.0)} == generated(spec, asked, stops=True)
+    assert len(decoders[-1].graphs) == 3 and "not captured" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
@@ -399,7 +399,7 @@ def test_processes_prepare_what_a_thread_does(tiny_model, questions, tmp_path, m
 
 
 ENDED = """
-import argparse, sys
+import argparse, sys, time
 import common, prompts
 from engine import Request
 
@@ -409,6 +409,7 @@ def main():
     rows = ({"id": str(index), "question": "x", "images": []} for index in range(10**7))
     for batch in prompts.ahead(submit, prompts.gather((Request(row, common.solve_messages(row), {0: 0}) for row in rows), 64, 8)):
         print("going", flush=True)
+        time.sleep(60)
 
 if __name__ == "__main__":
     main()
@@ -423,6 +424,7 @@ def test_processes_end_with_their_parent(tiny_model, tmp_path):
     parents = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) for _ in range(2)]
     for parent in parents:
         assert parent.stdout.readline() == "going\n"
+    time.sleep(1)  # what was asked for ahead is done: the workers wait
     os.killpg(parents[0].pid, signal.SIGINT)
     parents[1].kill()
     errors = [parent.communicate(timeout=60)[1] for parent in parents]
