@@ -12,7 +12,7 @@ LOOK_AHEAD batches. The longest beginning that all their prompts have in common,
 model once. Its keys and values are stored once, and what follows of each prompt (a candidate; of samples the last
 token only) is read in rows that attend to them. Pictures are opened and resized once a question, too, and where the
 tokenizer allows only the text behind them is tokenized for the other candidates. What the vision tower makes of them is
-kept for a while, for candidates of another window or a second pass (decoder.Features).
+kept for a while, for candidates of another window or a second pass (features.py).
 
 The rows stay full. `--batch-size` rows decode together; one that finishes is free at once. When an eighth of them is
 free (REFILL), prompts for as many new samples are read together, left-padded and sorted by length so that little is

@@ -9,7 +9,7 @@ class Features:
     """Of questions' pictures: those used last, on the host, in up to `room` bytes.
 
     A question's features are the rows that its prompt's image tokens are replaced by, in their order, of each output that a model reads
-    (Qwen3-VL: of several layers). They are handed to a model as `mm_encoder_outputs`, which it takes from transformers 5.23 or so on.
+    (Qwen3-VL: of several layers). They are handed to a model as `mm_encoder_outputs`, which models take under transformers 5.24 and not under 5.17.
     """
 
     def __init__(self, room: int):
