@@ -261,7 +261,7 @@ def test_recorded_steps_decode_the_same(kind, stops_often, questions, decoders, 
     assert generate.work["replays"] == generate.work["steps"] > generate.work["graphs"] > 0
     for asked in (requests(questions, 4), judgements(questions)):
         assert {(reply.row["id"], reply.sample): reply.text for reply in generate(asked, 0.0)} == generated(spec, asked, stops=True)
-    assert len(decoders[-1].graphs) == 3 and "not captured" not in capsys.readouterr().out
+    assert 0 < len(decoders[-1].graphs) <= 3 < generate.work["graphs"] and "not captured" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
