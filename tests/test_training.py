@@ -1,7 +1,9 @@
 """Fine-tuning tiny random models of seven architectures: what is learnt, and that it is learnt exactly."""
 
 import argparse
+import inspect
 import json
+import math
 import os
 import subprocess
 import sys
@@ -138,6 +140,33 @@ def test_a_wrong_loss_is_noticed(tiny_model, mixed_file, stage, monkeypatch):
     positions = packing.Packing.positions
     monkeypatch.setattr(packing.Packing, "positions", lambda self, batch: positions(self, batch) * 2)
     assert "the loss is off by" in packing.Packing(model).differs(model, packed, padded)
+
+
+@pytest.mark.parametrize("batches", ["packed", "padded"])
+def test_a_model_that_bounds_its_logits_is_learnt_by_its_own_loss(batches, tiny_model, mixed_file, tmp_path, finetune, monkeypatch):
+    """Gemma 4 and Granite go on computing with what the output layer returns: that must be logits then."""
+    from transformers import Qwen2VLForConditionalGeneration as Model
+
+    finetune("--input", mixed_file, "--output", tmp_path / "plain", "--model", tiny_model("qwen2_vl"), "--batches", batches)
+    forward, scale = Model.forward, [1.0]
+
+    def scaled(self, *arguments, **settings):
+        output = forward(self, *arguments, **settings)
+        output.logits = output.logits / scale[0]
+        return output
+
+    scaled.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(Model, "forward", scaled)
+    for scale[0] in (1.0, 1e6):
+        finetune("--input", mixed_file, "--output", tmp_path / f"{scale[0]}", "--model", tiny_model("qwen2_vl"), "--batches", batches)
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "1.0"), rel=1e-5)
+    assert losses(tmp_path / "1000000.0") == pytest.approx([math.log(len(tiny.SPECIAL) + 256)], rel=1e-4)  # all tokens are as likely
+
+
+def test_a_first_step_without_any_usable_row_ends_in_one_line(tiny_model, eight_file, tmp_path, finetune, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        finetune("--input", eight_file, "--output", tmp_path / "m", "--model", tiny_model("qwen2_vl"), "--max-length", 5)
+    assert "no row of the first step can be used" in capsys.readouterr().err
 
 
 def test_a_model_that_cannot_be_packed_is_trained_padded(tiny_model, mixed_file, tmp_path, finetune):
