@@ -375,14 +375,17 @@ def test_saved_folder_has_the_processors_files(tiny_model, eight_file, tmp_path,
 
 
 def test_rows_that_cannot_be_used_are_left_out(tiny_model, pictures, tmp_path, stage):
-    """A picture that cannot be read, a reply that is too long, also of the row whose prompt is the question's: the others are learnt."""
+    """A picture that cannot be read, or is a strip that the processor refuses, a reply that is too long, also of the row whose prompt is the question's,
+    the model's own placeholders in texts: the others are learnt."""
     module, spec = stage("04_finetune"), str(tiny_model("qwen2_vl"))
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 50)
+    Image.new("RGB", (600, 2)).save(tmp_path / "strip.png")
     rows = [row("a", k, pictures[:1], "Q?", reply) for k, reply in enumerate(["long " * 500, "one", "two"])] + [row("b", 0, [str(broken)], "Q?", "x"), row("c", 0, [], "Q?", "y " * 1200)]
+    rows += [row("d", 0, [str(tmp_path / "strip.png")], "Q?", "x"), row("a", 3, pictures[:1], "Q?", "a <|image_pad|>"), row("e", 0, [], "A <|video_pad|>?", "x")]
     training = module.TrainingRows(write_rows(tmp_path / "rows.jsonl", rows))
     processor = common.load_processor(spec)
     for packed in (True, False):
-        batch, left_out = module.MicroBatches(training, module.deal(training, list(range(5)), 9, 1)[0], processor, SETTINGS, packed)[0]
-        assert left_out == 3 and processor.tokenizer.decode(batch.targets[batch.targets != batches.IGNORE]).replace("<eos>", " ").split() in (["one", "two"], ["two", "one"])
-    assert module.MicroBatches(training, [[number for number in range(5) if training[number]["id"] == "b"]], processor, SETTINGS, True)[0] == (None, 1)
+        batch, left_out = module.MicroBatches(training, module.deal(training, list(range(len(rows))), 9, 1)[0], processor, SETTINGS, packed)[0]
+        assert left_out == 6 and processor.tokenizer.decode(batch.targets[batch.targets != batches.IGNORE]).replace("<eos>", " ").split() in (["one", "two"], ["two", "one"])
+    assert module.MicroBatches(training, [[number for number in range(len(rows)) if training[number]["id"] == "b"]], processor, SETTINGS, True)[0] == (None, 1)
