@@ -81,7 +81,7 @@ def plan_steps(rows: TrainingRows, args: argparse.Namespace, world: int) -> list
     for epoch in range(math.ceil(args.epochs)):
         turn = list(range(len(groups)))
         random.Random(f"{args.seed} {epoch}").shuffle(turn)
-        order += [number for group in turn for number in groups[group]][: round(count * min(1.0, args.epochs - epoch))]
+        order += [number for group in turn for number in groups[group]][: max(1, round(count * min(1.0, args.epochs - epoch)))]
     return [deal(rows, order[start : start + args.batch_size], args.micro_batch, world) for start in range(0, len(order), args.batch_size)]
 
 
