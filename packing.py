@@ -209,7 +209,7 @@ class Speed:
         config = model.config.get_text_config()
         self.attention = 2 * config.num_hidden_layers * config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.patch = getattr(getattr(model.config, "vision_config", None), "patch_size", 1)
-        self.weights, self.seeing = (4 if args.lora else 6), (2 if args.freeze else 4 if args.lora else 6)  # an operand's two operations: forward, backward, the weight's gradient
+        self.weights, self.seeing = (4 if args.lora else 6), (2 if args.freeze or args.lora else 6)  # an operand's two operations: forward, backward, the weight's gradient
         self.peak = next((peak for name, peak in PEAKS.items() if device != "cpu" and name in torch.cuda.get_device_name()), None)
 
     def flops(self, batch) -> float:
