@@ -308,7 +308,7 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
         norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
         loss_value = accelerator.reduce(loss_sum, "sum").item()
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
-            fail(f"step {step}: the loss is {loss_value}, the norm of its gradient {float(norm)}; lower --lr, or look at the rows of this step; the last checkpoint in {part} is kept")
+            fail(f"step {step}: the loss is {loss_value}, the norm of its gradient {float(norm)}; the last checkpoint in {part} is kept: look at the rows of this step, or remove it and start anew with a lower --lr")
         optimizer.step()
         optimizer.zero_grad()
         total_tokens, left_out = total_tokens + int(label_tokens), left_out + int(missing)
@@ -409,6 +409,9 @@ def save_model(accelerator, model, spec: str, part: Path) -> None:
             state.pop(name, None)
         with saving(part):
             model.save_pretrained(part, state_dict=state)
+            for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+                config.dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())  # saving has noted that of the master weights
+            model.config.save_pretrained(part)
             copy_processor(spec, part)
     accelerator.wait_for_everyone()
 

@@ -274,6 +274,7 @@ def test_a_sharded_model_trains_alike(kind, bf16, more, tiny_model, mixed_file, 
     close = {"rel": 1e-4} if bf16 == "0" else {"abs": 0.01}
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), **close) and len(losses(tmp_path / "two")) == 5
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["dtype"] == {"0": "float32", "1": "bfloat16"}[bf16]
     assert one.keys() == two.keys() and all(torch.allclose(one[name], two[name].float(), atol=1e-5 if bf16 == "0" else 1e-3) for name in one)
 
 
