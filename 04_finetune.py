@@ -221,17 +221,21 @@ def choose_batches(accelerator, packing, model, rows: TrainingRows, micro_batche
     """Whether to pack: the loss of one micro-batch, packed and padded, tells if the model allows it. The same on every process."""
     import torch
 
-    why = "--batches"
-    if args.batches == "packed":
-        most = max(micro_batches, key=lambda numbers: len(numbers) - len({rows.questions[number] for number in numbers}))
-        packed, padded = (MicroBatches(rows, [most], processor, args, kind, accelerator.num_processes)[0][0] for kind in (True, False))
-        why = packing.differs(model, packed, padded) if packed else ""
-        if int(accelerator.reduce(torch.tensor(bool(why), device=accelerator.device).long(), "sum")) == 0:
-            packing.use(True)
-            saved = f": {packed.tokens} tokens for {padded.inputs['input_ids'].numel()} padded ones" if packed else ""
-            accelerator.print(f"batches: packed, a question once for its rows{saved}; attention: {packing.attention}")
-            return True
-        packing.use(False)
+    def count(value: int) -> int:
+        return int(accelerator.reduce(torch.tensor(int(value), device=accelerator.device), "sum"))  # over all processes
+
+    sharing = sorted(micro_batches, key=lambda numbers: len({rows.questions[number] for number in numbers}) - len(numbers))
+    pairs = ([MicroBatches(rows, [numbers], processor, args, kind, accelerator.num_processes)[0][0] for kind in (True, False)] for numbers in sharing)
+    packed, padded = next((pair for pair in pairs if pair[0]), (None, None))
+    if not count(padded.labels if padded else 0):
+        fail("no row of the first step can be used: all are longer than --max-length, or have pictures that cannot be read")
+    packing.whole = count(packing.changes_logits(model, padded)) > 0
+    why = packing.differs(model, packed, padded) if args.batches == "packed" else "--batches"
+    if count(bool(why)) == 0:
+        packing.use(True)
+        accelerator.print(f"batches: packed, a question once for its rows: {packed.tokens} tokens for {padded.inputs['input_ids'].numel()} padded ones; attention: {packing.attention}")
+        return True
+    packing.use(False)
     accelerator.print(f"batches: padded, rows of like length together ({why or 'another process cannot pack'})")
     return False
 
@@ -304,7 +308,7 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
         norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
         loss_value = accelerator.reduce(loss_sum, "sum").item()
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
-            fail(f"step {step}: the loss is {loss_value}, the norm of its gradient {float(norm)}; lower --lr, or look at the rows of this step; the last checkpoint in {part} is kept")
+            fail(f"step {step}: the loss is {loss_value}, the norm of its gradient {float(norm)}; the last checkpoint in {part} is kept: look at the rows of this step, or remove it and start anew with a lower --lr")
         optimizer.step()
         optimizer.zero_grad()
         total_tokens, left_out = total_tokens + int(label_tokens), left_out + int(missing)
@@ -405,6 +409,9 @@ def save_model(accelerator, model, spec: str, part: Path) -> None:
             state.pop(name, None)
         with saving(part):
             model.save_pretrained(part, state_dict=state)
+            for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+                config.dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())  # saving has noted that of the master weights
+            model.config.save_pretrained(part)
             copy_processor(spec, part)
     accelerator.wait_for_everyone()
 

@@ -81,7 +81,7 @@ def plan_steps(rows: TrainingRows, args: argparse.Namespace, world: int) -> list
     for epoch in range(math.ceil(args.epochs)):
         turn = list(range(len(groups)))
         random.Random(f"{args.seed} {epoch}").shuffle(turn)
-        order += [number for group in turn for number in groups[group]][: round(count * min(1.0, args.epochs - epoch))]
+        order += [number for group in turn for number in groups[group]][: max(1, round(count * min(1.0, args.epochs - epoch)))]
     return [deal(rows, order[start : start + args.batch_size], args.micro_batch, world) for start in range(0, len(order), args.batch_size)]
 
 
@@ -178,13 +178,16 @@ class Question:
 
 
 def encode(processor, groups: list[list[dict]], max_pixels: int, max_length: int, packed: bool, pictures_needed: bool = False) -> tuple[Batch | None, int]:
-    """(a micro-batch of these groups of rows, the number of rows left out: unreadable pictures, longer than `max_length` tokens).
+    """(a micro-batch of these groups of rows, the number of rows left out: unreadable pictures, longer than `max_length` tokens,
+    a placeholder of the model in a text).
 
     pictures_needed: without any picture a blank one without labels is added, because with several processes all must
     pass through the vision tower, or those that do wait for ever.
     """
     questions, count = [], sum(map(len, groups))
     for rows in groups:
+        if not (rows := [row for row in rows if not holds_placeholder(processor, row)]):
+            continue
         try:
             questions.append(Question(rows, [open_image(image, max_pixels) for image in rows[0]["images"]]))
         except (OSError, ValueError):
@@ -202,6 +205,12 @@ def encode(processor, groups: list[list[dict]], max_pixels: int, max_length: int
     return (pack if packed else pad)(processor, questions, *tokens), left_out
 
 
+def holds_placeholder(processor, row: dict) -> bool:
+    """Whether a text holds what this model knows as a piece of a picture or video: it would wait for pictures that are not there."""
+    tokens = [token for name in ("image_token", "video_token") if (token := getattr(processor, name, None))]
+    return any(token in part.get("text", "") for message in chat_parts(row["messages"]) for part in message["content"] for token in tokens)
+
+
 def tokenize(processor, questions: list[Question], max_length: int) -> tuple[dict, list[list[list[int]]], list[list[list[int]]]]:
     """(inputs of the questions' first prompts, tokens of all prompts, of all replies and their ends), the latter by question.
 
@@ -210,7 +219,17 @@ def tokenize(processor, questions: list[Question], max_length: int) -> tuple[dic
     """
     if not questions:
         return {}, [], []
-    inputs = encode_prompts(processor, [chat_parts(question.rows[0]["messages"][:-1], question.images) for question in questions])
+    try:
+        inputs = encode_prompts(processor, [chat_parts(question.rows[0]["messages"][:-1], question.images) for question in questions])
+    except ValueError:  # a picture that this processor refuses, such as a strip of a few pixels
+        if len(questions) == 1:
+            questions.clear()
+            return {}, [], []
+        for question in [*questions]:
+            tokenize(processor, alone := [question], max_length)
+            if not alone:
+                questions.remove(question)
+        return tokenize(processor, questions, max_length)
     prompts, replies, short = [], [], []
     for question, ids, seen in zip(questions, inputs["input_ids"], inputs["attention_mask"].bool()):
         messages, first = [row["messages"][:-1] for row in question.rows], ids[seen].tolist()

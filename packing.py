@@ -41,11 +41,11 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090":
 class LabelLoss:
     """The output layer in training: hidden states (B, C, D) -> the cross-entropy (N) of the N `targets` (B, C) that are labels, instead of logits.
 
-    `targets` is None outside of training: then the layer is as it was.
+    `targets` is None outside of training: then the layer is as it was. `made`: what it returned last.
     """
 
     def __init__(self, head):
-        self.project, self.vocabulary, self.targets = head.forward, head.weight.shape[0], None
+        self.project, self.vocabulary, self.targets, self.made = head.forward, head.weight.shape[0], None, None
         head.forward = self
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -54,8 +54,11 @@ class LabelLoss:
         keep = self.targets != IGNORE
         hidden, targets, rows = hidden[keep], self.targets[keep], max(1, CHUNK // self.vocabulary)
         if len(targets) <= rows:
-            return self.entropy(hidden, targets)
-        return torch.cat([checkpoint(self.entropy, *part, use_reentrant=False) for part in zip(hidden.split(rows), targets.split(rows))])
+            losses = self.entropy(hidden, targets)
+        else:
+            losses = torch.cat([checkpoint(self.entropy, *part, use_reentrant=False) for part in zip(hidden.split(rows), targets.split(rows))])
+        self.made = losses.detach()
+        return losses
 
     def entropy(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(self.project(hidden).float(), targets, reduction="none")
@@ -93,11 +96,11 @@ class Packing:
     """A model ready to train on Batches.
 
     layout: tells the attention of all layers how the row at hand attends; it stands until the backward pass is over. features: of a frozen vision
-    tower, kept for the next epochs; None where it is trained.
+    tower, kept for the next epochs; None where it is trained. whole: the loss is computed of whole logits, see changes_logits().
     """
 
     def __init__(self, model):
-        self.model, self.layout, self.features, self.head = model, None, None, LabelLoss(model.get_output_embeddings())
+        self.model, self.layout, self.features, self.head, self.whole = model, None, None, LabelLoss(model.get_output_embeddings()), False
         self.attention, self.varlen = choose_attention(model.device)
         text = model.config.get_text_config()
         self.part = next((name for name in model.config.sub_configs if getattr(model.config, name) is text), "")
@@ -134,11 +137,20 @@ class Packing:
         if batch.prompts:
             self.layout = batch.layout.to(device)
             inputs["position_ids"] = self.positions(batch).to(device)
-        self.head.targets = batch.targets.to(device)
+        targets = batch.targets.to(device)
+        if self.whole:
+            keep = targets != IGNORE
+            return F.cross_entropy(model(**inputs, use_cache=False).logits[keep].float(), targets[keep], reduction="none")
+        self.head.targets = targets
         try:
             return model(**inputs, use_cache=False).logits
         finally:
             self.head.targets = None
+
+    @torch.no_grad()
+    def changes_logits(self, model, batch: Batch) -> bool:
+        """Whether the model goes on computing with what its output layer returns (Gemma 4 bounds its logits, Granite scales them): that must not be losses."""
+        return not torch.equal(self.losses(model, batch), self.head.made)
 
     def pass_vision(self, batch: Batch, inputs: dict) -> dict:
         """Inputs with what the frozen vision tower makes of the pictures: it works only if some of them were not seen before."""
@@ -197,7 +209,7 @@ class Speed:
         config = model.config.get_text_config()
         self.attention = 2 * config.num_hidden_layers * config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.patch = getattr(getattr(model.config, "vision_config", None), "patch_size", 1)
-        self.weights, self.seeing = (4 if args.lora else 6), (2 if args.freeze else 4 if args.lora else 6)  # an operand's two operations: forward, backward, the weight's gradient
+        self.weights, self.seeing = (4 if args.lora else 6), (2 if args.freeze or args.lora else 6)  # an operand's two operations: forward, backward, the weight's gradient
         self.peak = next((peak for name, peak in PEAKS.items() if device != "cpu" and name in torch.cuda.get_device_name()), None)
 
     def flops(self, batch) -> float:

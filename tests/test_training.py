@@ -1,7 +1,9 @@
 """Fine-tuning tiny random models of seven architectures: what is learnt, and that it is learnt exactly."""
 
 import argparse
+import inspect
 import json
+import math
 import os
 import subprocess
 import sys
@@ -140,6 +142,33 @@ def test_a_wrong_loss_is_noticed(tiny_model, mixed_file, stage, monkeypatch):
     assert "the loss is off by" in packing.Packing(model).differs(model, packed, padded)
 
 
+@pytest.mark.parametrize("batches", ["packed", "padded"])
+def test_a_model_that_bounds_its_logits_is_learnt_by_its_own_loss(batches, tiny_model, mixed_file, tmp_path, finetune, monkeypatch):
+    """Gemma 4 and Granite go on computing with what the output layer returns: that must be logits then."""
+    from transformers import Qwen2VLForConditionalGeneration as Model
+
+    finetune("--input", mixed_file, "--output", tmp_path / "plain", "--model", tiny_model("qwen2_vl"), "--batches", batches)
+    forward, scale = Model.forward, [1.0]
+
+    def scaled(self, *arguments, **settings):
+        output = forward(self, *arguments, **settings)
+        output.logits = output.logits / scale[0]
+        return output
+
+    scaled.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(Model, "forward", scaled)
+    for scale[0] in (1.0, 1e6):
+        finetune("--input", mixed_file, "--output", tmp_path / f"{scale[0]}", "--model", tiny_model("qwen2_vl"), "--batches", batches)
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "1.0"), rel=1e-5)
+    assert losses(tmp_path / "1000000.0") == pytest.approx([math.log(len(tiny.SPECIAL) + 256)], rel=1e-4)  # all tokens are as likely
+
+
+def test_a_first_step_without_any_usable_row_ends_in_one_line(tiny_model, eight_file, tmp_path, finetune, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        finetune("--input", eight_file, "--output", tmp_path / "m", "--model", tiny_model("qwen2_vl"), "--max-length", 5)
+    assert "no row of the first step can be used" in capsys.readouterr().err
+
+
 def test_a_model_that_cannot_be_packed_is_trained_padded(tiny_model, mixed_file, tmp_path, finetune):
     padded = finetune("--input", mixed_file, "--output", tmp_path / "m", "--model", tiny_model("llava_sliding"), "--epochs", 2)
     assert "batches: padded, rows of like length together (ValueError: this model's attention cannot be packed)" in padded
@@ -245,6 +274,7 @@ def test_a_sharded_model_trains_alike(kind, bf16, more, tiny_model, mixed_file, 
     close = {"rel": 1e-4} if bf16 == "0" else {"abs": 0.01}
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), **close) and len(losses(tmp_path / "two")) == 5
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["dtype"] == {"0": "float32", "1": "bfloat16"}[bf16]
     assert one.keys() == two.keys() and all(torch.allclose(one[name], two[name].float(), atol=1e-5 if bf16 == "0" else 1e-3) for name in one)
 
 
@@ -346,14 +376,17 @@ def test_saved_folder_has_the_processors_files(tiny_model, eight_file, tmp_path,
 
 
 def test_rows_that_cannot_be_used_are_left_out(tiny_model, pictures, tmp_path, stage):
-    """A picture that cannot be read, a reply that is too long, also of the row whose prompt is the question's: the others are learnt."""
+    """A picture that cannot be read, or is a strip that the processor refuses, a reply that is too long, also of the row whose prompt is the question's,
+    the model's own placeholders in texts: the others are learnt."""
     module, spec = stage("04_finetune"), str(tiny_model("qwen2_vl"))
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 50)
+    Image.new("RGB", (600, 2)).save(tmp_path / "strip.png")
     rows = [row("a", k, pictures[:1], "Q?", reply) for k, reply in enumerate(["long " * 500, "one", "two"])] + [row("b", 0, [str(broken)], "Q?", "x"), row("c", 0, [], "Q?", "y " * 1200)]
+    rows += [row("d", 0, [str(tmp_path / "strip.png")], "Q?", "x"), row("a", 3, pictures[:1], "Q?", "a <|image_pad|>"), row("e", 0, [], "A <|video_pad|>?", "x")]
     training = module.TrainingRows(write_rows(tmp_path / "rows.jsonl", rows))
     processor = common.load_processor(spec)
     for packed in (True, False):
-        batch, left_out = module.MicroBatches(training, module.deal(training, list(range(5)), 9, 1)[0], processor, SETTINGS, packed)[0]
-        assert left_out == 3 and processor.tokenizer.decode(batch.targets[batch.targets != batches.IGNORE]).replace("<eos>", " ").split() in (["one", "two"], ["two", "one"])
-    assert module.MicroBatches(training, [[number for number in range(5) if training[number]["id"] == "b"]], processor, SETTINGS, True)[0] == (None, 1)
+        batch, left_out = module.MicroBatches(training, module.deal(training, list(range(len(rows))), 9, 1)[0], processor, SETTINGS, packed)[0]
+        assert left_out == 6 and processor.tokenizer.decode(batch.targets[batch.targets != batches.IGNORE]).replace("<eos>", " ").split() in (["one", "two"], ["two", "one"])
+    assert module.MicroBatches(training, [[number for number in range(len(rows)) if training[number]["id"] == "b"]], processor, SETTINGS, True)[0] == (None, 1)

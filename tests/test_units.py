@@ -375,6 +375,8 @@ def test_plan_covers_every_row_once_an_epoch(stage, tmp_path, world):
     assert all(len(step) == world and len({len(micro) for micro in step}) == 1 for step in steps)
     numbers = [number for step in steps for rank in step for micro in rank for number in micro]
     assert sorted(numbers) == sorted(list(range(37)) * 2)
+    args.epochs = 0.001
+    assert len(module.plan_steps(rows, args, world)) == 1
 
 
 def test_plan_keeps_questions_whole(stage, tmp_path):
