@@ -2,7 +2,7 @@
 
 Reads:  verified.jsonl   id, question, images, sample, response, status, finish, origin; with --orm also error_step, error_analysis
         (or a training file: rows with messages, images, id, sample, origin)
-Writes: OUTPUT/          a model folder that `from_pretrained` loads, with train_log.jsonl (step, loss, lr, grad_norm, tokens: those learnt,
+Writes: OUTPUT/          a model folder that `from_pretrained` loads, with train_log.jsonl (step, loss, lr, grad_norm, left_out: rows, tokens: those learnt,
                          tokens_per_second: all that passed through the model, mfu, null where the device's peak is not known; validation_loss after an epoch) and training.json
         train.jsonl      the rows trained on: messages and images as TRL, ms-swift and LLaMA-Factory read them, + id, sample, origin, and where the
                          response comes from: model, seed, verified_in (the verified.jsonl with its verdicts), of reflections draft_of (the draft's
@@ -283,7 +283,7 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     loader = prepare([micro for step in mine for micro in step])
     epoch_ends = {min(len(steps), math.ceil(len(steps) * (epoch + 1) / args.epochs)) for epoch in range(math.ceil(args.epochs))} if rows.held else set()
     log = (part / "train_log.jsonl").open("a", encoding="utf-8") if accelerator.is_main_process else None
-    start, total_tokens, left_out, loss_value = time.monotonic(), 0, 0, float("nan")
+    start = time.monotonic()
     bar = tqdm(total=len(steps), initial=first, desc="fine-tune", unit="step", disable=None if accelerator.is_main_process else True)
     for step, micro_batches in enumerate(mine, first):
         begun = time.monotonic()
@@ -311,9 +311,8 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
             fail(f"step {step}: the loss is {loss_value}, the norm of its gradient {float(norm)}; the last checkpoint in {part} is kept: look at the rows of this step, or remove it and start anew with a lower --lr")
         optimizer.step()
         optimizer.zero_grad()
-        total_tokens, left_out = total_tokens + int(label_tokens), left_out + int(missing)
         seconds = time.monotonic() - begun
-        entry = {"step": step, "loss": loss_value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "tokens": int(label_tokens)}
+        entry = {"step": step, "loss": loss_value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "tokens": int(label_tokens), "left_out": int(missing)}
         entry |= {"tokens_per_second": round(tokens / seconds, 1), "mfu": round(flops / seconds / world / speed.peak, 4) if speed.peak else None}
         if step + 1 in epoch_ends:
             held = deal(rows, rows.held, args.micro_batch, world)[rank]
@@ -331,8 +330,10 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     if args.log_with:
         accelerator.end_training()
     save_model(accelerator, model, spec, part)
-    seconds = round(time.monotonic() - start, 1)
-    return {"rows": len(rows) - len(rows.held), "steps": len(steps), "loss": loss_value, "label_tokens": total_tokens, "rows_left_out": left_out, "seconds": seconds, "init": spec}
+    with (part / "train_log.jsonl").open(encoding="utf-8") as file:  # of all calls that it took
+        done = [json.loads(line) for line in file]
+    totals = {"label_tokens": sum(entry["tokens"] for entry in done), "rows_left_out": sum(entry.get("left_out", 0) for entry in done)}
+    return {"rows": len(rows) - len(rows.held), "steps": len(steps), "loss": loss_value} | totals | {"seconds": round(time.monotonic() - start, 1), "init": spec}
 
 
 def leave_out(model, optimizer, names: list[str]) -> None:
@@ -386,7 +387,10 @@ def resume(accelerator, part: Path) -> int:
     steps = sorted(int(folder.name.split("-")[1]) for folder in part.glob("checkpoint-*"))
     first = steps[-1] if steps else 0
     if first:
-        accelerator.load_state(str(part / f"checkpoint-{first}"))
+        checkpoint = part / f"checkpoint-{first}"
+        if (sharded := (checkpoint / "pytorch_model_fsdp_0").exists()) != accelerator.is_fsdp2:
+            fail(f"{checkpoint}: was saved by {'several GPUs' if sharded else 'one GPU'}; go on with {'several' if sharded else 'one'}, or remove {part} to start anew")
+        accelerator.load_state(str(checkpoint))
         accelerator.print(f"resumed at step {first}")
     log = part / "train_log.jsonl"
     if accelerator.is_main_process:

@@ -243,6 +243,18 @@ def test_training_resumes_exactly(tiny_model, mixed_file, tmp_path, stage, monke
         finetune(*flags, "--output", tmp_path / "stopped")
     assert "resumed at step 6" in finetune(*flags, "--output", tmp_path / "stopped")
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "stopped"), rel=1e-5) and len(losses(tmp_path / "whole")) == 12
+    whole, stopped = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("whole", "stopped"))
+    assert whole["label_tokens"] == stopped["label_tokens"] > 0
+
+
+def test_a_checkpoint_of_several_gpus_is_not_gone_on_with_by_one(tiny_model, eight_file, tmp_path, finetune, capsys):
+    flags = ["--input", eight_file, "--output", tmp_path / "m", "--model", tiny_model("llava"), "--max-length", 5]
+    with pytest.raises(SystemExit):  # no row is usable: the folder is begun, not more
+        finetune(*flags)
+    (tmp_path / "m.part" / "checkpoint-2" / "pytorch_model_fsdp_0").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="2"):
+        finetune(*flags)
+    assert "checkpoint-2: was saved by several GPUs; go on with several, or remove" in capsys.readouterr().err
 
 
 def with_two(script: str, *flags: object, **environment: str) -> subprocess.CompletedProcess:
