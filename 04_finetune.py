@@ -13,12 +13,10 @@ Writes: OUTPUT/          a model folder that `from_pretrained` loads, with train
 """
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import math
 import os
-import shutil
 import time
 from collections import defaultdict
 from datetime import timedelta
@@ -28,24 +26,19 @@ from typing import Iterable
 from tqdm import tqdm
 
 from batches import MicroBatches, TrainingRows, deal, plan_steps
+from checkpoints import KEEP, remove_checkpoints, resume, save_checkpoint, save_model
 from checks import check_flags, check_model, read_rows
 from common import (
     MAX_PIXELS, balanced, fail, harmless, is_endpoint, judge_messages, load_model, load_processor, processes, relative_images, setup_kernels,
     solve_messages,
 )  # fmt: skip
-from output import DISK_ERRORS, disk_errors, fingerprint, finished, try_lock, write_json
+from output import disk_errors, fingerprint, finished, try_lock, write_json
 
 # AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128; Qwen2-VL: 1e-5 with warm-up 0.1,
 # CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
-KEEP_CHECKPOINTS = 2
 FEATURES = 4  # what a frozen vision tower made of pictures may take up this part of the machine's free memory
 HOW = {"input", "output", "train_file", "micro_batch", "workers", "save_steps", "recompute", "trust_remote_code"}  # flags that may change when an unfinished training goes on
-PROCESSOR_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
-    "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
-)  # fmt: skip
-MIN_FREE = 16 << 20  # bytes; with less, a failed write of weights is put down to a full disk
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,7 +65,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batches", choices=["packed", "padded"], default="packed", help="packed: no padding, a question once for all its rows; where a model does not allow it, padded (default %(default)s)")
     parser.add_argument("--recompute", type=float, metavar="SHARE", help="of the layers, whose activations are computed again in the backward pass instead of kept (default: 1 on a GPU, 0 on a CPU)")
     parser.add_argument("--hold-out", type=int, default=0, metavar="N", help="problems not trained on, by the seed: validation_loss after each epoch (default %(default)s)")
-    parser.add_argument("--save-steps", type=int, default=200, help=f"checkpoint every N steps, the last {KEEP_CHECKPOINTS} are kept (default %(default)s, 0: none)")
+    parser.add_argument("--save-steps", type=int, default=200, help=f"checkpoint every N steps, the last {KEEP} are kept (default %(default)s, 0: none)")
     parser.add_argument("--log-with", help="tracker that accelerate knows, such as tensorboard or wandb, beside train_log.jsonl (default: none)")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (default %(default)s, 0: none)")
     parser.add_argument("--limit", type=int, default=0, help="only the first N training rows (default %(default)s: all)")
@@ -168,6 +161,15 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
+def make_optimizer(model, peak: float):
+    """AdamW; norms and biases do not decay."""
+    import torch
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kinds = [([parameter for parameter in trained if parameter.ndim > 1], WEIGHT_DECAY), ([parameter for parameter in trained if parameter.ndim <= 1], 0.0)]
+    return torch.optim.AdamW([{"params": parameters, "weight_decay": decay} for parameters, decay in kinds if parameters], lr=peak, betas=BETAS, fused=True)
+
+
 def make_accelerator(log_with: str | None = None, folder: Path | None = None):
     """bf16 on GPUs; with several processes the model is sharded by FSDP2, set up here, not in a YAML file."""
     import logging
@@ -178,7 +180,7 @@ def make_accelerator(log_with: str | None = None, folder: Path | None = None):
     logging.getLogger("accelerate.utils.other").setLevel("ERROR")  # at every checkpoint it warns that tied weights are stored once
     plugin = None
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # LLaVA's vision tower has a layer that is not used
-    handlers.append(AutocastKwargs(cache_enabled=False))  # a weight is used once a pass: bf16 copies of all weights would stay in memory for nothing
+    handlers.append(AutocastKwargs(cache_enabled=False))  # else bf16 copies of all weights stay in memory, and all but the output layer are used once a pass
     if processes()[1] > 1 and torch.cuda.is_available():
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -202,6 +204,8 @@ def prepare_model(args: argparse.Namespace, spec: str, device: str, attention: s
         trained = {id(parameter) for module in (text, model.get_input_embeddings(), model.get_output_embeddings()) for parameter in module.parameters()}
         for parameter in model.parameters():
             parameter.requires_grad = id(parameter) in trained
+        if all(parameter.requires_grad for parameter in model.parameters()):
+            fail("--freeze vision: this model's vision tower cannot be told from its language model; leave the flag out")
     share = (0.0 if device == "cpu" else 1.0) if args.recompute is None else args.recompute
     if share > 0:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -224,13 +228,17 @@ def choose_batches(accelerator, packing, model, rows: TrainingRows, micro_batche
     def count(value: int) -> int:
         return int(accelerator.reduce(torch.tensor(int(value), device=accelerator.device), "sum"))  # over all processes
 
+    def encoded(numbers: list[int], kind: bool):
+        return MicroBatches(rows, [numbers], processor, args, kind, accelerator.num_processes)[0][0]
+
     sharing = sorted(micro_batches, key=lambda numbers: len({rows.questions[number] for number in numbers}) - len(numbers))
-    pairs = ([MicroBatches(rows, [numbers], processor, args, kind, accelerator.num_processes)[0][0] for kind in (True, False)] for numbers in sharing)
-    packed, padded = next((pair for pair in pairs if pair[0]), (None, None))
+    made = ((numbers, *(encoded(numbers, kind) for kind in (True, False))) for numbers in sharing)
+    numbers, packed, padded = next((one for one in made if one[1]), ([], None, None))
     if not count(padded.labels if padded else 0):
         fail("no row of the first step can be used: all are longer than --max-length, or have pictures that cannot be read")
     packing.whole = count(packing.changes_logits(model, padded)) > 0
-    why = packing.differs(model, packed, padded) if args.batches == "packed" else "--batches"
+    alone = next((batch for number in numbers if (batch := encoded([number], False)) and batch.labels), padded)
+    why = packing.differs(model, packed, padded, alone, exact=accelerator.mixed_precision == "no") if args.batches == "packed" else "--batches"
     if count(bool(why)) == 0:
         packing.use(True)
         accelerator.print(f"batches: packed, a question once for its rows: {packed.tokens} tokens for {padded.inputs['input_ids'].numel()} padded ones; attention: {packing.attention}")
@@ -262,10 +270,7 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     speed = Speed(packing.model, args, device)
     if plugin:
         plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)})
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": params, "weight_decay": weight_decay} for params, weight_decay in ((decay, WEIGHT_DECAY), (plain, 0.0)) if params]
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups, lr=args.lr, betas=BETAS, fused=True))
+    model, optimizer = accelerator.prepare(model, make_optimizer(model, args.lr))
 
     world, rank = accelerator.num_processes, accelerator.process_index
     steps = plan_steps(rows, args, world)
@@ -278,7 +283,8 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
 
     def prepare(micro_batches: list[list[int]]):
         batches = MicroBatches(rows, micro_batches, processor, args, packed, world)
-        return iter(DataLoader(batches, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None))
+        generator = torch.Generator().manual_seed(args.seed)  # of its own: a resumed training draws the same dropout
+        return iter(DataLoader(batches, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None, generator=generator))
 
     loader = prepare([micro for step in mine for micro in step])
     epoch_ends = {min(len(steps), math.ceil(len(steps) * (epoch + 1) / args.epochs)) for epoch in range(math.ceil(args.epochs))} if rows.held else set()
@@ -293,26 +299,21 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
         label_tokens, missing, tokens, flops = accelerator.reduce(torch.tensor(counts, dtype=torch.double, device=accelerator.device), "sum").tolist()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(steps), args.lr, args.warmup)
-        loss_sum = torch.zeros((), device=accelerator.device)
-        for index, batch in enumerate(batches):
-            # Under FSDP2 every micro-batch reduces its gradients: unsharded ones would not fit.
-            with accelerator.no_sync(model) if index + 1 < len(batches) and not plugin else torch.enable_grad():
-                loss = packing.losses(model, batch).sum() / max(1, label_tokens)
-                accelerator.backward(loss * world)  # gradients are averaged over processes
-            loss_sum += loss.detach()
+        loss_sum = compute_gradients(accelerator, packing, model, batches, max(1, label_tokens), bool(plugin))
         if plugin and step == 0:
             names = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
             leave_out(model, optimizer, names)
             if accelerator.is_main_process:
                 write_json(unused, names)
-        norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
+                print(f"weights without a gradient, not trained: {', '.join(names) or 'none'}", flush=True)
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), CLIP))
         loss_value = accelerator.reduce(loss_sum, "sum").item()
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
-            fail(f"step {step}: the loss is {loss_value}, the norm of its gradient {float(norm)}; the last checkpoint in {part} is kept: look at the rows of this step, or remove it and start anew with a lower --lr")
+            fail(f"step {step}: the loss is {loss_value}, the norm of its gradient {norm}; the last checkpoint in {part} is kept: look at the rows of this step, or remove it and start anew with a lower --lr")
         optimizer.step()
         optimizer.zero_grad()
         seconds = time.monotonic() - begun
-        entry = {"step": step, "loss": loss_value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "tokens": int(label_tokens), "left_out": int(missing)}
+        entry = {"step": step, "loss": loss_value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm, "tokens": int(label_tokens), "left_out": int(missing)}
         entry |= {"tokens_per_second": round(tokens / seconds, 1), "mfu": round(flops / seconds / world / speed.peak, 4) if speed.peak else None}
         if step + 1 in epoch_ends:
             held = deal(rows, rows.held, args.micro_batch, world)[rank]
@@ -336,6 +337,20 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
     return {"rows": len(rows) - len(rows.held), "steps": len(steps), "loss": loss_value} | totals | {"seconds": round(time.monotonic() - start, 1), "init": spec}
 
 
+def compute_gradients(accelerator, packing, model, batches: list, label_tokens: float, sharded: bool):
+    """Of the cross-entropy a label token, over the micro-batches of all processes; this process' part of the loss."""
+    import torch
+
+    loss_sum = torch.zeros((), device=accelerator.device)
+    for index, batch in enumerate(batches):
+        # Under FSDP2 every micro-batch reduces its gradients: unsharded ones would not fit.
+        with accelerator.no_sync(model) if index + 1 < len(batches) and not sharded else torch.enable_grad():
+            loss = packing.losses(model, batch).sum() / label_tokens
+            accelerator.backward(loss * accelerator.num_processes)  # gradients are averaged over processes
+        loss_sum += loss.detach()
+    return loss_sum
+
+
 def leave_out(model, optimizer, names: list[str]) -> None:
     """Take weights that get no gradient (the last norm of LLaVA's vision tower) from the optimizer: a sharded checkpoint of it cannot be loaded without their state."""
     ids = {id(parameter) for name, parameter in model.named_parameters() if name in names}
@@ -343,8 +358,8 @@ def leave_out(model, optimizer, names: list[str]) -> None:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
 
 
-def validation_loss(accelerator, packing, model, batches: Iterable) -> float:
-    """Cross-entropy a label token over all processes; every one passes as many batches."""
+def validation_loss(accelerator, packing, model, batches: Iterable) -> float | None:
+    """Cross-entropy a label token over all processes, None without labels; every process passes as many batches."""
     import torch
 
     loss, labels = torch.zeros((), dtype=torch.double, device=accelerator.device), 0
@@ -355,82 +370,7 @@ def validation_loss(accelerator, packing, model, batches: Iterable) -> float:
             labels += batch.labels
     model.train()
     loss, labels = accelerator.reduce(torch.stack([loss, torch.tensor(labels, dtype=torch.double, device=loss.device)]), "sum").tolist()
-    return loss / max(1.0, labels)
-
-
-@contextlib.contextmanager
-def saving(part: Path):
-    """Weights are written by libraries whose own errors do not say that the disk is full."""
-    try:
-        yield
-    except Exception as error:
-        if getattr(error, "errno", None) not in DISK_ERRORS and shutil.disk_usage(part).free > MIN_FREE:
-            raise
-        fail(f"{part}: cannot be written ({str(error).splitlines()[0]}; {shutil.disk_usage(part).free >> 20} MB free); the last checkpoint is kept: make room and call again to go on", 1)
-
-
-def save_checkpoint(accelerator, part: Path, step: int) -> None:
-    """A checkpoint folder gets its final name when it is complete, on the disk too."""
-    with saving(part):
-        accelerator.save_state(str(part / "checkpoint.part"))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        os.sync()
-        (part / "checkpoint.part").rename(part / f"checkpoint-{step}")
-        for old in sorted(part.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))[:-KEEP_CHECKPOINTS]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def resume(accelerator, part: Path) -> int:
-    """Load the last checkpoint in `part` and cut the log back to it; the step to go on with."""
-    steps = sorted(int(folder.name.split("-")[1]) for folder in part.glob("checkpoint-*"))
-    first = steps[-1] if steps else 0
-    if first:
-        checkpoint = part / f"checkpoint-{first}"
-        if (sharded := (checkpoint / "pytorch_model_fsdp_0").exists()) != accelerator.is_fsdp2:
-            fail(f"{checkpoint}: was saved by {'several GPUs' if sharded else 'one GPU'}; go on with {'several' if sharded else 'one'}, or remove {part} to start anew")
-        accelerator.load_state(str(checkpoint))
-        accelerator.print(f"resumed at step {first}")
-    log = part / "train_log.jsonl"
-    if accelerator.is_main_process:
-        shutil.rmtree(part / "checkpoint.part", ignore_errors=True)
-        if log.exists():
-            log.write_text("".join(line for line in log.read_text().splitlines(keepends=True)[:first]))
-    accelerator.wait_for_everyone()
-    return first
-
-
-def save_model(accelerator, model, spec: str, part: Path) -> None:
-    """Weights as safetensors (bf16 where the computation was), the processor's files copied as they are."""
-    state = accelerator.get_state_dict(model)
-    if accelerator.is_main_process:
-        if hasattr(model := accelerator.unwrap_model(model), "get_base_model"):
-            state, model = merged(model, state), model.get_base_model()
-        if accelerator.mixed_precision == "bf16":
-            state = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        for name in getattr(model, "all_tied_weights_keys", {}):  # stored once: the other name says where
-            state.pop(name, None)
-        with saving(part):
-            model.save_pretrained(part, state_dict=state)
-            for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
-                config.dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())  # saving has noted that of the master weights
-            model.config.save_pretrained(part)
-            copy_processor(spec, part)
-    accelerator.wait_for_everyone()
-
-
-def merged(model, state: dict) -> dict:
-    """The state of a model with adapters as one of the model itself: W + scaling * B A."""
-    plain, scaling = {}, {name: module.scaling["default"] for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    for name, tensor in state.items():
-        layer, is_base, rest = name.partition(".base_layer.")
-        if is_base and rest == "weight":
-            down, up = (state[f"{layer}.lora_{side}.default.weight"].float() for side in "AB")
-            tensor = tensor.float() + scaling[layer] * (up @ down)
-        if ".lora_" not in name:
-            plain[name.replace(".base_layer.", ".").removeprefix("base_model.model.")] = tensor
-    return plain
+    return loss / labels if labels else None
 
 
 def begin(part: Path, settings: dict):
@@ -444,26 +384,6 @@ def begin(part: Path, settings: dict):
         fail(f"{part}: was begun with other settings: {'; '.join(changed)}; set them back, or remove it to start anew")
     write_json(path, {"settings": settings})
     return lock
-
-
-def copy_processor(spec: str, folder: Path) -> None:
-    """The processor's files as they are: saving a loaded processor again can change them."""
-    from transformers.utils import cached_file
-
-    for name in PROCESSOR_FILES:
-        source = cached_file(spec, name, _raise_exceptions_for_missing_entries=False)
-        if source:
-            shutil.copy(source, folder / name)
-    for code in Path(spec).glob("*.py"):
-        shutil.copy(code, folder / code.name)
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """What only an unfinished training needs."""
-    for checkpoint in folder.glob("checkpoint*"):
-        shutil.rmtree(checkpoint)
-    for name in ("lock", "unused.json"):
-        (folder / name).unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -494,7 +414,7 @@ def main() -> None:
         import torch
         from accelerate import PartialState
 
-        everyone = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+        everyone = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
     if rank == 0:
         write_training_file(args, train_file)
         settings["rows"] = fingerprint(str(train_file))

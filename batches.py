@@ -230,7 +230,7 @@ def tokenize(processor, questions: list[Question], max_length: int) -> tuple[dic
             if not alone:
                 questions.remove(question)
         return tokenize(processor, questions, max_length)
-    prompts, replies, short = [], [], []
+    prompts, replies, first_kept = [], [], []
     for question, ids, seen in zip(questions, inputs["input_ids"], inputs["attention_mask"].bool()):
         messages, first = [row["messages"][:-1] for row in question.rows], ids[seen].tolist()
         alike = all(message == messages[0] for message in messages)
@@ -242,8 +242,8 @@ def tokenize(processor, questions: list[Question], max_length: int) -> tuple[dic
         question.rows = [question.rows[index] for index in keep]
         prompts.append([own[index] for index in keep])
         replies.append([ends[index] for index in keep])
-        short.append(bool(keep) and keep[0] == 0)
-    if all(short):
+        first_kept.append(bool(keep) and keep[0] == 0)
+    if all(first_kept):
         return inputs, prompts, replies
     questions[:] = [question for question in questions if question.rows]
     return tokenize(processor, questions, max_length)

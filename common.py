@@ -31,7 +31,7 @@ Check every step of the solution against the image and the problem. Reply with J
 SUBJECT_RATIO = 2  # see balanced()
 
 IMAGE = "<image>"  # stands for one picture in a message's text, as in the training files of TRL, ms-swift and LLaMA-Factory
-PLACEHOLDERS = re.compile(r"<image>|<\|image_pad\|>|<\|vision_start\|>|<\|vision_end\|>|<IMG_CONTEXT>|<fake_token_around_image>|<video>|<\|im_start\|>|<\|im_end\|>")
+PLACEHOLDERS = re.compile(r"<image>|<\|image_pad\|>|<\|vision_start\|>|<\|vision_end\|>|<IMG_CONTEXT>|<fake_token_around_image>|<video>|<\|video_pad\|>|<\|im_start\|>|<\|im_end\|>")
 MAX_PIXELS = 1280 * 28 * 28  # 1280 visual tokens of Qwen2-VL; larger pictures are scaled down
 IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # others are refused: of some, opening starts another program
 

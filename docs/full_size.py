@@ -29,7 +29,7 @@ TEXT, RESPONSE, VERDICT = 200, 500, 64  # prompt with question; solution; judge'
 TEACHER_PICTURE, FEEDBACK = 765, 150  # a picture at GPT-4o (four tiles), an annotation
 ROWS = 256  # paths decoded together
 PER_PROBLEM = 1  # training rows of a problem: its picture and question are read once for all of them
-CHUNK = 1 << 24  # logits that 04 makes at a time
+CHUNK = 1 << 27  # logits that 04 makes at a time
 ADAMW = 16  # bytes a trained parameter: fp32 weight, gradient and two moments
 PRICE_IN, PRICE_OUT = 2.5, 10.0  # dollars a million tokens
 
@@ -138,17 +138,18 @@ def training_memory(model: Model, gpus: int, rows: int, recompute: float, frozen
     """Bytes on each GPU while it fine-tunes.
 
     states       ADAMW a trained parameter, 4 a frozen one, divided among the GPUs
-    bf16         weights as they are computed with: on one GPU of the whole model; with FSDP2 of two layers and the embedding, and one layer's gradients in fp32
-    activations  every layer's input, all that is saved in the layers which are not recomputed, and in one that is; the same of a trained tower;
+    bf16         weights as they are computed with: of two layers and the output layer; on one GPU autocast's copies of the layers that are not recomputed too;
+                 with FSDP2 one layer's gradients in fp32
+    activations  every layer's input (on one GPU in fp32, as autocast leaves it), all that is saved in the layers which are not recomputed, and in one that is; the same of a trained tower;
                  CHUNK logits in bf16 and fp32, and the gradient of each
     """
 
     def kept(count: int, layers: int, hidden: int, saved: int) -> float:
-        return count * (2 * layers * hidden + (layers * (1 - recompute) + (recompute > 0)) * saved)
+        return count * ((4 if gpus == 1 else 2) * layers * hidden + (layers * (1 - recompute) + (recompute > 0)) * saved)
 
     still = frozen * (model.tower + model.projector)
     layer = model.experts * model.body / model.layers
-    copies = 2 * model.parameters if gpus == 1 else 2 * (2 * layer + model.head) + 4 * layer
+    copies = 2 * (2 * layer + model.head) + (2 * (1 - recompute) * layer * model.layers if gpus == 1 else 4 * layer)
     tower_layers, width, _, saved = model.vision
     activations = kept(rows * model.row, model.layers, model.hidden, model.saved) + 12 * CHUNK
     if not frozen:
