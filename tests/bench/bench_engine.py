@@ -85,6 +85,17 @@ def build(name: str, device: str, dtype) -> engine.Local:
     return engine.Local(model, processor, processor.tokenizer, argparse.Namespace(max_pixels=0, max_tokens=1 << 10), set(), False, 1 << 20)
 
 
+def save(name: str, folder: Path) -> Path:
+    """The model as a folder that every tool loads."""
+    if name == "toy":
+        return ROOT / "toy/base"
+    local = build(name, "cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    local.model.save_pretrained(folder)
+    local.processor.tokenizer.save_pretrained(folder)
+    local.processor.image_processor.save_pretrained(folder)
+    return folder
+
+
 class Lengths(StoppingCriteria):
     """Ends each row of generate() at its own length."""
 

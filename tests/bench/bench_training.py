@@ -1,0 +1,255 @@
+"""Time 04_finetune.py against TRL's SFTTrainer and LLaMA-Factory, on the same rows: useful (label) tokens a second and peak memory.
+
+Writes: a table on stdout; with --output the numbers as JSON.
+
+    python tests/bench/bench_training.py
+    python tests/bench/bench_training.py --trl VENV/bin/python --llama-factory VENV/bin/python
+
+The peers live in environments of their own, named by their Pythons; without them only our arms run. Every arm is a process that loads model and rows once
+and then trains as many optimizer steps as it is asked for; the arms take turns. Each runs its own training loop, as it is: what is timed is from the end
+of one optimizer step to the end of a later one, everything between included. fp32 on a CPU, AdamW, the loss on the response only.
+Before it is timed, the arms' losses at the first step must agree on the same rows.
+  trl             padded batches (it refuses to pack rows with pictures)
+  llama-factory   packed (`neat_packing`)
+  padded          ours
+"""
+
+import argparse
+import importlib
+import json
+import random
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/bench")]
+
+from worker import Channel, Worker, peak_memory, seconds, versions
+
+BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0  # of every arm
+OURS = ("padded",)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=("toy", "5m", "7b"), default=["toy", "5m"], help="as in bench_engine.py (default %(default)s)")
+    parser.add_argument("--arms", nargs="+", choices=OURS, default=OURS, help="ours (default: all)")
+    parser.add_argument("--trl", metavar="PYTHON", help="of an environment with trl and peft")
+    parser.add_argument("--llama-factory", metavar="PYTHON", help="of an environment with llamafactory")
+    parser.add_argument("--problems", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--answers", type=int, default=4, help="of a problem (default %(default)s)")
+    parser.add_argument("--words", type=int, default=48, help="of an answer, on average; log-normal (default %(default)s)")
+    parser.add_argument("--side", type=int, default=112, help="pixels, of a picture's sides (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows an optimizer step (default %(default)s)")
+    parser.add_argument("--micro-batch", type=int, default=4, help="rows a forward pass, where rows are padded (default %(default)s)")
+    parser.add_argument("--pack", type=int, default=1024, help="tokens a forward pass, where rows are packed (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps a turn (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="of every arm (default %(default)s)")
+    parser.add_argument("--output", help="JSON file")
+    return parser.parse_args()
+
+
+def write_rows(folder: Path, args: argparse.Namespace) -> Path:
+    """A training file as 04 writes it: problems with a noisy picture, each with answers of several lengths."""
+    from PIL import Image
+
+    import common
+
+    draw = random.Random(0)
+    path = folder / "train.jsonl"
+    with path.open("w") as file:
+        for problem in range(args.problems):
+            Image.effect_noise((args.side, args.side), 90).convert("RGB").save(folder / f"{problem}.png")
+            for sample in range(args.answers):
+                words = round(min(3.0, draw.lognormvariate(-0.18, 0.6)) * args.words)
+                response = "Step 1: " + " ".join(f"{draw.randrange(100)} + {draw.randrange(100)} is {draw.randrange(200)}." for _ in range(words // 6 + 1))
+                row = {"id": str(problem), "question": f"What is the area of the rectangle with sides {problem} and 8?", "images": [f"{problem}.png"]}
+                messages = [*common.solve_messages(row), {"role": "assistant", "content": response}]
+                file.write(json.dumps({"messages": messages, "images": row["images"], "id": row["id"], "sample": sample, "origin": "sample"}) + "\n")
+    return path
+
+
+# ---------------------------------------------------------------- workers
+
+
+class Gate:
+    """Holds a training up after each turn's last optimizer step, until the parent asks for more."""
+
+    def __init__(self, channel: Channel):
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        self.channel, self.left, self.counts, self.losses = channel, channel.next(), [0, 0], lambda: []
+        register_optimizer_step_post_hook(self.after_step)
+        self.start = seconds()
+
+    def count(self, inputs: dict) -> None:
+        self.counts[0] += int((inputs["labels"] != -100).sum())
+        self.counts[1] += inputs["input_ids"].numel()
+
+    def after_step(self, *_) -> None:
+        self.left -= 1
+        if self.left == 0:
+            answer = {"seconds": seconds() - self.start, "labels": self.counts[0], "tokens": self.counts[1], "peak_mb": peak_memory(), "losses": self.losses()}
+            self.channel.answer(answer)
+            self.left, self.counts, self.start = self.channel.next(), [0, 0], seconds()
+
+
+def train_ours(job: dict, gate: Gate) -> None:
+    finetune = importlib.import_module("04_finetune")
+    sum_loss = finetune.sum_loss
+
+    def counted(model, inputs, label_tokens):
+        gate.count(inputs)
+        return sum_loss(model, inputs, label_tokens)
+
+    finetune.sum_loss = counted
+    part = Path(job["folder"])
+    part.mkdir()
+    gate.losses = lambda: [json.loads(line)["loss"] for line in (part / "train_log.jsonl").open()]
+    flags = {"input": job["data"], "output": part, "model": job["model"], "lr": 1e-4, "warmup": 0, "epochs": job["epochs"], "batch-size": job["batch_size"]}
+    flags |= {"micro-batch": job["micro_batch"], "max-pixels": 0, "workers": 0, "save-steps": 0}
+    sys.argv = ["04_finetune.py", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+    finetune.train(finetune.parse_args(), job["model"], finetune.TrainingRows(Path(job["data"])), part)
+
+
+def peer_flags(job: dict) -> dict:
+    """TrainingArguments of both peers."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": job["folder"], "num_train_epochs": job["epochs"], "learning_rate": 1e-4, "lr_scheduler_type": "constant", "optim": "adamw_torch",
+        "adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "weight_decay": WEIGHT_DECAY, "max_grad_norm": CLIP, "logging_steps": 1, "save_strategy": "no",
+        "report_to": "none", "bf16": cuda, "use_cpu": not cuda, "gradient_checkpointing": cuda, "dataloader_num_workers": 0, "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def counting_callback(gate: Gate):
+    from transformers import TrainerCallback
+
+    class Counting(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **settings):
+            gate.losses = lambda: [entry["loss"] for entry in state.log_history if "loss" in entry]
+            model.register_forward_pre_hook(lambda module, args, inputs: gate.count(inputs), with_kwargs=True)
+
+    return Counting()
+
+
+def read_rows(job: dict) -> list[dict]:
+    folder = Path(job["data"]).parent
+    rows = [json.loads(line) for line in open(job["data"])]
+    return [row | {"images": [str(folder / image) for image in row["images"]]} for row in rows]
+
+
+def train_trl(job: dict, gate: Gate) -> None:
+    import datasets
+    import torch
+    from trl import SFTConfig, SFTTrainer
+
+    import common
+
+    def row(row: dict) -> dict:  # it puts the picture in front by itself
+        prompt = [{"role": "user", "content": row["messages"][0]["content"].removeprefix(common.IMAGE)}]
+        return {"prompt": prompt, "completion": row["messages"][1:], "images": row["images"]}
+
+    rows = datasets.Dataset.from_list([row(each) for each in read_rows(job)]).cast_column("images", datasets.List(datasets.Image()))
+    config = SFTConfig(
+        **peer_flags(job), per_device_train_batch_size=job["micro_batch"], gradient_accumulation_steps=job["batch_size"] // job["micro_batch"], max_length=None,
+        use_liger_kernel=job["arm"] == "trl-liger", model_init_kwargs={"dtype": torch.float32},
+    )  # fmt: skip
+    SFTTrainer(job["model"], config, train_dataset=rows, processing_class=common.load_processor(job["model"]), callbacks=[counting_callback(gate)]).train()
+
+
+def train_llama_factory(job: dict, gate: Gate) -> None:
+    from llamafactory.train.tuner import run_exp
+
+    import common
+
+    common.load_processor(job["model"])  # where torchvision is missing: leaves the video part of processors out
+    folder = Path(f"{job['folder']}-data")
+    folder.mkdir()
+    (folder / "rows.json").write_text(json.dumps([{"messages": row["messages"], "images": row["images"]} for row in read_rows(job)]))
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    columns = {"messages": "messages", "images": "images"}
+    (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json", "formatting": "sharegpt", "columns": columns, "tags": tags}}))
+    run_exp(
+        peer_flags(job) | {
+            "stage": "sft", "do_train": True, "finetuning_type": "full", "model_name_or_path": job["model"], "template": "qwen2_vl", "default_system": "",
+            "dataset": "rows", "dataset_dir": str(folder), "neat_packing": job["arm"] == "llama-factory", "cutoff_len": job["pack"], "flash_attn": "sdpa",
+            "freeze_vision_tower": False, "freeze_multi_modal_projector": False, "per_device_train_batch_size": 1, "gradient_accumulation_steps": job["packs"],
+            "overwrite_cache": True, "image_max_pixels": 1 << 24, "image_min_pixels": 1, "disable_gradient_checkpointing": not peer_flags(job)["bf16"],
+        },
+        [counting_callback(gate)],
+    )  # fmt: skip
+
+
+def work(job: dict) -> None:
+    import torch
+
+    gate = Gate(Channel())
+    torch.set_num_threads(job["threads"])
+    {"trl": train_trl, "llama": train_llama_factory}.get(job["arm"].split("-")[0], train_ours)(job, gate)
+
+
+# ---------------------------------------------------------------- the parent
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--worker"]:
+        return work(json.loads(sys.argv[2]))
+    args = parse_args()
+    import bench_engine
+
+    pythons = {arm: sys.executable for arm in args.arms} | ({"trl": args.trl} if args.trl else {}) | ({"llama-factory": args.llama_factory} if args.llama_factory else {})
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        data = write_rows(folder, args)
+        first = folder / "first.jsonl"
+        first.write_text("".join(data.read_text().splitlines(keepends=True)[: args.batch_size]))
+        for name in args.models:
+            model = bench_engine.save(name, folder / name)
+
+            def start(arm: str, data: Path, packs: int, epochs: int) -> Worker:
+                job = {"arm": arm, "model": str(model), "data": str(data), "folder": str(folder / f"{name}-{arm}-{data.stem}"), "packs": packs, "epochs": epochs}
+                job |= {"batch_size": args.batch_size, "micro_batch": args.micro_batch, "pack": args.pack, "threads": args.threads}
+                return Worker(pythons[arm], __file__, job, folder / f"{name}-{arm}-{data.stem}.log")
+
+            loss, tokens = {}, {}
+            for arm in pythons:  # one step on the same rows; what has been packed at the end of an epoch is a step of its own
+                worker = start(arm, first, args.batch_size, 3)
+                answer = [worker.ask(1), worker.ask(1)][-1]
+                worker.close()
+                if "error" in answer:
+                    sys.exit(f"{name}: {arm}: {answer['error']}")
+                loss[arm], tokens[arm] = answer["losses"][0], answer["tokens"]
+                print(f"{name}: {arm:14} loss of the first {args.batch_size} rows {loss[arm]:.5f}, {answer['labels']} label tokens, {answer['tokens']} tokens computed", flush=True)
+            if max(loss.values()) - min(loss.values()) > 1e-3 * max(loss.values()):
+                sys.exit(f"{name}: the losses differ; not timed")
+            packs = max(1, round(min(tokens.values()) / args.pack))
+            workers = {arm: start(arm, data, packs, 1000) for arm in pythons}
+            answers = {arm: [] for arm in pythons}
+            for worker in workers.values():
+                worker.ask(1)  # loads everything
+            for _ in range(args.repeats):
+                for arm, worker in workers.items():
+                    answers[arm].append(worker.ask(args.steps))
+            for worker in workers.values():
+                worker.close()
+            for arm in pythons:
+                speeds = [answer["labels"] / answer["seconds"] for answer in answers[arm]]
+                result = {"model": name, "arm": arm, "label_tokens_s": statistics.median(speeds), "all": answers[arm], "first_loss": loss[arm]}
+                result["share"] = sum(answer["labels"] for answer in answers[arm]) / sum(answer["tokens"] for answer in answers[arm])
+                result["peak_mb"] = answers[arm][-1]["peak_mb"]
+                results.append(result)
+                print(f"{name}: {arm:14} {result['label_tokens_s']:7.0f} label tokens/s ({min(speeds):.0f}-{max(speeds):.0f}), {100 * result['share']:.0f} % of the tokens computed are labels, peak {result['peak_mb']:.0f} MB", flush=True)
+    print(machine := versions("torch", "transformers"))
+    if args.output:
+        Path(args.output).write_text(json.dumps({"machine": machine, "settings": vars(args), "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
