@@ -15,7 +15,7 @@ Before it is timed, the arms' losses at the first step must agree on the same ro
 """
 
 import argparse
-import importlib
+import importlib.util
 import json
 import random
 import statistics
@@ -127,15 +127,27 @@ def peer_flags(job: dict) -> dict:
     }  # fmt: skip
 
 
-def counting_callback(gate: Gate):
+def watch(gate: Gate, by_forward: bool = False):
+    """A callback that counts what a peer's model is given. `by_forward`: the peer logs the mean over forward passes, so the mean over tokens is taken here."""
     from transformers import TrainerCallback
 
-    class Counting(TrainerCallback):
+    class Watch(TrainerCallback):
         def on_train_begin(self, args, state, control, model=None, **settings):
-            gate.losses = lambda: [entry["loss"] for entry in state.log_history if "loss" in entry]
-            model.register_forward_pre_hook(lambda module, args, inputs: gate.count(inputs), with_kwargs=True)
+            sums = []
 
-    return Counting()
+            def after_forward(module, args, inputs, out) -> None:
+                gate.count(inputs)
+                if by_forward:
+                    labels = int((inputs["labels"] != -100).sum())
+                    sums.append((float(out.loss.detach()) * labels, labels))
+
+            def losses() -> list[float]:
+                return [sum(loss for loss, _ in sums) / sum(count for _, count in sums)]
+
+            model.register_forward_hook(after_forward, with_kwargs=True)
+            gate.losses = losses if by_forward else lambda: [entry["loss"] for entry in state.log_history if "loss" in entry]
+
+    return Watch()
 
 
 def read_rows(job: dict) -> list[dict]:
@@ -160,13 +172,16 @@ def train_trl(job: dict, gate: Gate) -> None:
         **peer_flags(job), per_device_train_batch_size=job["micro_batch"], gradient_accumulation_steps=job["batch_size"] // job["micro_batch"], max_length=None,
         use_liger_kernel=job["arm"] == "trl-liger", model_init_kwargs={"dtype": torch.float32},
     )  # fmt: skip
-    SFTTrainer(job["model"], config, train_dataset=rows, processing_class=common.load_processor(job["model"]), callbacks=[counting_callback(gate)]).train()
+    SFTTrainer(job["model"], config, train_dataset=rows, processing_class=common.load_processor(job["model"]), callbacks=[watch(gate)]).train()
 
 
 def train_llama_factory(job: dict, gate: Gate) -> None:
+    import common
+
+    if importlib.util.find_spec("torchaudio") is None:  # it is imported, but only sound needs it
+        sys.modules["torchaudio"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("torchaudio", None))
     from llamafactory.train.tuner import run_exp
 
-    import common
 
     common.load_processor(job["model"])  # where torchvision is missing: leaves the video part of processors out
     folder = Path(f"{job['folder']}-data")
@@ -182,7 +197,7 @@ def train_llama_factory(job: dict, gate: Gate) -> None:
             "freeze_vision_tower": False, "freeze_multi_modal_projector": False, "per_device_train_batch_size": 1, "gradient_accumulation_steps": job["packs"],
             "overwrite_cache": True, "image_max_pixels": 1 << 24, "image_min_pixels": 1, "disable_gradient_checkpointing": not peer_flags(job)["bf16"],
         },
-        [counting_callback(gate)],
+        [watch(gate, by_forward=True)],
     )  # fmt: skip
 
 
@@ -221,11 +236,12 @@ def main() -> None:
             loss, tokens = {}, {}
             for arm in pythons:  # one step on the same rows; what has been packed at the end of an epoch is a step of its own
                 worker = start(arm, first, args.batch_size, 3)
-                answer = [worker.ask(1), worker.ask(1)][-1]
+                answers = [worker.ask(1), worker.ask(1)]  # some log a step's loss only in the next
                 worker.close()
-                if "error" in answer:
-                    sys.exit(f"{name}: {arm}: {answer['error']}")
-                loss[arm], tokens[arm] = answer["losses"][0], answer["tokens"]
+                if error := answers[0].get("error"):
+                    sys.exit(f"{name}: {arm}: {error}")
+                answer = answers[0]
+                loss[arm], tokens[arm] = (answer["losses"] + answers[1]["losses"])[0], answer["tokens"]
                 print(f"{name}: {arm:14} loss of the first {args.batch_size} rows {loss[arm]:.5f}, {answer['labels']} label tokens, {answer['tokens']} tokens computed", flush=True)
             if max(loss.values()) - min(loss.values()) > 1e-3 * max(loss.values()):
                 sys.exit(f"{name}: the losses differ; not timed")

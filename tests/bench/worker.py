@@ -33,9 +33,7 @@ class Worker:
         return json.loads(line) if line else {"error": " | ".join(self.log.read_text().splitlines()[-4:])}
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
+        self.process.communicate()
 
 
 class Channel:
