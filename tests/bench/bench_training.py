@@ -4,6 +4,7 @@ Writes: a table on stdout; with --output the numbers as JSON.
 
     python tests/bench/bench_training.py
     python tests/bench/bench_training.py --trl VENV/bin/python --llama-factory VENV/bin/python
+    python tests/bench/bench_training.py --models 7b --problems 16 --steps 1 --trl VENV/bin/python --liger      # on a GPU of 141 GB; without one the tiny model
 
 The peers live in environments of their own, named by their Pythons; without them only our arms run. Every arm is a process that loads model and rows once
 and then trains as many optimizer steps as it is asked for; the arms take turns. Each runs its own training loop, as it is: what is timed is from the end
@@ -11,7 +12,9 @@ of one optimizer step to the end of a later one, everything between included. fp
 Before it is timed, the arms' losses at the first step must agree on the same rows.
   trl             padded batches (it refuses to pack rows with pictures)
   llama-factory   packed (`neat_packing`)
-  padded          ours
+  padded          ours, rows of like length together
+  packed          ours, no padding
+  shared          ours as it is: packed, a problem's picture and question once for all its answers
 """
 
 import argparse
@@ -29,19 +32,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/bench")]
 from worker import Channel, Worker, peak_memory, seconds, versions
 
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0  # of every arm
-OURS = ("padded",)
+SIZES = {"tiny": (64, 24), "toy": (112, 48), "5m": (112, 48), "7b": (896, 300)}  # pixels of a picture's side, words of an answer
+OURS = ("shared", "packed", "padded")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=("toy", "5m", "7b"), default=["toy", "5m"], help="as in bench_engine.py (default %(default)s)")
+    parser.add_argument("--models", nargs="+", choices=SIZES, default=["toy", "5m"], help="as in bench_engine.py (default %(default)s)")
     parser.add_argument("--arms", nargs="+", choices=OURS, default=OURS, help="ours (default: all)")
     parser.add_argument("--trl", metavar="PYTHON", help="of an environment with trl and peft")
+    parser.add_argument("--liger", action="store_true", help="trl once more with Liger's kernels, which need a GPU")
     parser.add_argument("--llama-factory", metavar="PYTHON", help="of an environment with llamafactory")
     parser.add_argument("--problems", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--answers", type=int, default=4, help="of a problem (default %(default)s)")
-    parser.add_argument("--words", type=int, default=48, help="of an answer, on average; log-normal (default %(default)s)")
-    parser.add_argument("--side", type=int, default=112, help="pixels, of a picture's sides (default %(default)s)")
+    parser.add_argument("--words", type=int, help="of an answer, on average; log-normal (default: by the model)")
+    parser.add_argument("--side", type=int, help="pixels, of a picture's sides (default: by the model)")
     parser.add_argument("--batch-size", type=int, default=32, help="rows an optimizer step (default %(default)s)")
     parser.add_argument("--micro-batch", type=int, default=4, help="rows a forward pass, where rows are padded (default %(default)s)")
     parser.add_argument("--pack", type=int, default=1024, help="tokens a forward pass, where rows are packed (default %(default)s)")
@@ -52,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_rows(folder: Path, args: argparse.Namespace) -> Path:
+def write_rows(folder: Path, problems: int, answers: int, side: int, words: int) -> Path:
     """A training file as 04 writes it: problems with a noisy picture, each with answers of several lengths."""
     from PIL import Image
 
@@ -61,11 +66,11 @@ def write_rows(folder: Path, args: argparse.Namespace) -> Path:
     draw = random.Random(0)
     path = folder / "train.jsonl"
     with path.open("w") as file:
-        for problem in range(args.problems):
-            Image.effect_noise((args.side, args.side), 90).convert("RGB").save(folder / f"{problem}.png")
-            for sample in range(args.answers):
-                words = round(min(3.0, draw.lognormvariate(-0.18, 0.6)) * args.words)
-                response = "Step 1: " + " ".join(f"{draw.randrange(100)} + {draw.randrange(100)} is {draw.randrange(200)}." for _ in range(words // 6 + 1))
+        for problem in range(problems):
+            Image.effect_noise((side, side), 90).convert("RGB").save(folder / f"{problem}.png")
+            for sample in range(answers):
+                count = round(min(3.0, draw.lognormvariate(-0.18, 0.6)) * words)
+                response = "Step 1: " + " ".join(f"{draw.randrange(100)} + {draw.randrange(100)} is {draw.randrange(200)}." for _ in range(count // 6 + 1))
                 row = {"id": str(problem), "question": f"What is the area of the rectangle with sides {problem} and 8?", "images": [f"{problem}.png"]}
                 messages = [*common.solve_messages(row), {"role": "assistant", "content": response}]
                 file.write(json.dumps({"messages": messages, "images": row["images"], "id": row["id"], "sample": sample, "origin": "sample"}) + "\n")
@@ -85,9 +90,8 @@ class Gate:
         register_optimizer_step_post_hook(self.after_step)
         self.start = seconds()
 
-    def count(self, inputs: dict) -> None:
-        self.counts[0] += int((inputs["labels"] != -100).sum())
-        self.counts[1] += inputs["input_ids"].numel()
+    def count(self, labels: int, tokens: int) -> None:
+        self.counts = [self.counts[0] + labels, self.counts[1] + tokens]
 
     def after_step(self, *_) -> None:
         self.left -= 1
@@ -98,21 +102,31 @@ class Gate:
 
 
 def train_ours(job: dict, gate: Gate) -> None:
+    import torch
+
+    import packing
+
     finetune = importlib.import_module("04_finetune")
-    sum_loss = finetune.sum_loss
+    losses = packing.Packing.losses
 
-    def counted(model, inputs, label_tokens):
-        gate.count(inputs)
-        return sum_loss(model, inputs, label_tokens)
+    def counted(self, model, batch, features=None):
+        if torch.is_grad_enabled():  # else it only tries whether rows can be packed
+            gate.count(batch.labels, batch.inputs["input_ids"].numel())
+        return losses(self, model, batch, features)
 
-    finetune.sum_loss = counted
+    packing.Packing.losses = counted
     part = Path(job["folder"])
     part.mkdir()
     gate.losses = lambda: [json.loads(line)["loss"] for line in (part / "train_log.jsonl").open()]
-    flags = {"input": job["data"], "output": part, "model": job["model"], "lr": 1e-4, "warmup": 0, "epochs": job["epochs"], "batch-size": job["batch_size"]}
-    flags |= {"micro-batch": job["micro_batch"], "max-pixels": 0, "workers": 0, "save-steps": 0}
+    data = Path(job["data"])
+    if job["arm"] == "packed":  # each row a problem of its own: nothing is shared
+        rows = [row | {"id": str(number)} for number, row in enumerate(map(json.loads, data.open()))]
+        data = data.with_name(f"alone-{data.name}")
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = {"input": data, "output": part, "model": job["model"], "lr": 1e-4, "warmup": 0, "epochs": job["epochs"], "batch-size": job["batch_size"]}
+    flags |= {"micro-batch": job["micro_batch"], "max-pixels": 0, "workers": 0, "save-steps": 0, "batches": "padded" if job["arm"] == "padded" else "packed"}
     sys.argv = ["04_finetune.py", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
-    finetune.train(finetune.parse_args(), job["model"], finetune.TrainingRows(Path(job["data"])), part)
+    finetune.train(finetune.parse_args(), job["model"], finetune.TrainingRows(data), part)
 
 
 def peer_flags(job: dict) -> dict:
@@ -136,9 +150,9 @@ def watch(gate: Gate, by_forward: bool = False):
             sums = []
 
             def after_forward(module, args, inputs, out) -> None:
-                gate.count(inputs)
+                labels = int((inputs["labels"] != -100).sum())
+                gate.count(labels, inputs["input_ids"].numel())
                 if by_forward:
-                    labels = int((inputs["labels"] != -100).sum())
                     sums.append((float(out.loss.detach()) * labels, labels))
 
             def losses() -> list[float]:
@@ -150,10 +164,9 @@ def watch(gate: Gate, by_forward: bool = False):
     return Watch()
 
 
-def read_rows(job: dict) -> list[dict]:
-    folder = Path(job["data"]).parent
-    rows = [json.loads(line) for line in open(job["data"])]
-    return [row | {"images": [str(folder / image) for image in row["images"]]} for row in rows]
+def read_rows(path: Path) -> list[dict]:
+    rows = [json.loads(line) for line in path.open()]
+    return [row | {"images": [str(path.parent / image) for image in row["images"]]} for row in rows]
 
 
 def train_trl(job: dict, gate: Gate) -> None:
@@ -167,7 +180,7 @@ def train_trl(job: dict, gate: Gate) -> None:
         prompt = [{"role": "user", "content": row["messages"][0]["content"].removeprefix(common.IMAGE)}]
         return {"prompt": prompt, "completion": row["messages"][1:], "images": row["images"]}
 
-    rows = datasets.Dataset.from_list([row(each) for each in read_rows(job)]).cast_column("images", datasets.List(datasets.Image()))
+    rows = datasets.Dataset.from_list([row(each) for each in read_rows(Path(job["data"]))]).cast_column("images", datasets.List(datasets.Image()))
     config = SFTConfig(
         **peer_flags(job), per_device_train_batch_size=job["micro_batch"], gradient_accumulation_steps=job["batch_size"] // job["micro_batch"], max_length=None,
         use_liger_kernel=job["arm"] == "trl-liger", model_init_kwargs={"dtype": torch.float32},
@@ -186,7 +199,7 @@ def train_llama_factory(job: dict, gate: Gate) -> None:
     common.load_processor(job["model"])  # where torchvision is missing: leaves the video part of processors out
     folder = Path(f"{job['folder']}-data")
     folder.mkdir()
-    (folder / "rows.json").write_text(json.dumps([{"messages": row["messages"], "images": row["images"]} for row in read_rows(job)]))
+    (folder / "rows.json").write_text(json.dumps([{"messages": row["messages"], "images": row["images"]} for row in read_rows(Path(job["data"]))]))
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     columns = {"messages": "messages", "images": "images"}
     (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json", "formatting": "sharegpt", "columns": columns, "tags": tags}}))
@@ -212,59 +225,90 @@ def work(job: dict) -> None:
 # ---------------------------------------------------------------- the parent
 
 
+def training_flops(model: Path, length: float) -> float:
+    """Of a token in a sequence of `length`: 6 a weight and what attention computes; what is recomputed, and the vision tower, not counted."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from roofline import step_of
+
+    with torch.device("meta"):
+        step = step_of(AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(model)))
+    return 6 * step.weights + 3 * step.token_flops * length / 2
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         return work(json.loads(sys.argv[2]))
     args = parse_args()
-    import bench_engine
+    import torch
 
-    pythons = {arm: sys.executable for arm in args.arms} | ({"trl": args.trl} if args.trl else {}) | ({"llama-factory": args.llama_factory} if args.llama_factory else {})
+    import bench_engine
+    import common
+    import packing
+    from roofline import matmul_rate
+
+    device, dtype, _ = common.setup_kernels(args.threads)
+    if device == "cpu" and "7b" in args.models:
+        print("no CUDA device: the tiny model instead of 7b")
+        args.models = ["tiny" if name == "7b" else name for name in args.models]
+    rate = matmul_rate(device, dtype)
+    machine = f"{torch.cuda.get_device_name() if device != 'cpu' else 'CPU'}, {args.threads} threads, {versions('torch', 'transformers')}"
+    print(f"{machine}\nmatrix products {rate / 1e12:.3f} TFLOP/s", flush=True)
+    pythons = {arm: sys.executable for arm in args.arms}
+    pythons |= {"trl": args.trl} if args.trl else {}
+    pythons |= {"trl-liger": args.trl} if args.trl and args.liger else {}
+    pythons |= {"llama-factory": args.llama_factory} if args.llama_factory else {}
     results = []
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        data = write_rows(folder, args)
-        first = folder / "first.jsonl"
-        first.write_text("".join(data.read_text().splitlines(keepends=True)[: args.batch_size]))
-        for name in args.models:
+    for name in args.models:
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            data = write_rows(folder, args.problems, args.answers, *(given or default for given, default in zip((args.side, args.words), SIZES[name])))
+            first = folder / "first.jsonl"
+            first.write_text("".join(data.read_text().splitlines(keepends=True)[: args.batch_size]))
             model = bench_engine.save(name, folder / name)
+            whole, _ = packing.encode(common.load_processor(str(model)), [[row] for row in read_rows(first)], 0, 1 << 30, packed=True)
+            length = whole.tokens / args.batch_size
+            print(f"{name}: rows of {length:.0f} tokens, {whole.labels / args.batch_size:.0f} of them labels, {args.answers} to a problem", flush=True)
 
             def start(arm: str, data: Path, packs: int, epochs: int) -> Worker:
-                job = {"arm": arm, "model": str(model), "data": str(data), "folder": str(folder / f"{name}-{arm}-{data.stem}"), "packs": packs, "epochs": epochs}
+                job = {"arm": arm, "model": str(model), "data": str(data), "folder": str(folder / f"{arm}-{data.stem}"), "packs": packs, "epochs": epochs}
                 job |= {"batch_size": args.batch_size, "micro_batch": args.micro_batch, "pack": args.pack, "threads": args.threads}
-                return Worker(pythons[arm], __file__, job, folder / f"{name}-{arm}-{data.stem}.log")
+                return Worker(pythons[arm], __file__, job, folder / f"{arm}-{data.stem}.log")
 
-            loss, tokens = {}, {}
-            for arm in pythons:  # one step on the same rows; what has been packed at the end of an epoch is a step of its own
+            loss = {}
+            for arm in pythons:  # one step on the same rows; packs that are left over at the end of an epoch are a step of their own
                 worker = start(arm, first, args.batch_size, 3)
                 answers = [worker.ask(1), worker.ask(1)]  # some log a step's loss only in the next
                 worker.close()
                 if error := answers[0].get("error"):
                     sys.exit(f"{name}: {arm}: {error}")
-                answer = answers[0]
-                loss[arm], tokens[arm] = (answer["losses"] + answers[1]["losses"])[0], answer["tokens"]
-                print(f"{name}: {arm:14} loss of the first {args.batch_size} rows {loss[arm]:.5f}, {answer['labels']} label tokens, {answer['tokens']} tokens computed", flush=True)
-            if max(loss.values()) - min(loss.values()) > 1e-3 * max(loss.values()):
+                loss[arm] = (answers[0]["losses"] + answers[1]["losses"])[0]
+                print(f"  {arm:14} loss of the first {args.batch_size} rows {loss[arm]:.5f}, {answers[0]['labels']} label tokens, {answers[0]['tokens']} tokens computed", flush=True)
+            if max(loss.values()) - min(loss.values()) > (1e-3 if device == "cpu" else 2e-2) * max(loss.values()):
                 sys.exit(f"{name}: the losses differ; not timed")
-            packs = max(1, round(min(tokens.values()) / args.pack))
-            workers = {arm: start(arm, data, packs, 1000) for arm in pythons}
+
             answers = {arm: [] for arm in pythons}
-            for worker in workers.values():
-                worker.ask(1)  # loads everything
-            for _ in range(args.repeats):
-                for arm, worker in workers.items():
-                    answers[arm].append(worker.ask(args.steps))
-            for worker in workers.values():
-                worker.close()
-            for arm in pythons:
-                speeds = [answer["labels"] / answer["seconds"] for answer in answers[arm]]
-                result = {"model": name, "arm": arm, "label_tokens_s": statistics.median(speeds), "all": answers[arm], "first_loss": loss[arm]}
-                result["share"] = sum(answer["labels"] for answer in answers[arm]) / sum(answer["tokens"] for answer in answers[arm])
-                result["peak_mb"] = answers[arm][-1]["peak_mb"]
+            for group in [[arm] for arm in pythons] if device != "cpu" else [list(pythons)]:  # a GPU holds one at a time
+                workers = {arm: start(arm, data, max(1, round(whole.tokens / args.pack)), 1000) for arm in group}
+                for worker in workers.values():
+                    worker.ask(1)  # loads everything
+                for _ in range(args.repeats):
+                    for arm, worker in workers.items():
+                        answers[arm].append(worker.ask(args.steps))
+                for worker in workers.values():
+                    worker.close()
+            flops, speed = training_flops(model, length), {}
+            for arm, turns in answers.items():
+                speeds = [turn["labels"] / turn["seconds"] for turn in turns]
+                speed[arm] = statistics.median(speeds)
+                labels, tokens, spent = (sum(turn[key] for turn in turns) for key in ("labels", "tokens", "seconds"))
+                result = {"model": name, "arm": arm, "label_tokens_s": speed[arm], "share": labels / tokens, "mfu": tokens * flops / spent / rate, "peak_mb": turns[-1]["peak_mb"], "first_loss": loss[arm], "turns": turns}
                 results.append(result)
-                print(f"{name}: {arm:14} {result['label_tokens_s']:7.0f} label tokens/s ({min(speeds):.0f}-{max(speeds):.0f}), {100 * result['share']:.0f} % of the tokens computed are labels, peak {result['peak_mb']:.0f} MB", flush=True)
-    print(machine := versions("torch", "transformers"))
+                print(f"  {arm:14} {speed[arm]:7.0f} label tokens/s ({min(speeds):.0f}-{max(speeds):.0f}), {next(iter(speed.values())) / speed[arm]:.2f} x less than {next(iter(speed))}; "
+                      f"{100 * result['share']:.0f} % of the tokens computed are labels; {100 * result['mfu']:.0f} % of the matrix products; peak {result['peak_mb']:.0f} MB", flush=True)  # fmt: skip
     if args.output:
-        Path(args.output).write_text(json.dumps({"machine": machine, "settings": vars(args), "results": results}, indent=1) + "\n")
+        Path(args.output).write_text(json.dumps({"machine": machine, "settings": vars(args), "matmul_flop_s": rate, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
