@@ -106,12 +106,16 @@ def build(name: str, device: str, dtype):
 def save(name: str, folder: Path) -> Path:
     """The model as a folder that every tool loads."""
     import torch
+    from transformers.utils import logging
 
     if name == "toy":
         return ROOT / "toy/base"
+    logging.disable_progress_bar()
     local = build(name, *(("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)))
     for part in (local.model, local.processor.tokenizer, local.processor.image_processor):
         part.save_pretrained(folder)
+    del local, part
+    torch.cuda.empty_cache()  # for the processes that load it
     return folder
 
 
@@ -240,6 +244,7 @@ def decode_steps(local, requests, rows_of_steps: list[int], tokens: int, ceiling
         samples = min(rows, len(requests[0].seeds))
         used = [engine.Request(requests[index % len(requests)].row | {"id": f"copy {index}"}, requests[index % len(requests)].messages, {k: k for k in range(samples)}) for index in range(-(-rows // samples))]
         decoder = Decoder(local.model, engine.probe(local), rows, tokens + 1, set(), False)
+        rows = decoder.rows  # fewer where memory is short
         times, once = [], decoder.step
 
         def timed_step():
@@ -261,7 +266,7 @@ def decode_steps(local, requests, rows_of_steps: list[int], tokens: int, ceiling
     return results
 
 
-def mini_round(model: Path, folder: Path, rows: list[dict], samples: int, tokens: int, verdict_tokens: int) -> dict:
+def mini_round(model: Path, folder: Path, rows: list[dict], samples: int, tokens: int, verdict_tokens: int, adapters: tuple) -> dict:
     """Seconds of the stages' commands, started as a user does. What is judged and learned is written here: a random model's own text says nothing."""
     problems, taken = folder / "problems.jsonl", {}
     problems.write_text("".join(json.dumps(row | {"answer": "40"}) + "\n" for row in rows))
@@ -283,7 +288,7 @@ def mini_round(model: Path, folder: Path, rows: list[dict], samples: int, tokens
     stage("check the answers", "02_verify.py", "--input", folder / "samples.jsonl", "--output", folder / "checked.jsonl", "--accept", "answer")
     stage("judge", "02_verify.py", "--input", folder / "samples.jsonl", "--output", folder / "judged.jsonl", "--accept", "orm", "--max-tokens", verdict_tokens, *generation)
     learning = ("--batch-size", 8, "--max-length", 1 << 14, "--save-steps", 0)
-    stage("fine-tune", "04_finetune.py", "--input", folder / "checked.jsonl", "--output", folder / "model", "--model", model, *learning)
+    stage("fine-tune", "04_finetune.py", "--input", folder / "checked.jsonl", "--output", folder / "model", "--model", model, *learning, *adapters)
     print(f"    {len(replies)} samples, {sum(row['tokens'] for row in replies)} tokens; {json.loads((folder / 'model/training.json').read_text())['steps']} optimizer steps", flush=True)
     return taken
 
@@ -361,9 +366,8 @@ def main() -> None:
             del local, decoder
             if "round" in args.tasks:
                 print(" round", flush=True)
-                if device != "cpu":
-                    torch.cuda.empty_cache()
-                found["round"] = mini_round(save(name, folder / "saved"), folder, rows, args.samples, tokens, verdict_tokens)
+                adapters = ("--lora", 16) if name == "7b" else ()  # all of its weights, with the optimizer's state, would need 133 GB
+                found["round"] = mini_round(save(name, folder / "saved"), folder, rows, args.samples, tokens, verdict_tokens, adapters)
     if args.output:
         Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
 
