@@ -128,9 +128,9 @@ def by_generate(local, requests: list, lengths: list[int], greedy: bool) -> list
     from transformers import StoppingCriteriaList
 
     import common
-    import engine
+    from prompts import pictures
 
-    chats = [common.chat_parts(request.messages, engine.pictures(local, request)) for request in requests]
+    chats = [common.chat_parts(request.messages, pictures(local, request)) for request in requests]
     count = len(lengths) // len(requests)
     if greedy:
         chats = [chat for chat in chats for _ in range(count)]
@@ -144,19 +144,21 @@ def by_generate(local, requests: list, lengths: list[int], greedy: bool) -> list
 
 
 def by_engine(local, decoder, requests: list, lengths: list[int], greedy: bool) -> list[list[int]]:
-    """The same by the engine's own encoding and decoder."""
-    import engine
+    """The same by the engine's own encoding and decoder, which has not seen the pictures before."""
+    from features import Features
+    from prompts import REFILL, encode, gather
 
+    decoder.features = Features(decoder.features.room)
     limits = iter(lengths)
     limit = {(id(request), number): next(limits) for request in requests for number in request.seeds}
 
     def encoded(questions):
-        for batch in engine.encode(local, questions):
+        for batch in encode(local, questions):
             for sample in batch.samples:
                 sample.limit = limit[id(sample.request), sample.number]
             yield batch
 
-    batches = (batch for group in engine.gather(requests, decoder.rows, max(1, decoder.rows // engine.REFILL)) for batch in encoded(group))
+    batches = (batch for group in gather(requests, decoder.rows, max(1, decoder.rows // REFILL)) for batch in encoded(group))
     done = {(id(sample.request), sample.number): sample.tokens for sample in decoder.serve(batches, encoded, 0.0 if greedy else 1.0, 0, 1.0)}
     return [done[key] for key in limit]
 
@@ -248,7 +250,7 @@ def decode_steps(local, requests, rows_of_steps: list[int], tokens: int, ceiling
         times, once = [], decoder.step
 
         def timed_step():
-            start, full = seconds(), len(decoder.live) == rows
+            start, full = seconds(), sum(map(bool, decoder.live)) == rows
             finished = once()
             if full:
                 times.append(seconds() - start)
@@ -303,6 +305,7 @@ def main() -> None:
     import common
     import engine
     from decoder import Decoder
+    from prompts import pictures
     from roofline import copy_bandwidth, matmul_rate
 
     device, dtype, _ = common.setup_kernels(args.threads)
@@ -355,7 +358,7 @@ def main() -> None:
                     job = {"model": str(save(name, folder / "saved")), "data": str(data), "folder": str(folder / "swift"), "samples": args.samples, "tokens": tokens, "threads": args.threads}
                     worker = Worker(args.swift, __file__, job, folder / "swift.log")
                     first = worker.ask(count)
-                    prompt_tokens = args.samples * sum(len(common.encode_prompts(local.processor, [common.chat_parts(request.messages, engine.pictures(local, request))])["input_ids"][0]) for request in sampling)
+                    prompt_tokens = args.samples * sum(len(common.encode_prompts(local.processor, [common.chat_parts(request.messages, pictures(local, request))])["input_ids"][0]) for request in sampling)
                     if (first.get("new_tokens"), first.get("prompt_tokens")) != (tokens * count, prompt_tokens):
                         sys.exit(f"{name}: ms-swift: {first}, not {tokens * count} and {prompt_tokens} tokens; not timed")
                     arms |= {"ms-swift, all rows together": lambda: worker.ask(count)["seconds"], "ms-swift, as by default": lambda: worker.ask(1)["seconds"]}

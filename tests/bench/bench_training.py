@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/bench")]
 from worker import Channel, Worker, peak_memory, seconds, versions
 
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0  # of every arm
+END = "<|im_end|>"  # the last token learnt: the peers would learn the line break behind it, too, so it is taken from their templates
 SIZES = {"tiny": (64, 24), "toy": (112, 48), "5m": (112, 48), "7b": (896, 300)}  # pixels of a picture's side, words of an answer
 OURS = ("shared", "packed", "padded")
 
@@ -105,14 +106,15 @@ def train_ours(job: dict, gate: Gate) -> None:
     import torch
 
     import packing
+    from batches import TrainingRows
 
     finetune = importlib.import_module("04_finetune")
     losses = packing.Packing.losses
 
-    def counted(self, model, batch, features=None):
+    def counted(self, model, batch):
         if torch.is_grad_enabled():  # else it only tries whether rows can be packed
             gate.count(batch.labels, batch.inputs["input_ids"].numel())
-        return losses(self, model, batch, features)
+        return losses(self, model, batch)
 
     packing.Packing.losses = counted
     part = Path(job["folder"])
@@ -126,7 +128,7 @@ def train_ours(job: dict, gate: Gate) -> None:
     flags = {"input": data, "output": part, "model": job["model"], "lr": 1e-4, "warmup": 0, "epochs": job["epochs"], "batch-size": job["batch_size"]}
     flags |= {"micro-batch": job["micro_batch"], "max-pixels": 0, "workers": 0, "save-steps": 0, "batches": "padded" if job["arm"] == "padded" else "packed"}
     sys.argv = ["04_finetune.py", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
-    finetune.train(finetune.parse_args(), job["model"], finetune.TrainingRows(data), part)
+    finetune.train(finetune.parse_args(), job["model"], TrainingRows(data), part)
 
 
 def peer_flags(job: dict) -> dict:
@@ -180,12 +182,14 @@ def train_trl(job: dict, gate: Gate) -> None:
         prompt = [{"role": "user", "content": row["messages"][0]["content"].removeprefix(common.IMAGE)}]
         return {"prompt": prompt, "completion": row["messages"][1:], "images": row["images"]}
 
+    processor = common.load_processor(job["model"])
+    processor.chat_template = processor.chat_template.replace(f"{END}\n{{% endfor %}}", f"{END}{{{{ '' if loop.last and not add_generation_prompt else '\\n' }}}}{{% endfor %}}")
     rows = datasets.Dataset.from_list([row(each) for each in read_rows(Path(job["data"]))]).cast_column("images", datasets.List(datasets.Image()))
     config = SFTConfig(
         **peer_flags(job), per_device_train_batch_size=job["micro_batch"], gradient_accumulation_steps=job["batch_size"] // job["micro_batch"], max_length=None,
         use_liger_kernel=job["arm"] == "trl-liger", model_init_kwargs={"dtype": torch.float32},
     )  # fmt: skip
-    SFTTrainer(job["model"], config, train_dataset=rows, processing_class=common.load_processor(job["model"]), callbacks=[watch(gate)]).train()
+    SFTTrainer(job["model"], config, train_dataset=rows, processing_class=processor, callbacks=[watch(gate)]).train()
 
 
 def train_llama_factory(job: dict, gate: Gate) -> None:
@@ -193,9 +197,11 @@ def train_llama_factory(job: dict, gate: Gate) -> None:
 
     if importlib.util.find_spec("torchaudio") is None:  # it is imported, but only sound needs it
         sys.modules["torchaudio"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("torchaudio", None))
+    from llamafactory.data.formatter import StringFormatter
+    from llamafactory.data.template import TEMPLATES
     from llamafactory.train.tuner import run_exp
 
-
+    TEMPLATES["qwen2_vl"].format_assistant = StringFormatter(slots=["{{content}}" + END])
     common.load_processor(job["model"])  # where torchvision is missing: leaves the video part of processors out
     folder = Path(f"{job['folder']}-data")
     folder.mkdir()
@@ -245,7 +251,7 @@ def main() -> None:
 
     import bench_engine
     import common
-    import packing
+    from batches import encode
     from roofline import matmul_rate
 
     device, dtype, _ = common.setup_kernels(args.threads)
@@ -267,7 +273,7 @@ def main() -> None:
             first = folder / "first.jsonl"
             first.write_text("".join(data.read_text().splitlines(keepends=True)[: args.batch_size]))
             model = bench_engine.save(name, folder / name)
-            whole, _ = packing.encode(common.load_processor(str(model)), [[row] for row in read_rows(first)], 0, 1 << 30, packed=True)
+            whole, _ = encode(common.load_processor(str(model)), [[row] for row in read_rows(first)], 0, 1 << 30, packed=True)
             length = whole.tokens / args.batch_size
             print(f"{name}: rows of {length:.0f} tokens, {whole.labels / args.batch_size:.0f} of them labels, {args.answers} to a problem", flush=True)
 
@@ -305,7 +311,7 @@ def main() -> None:
                 labels, tokens, spent = (sum(turn[key] for turn in turns) for key in ("labels", "tokens", "seconds"))
                 result = {"model": name, "arm": arm, "label_tokens_s": speed[arm], "share": labels / tokens, "mfu": tokens * flops / spent / rate, "peak_mb": turns[-1]["peak_mb"], "first_loss": loss[arm], "turns": turns}
                 results.append(result)
-                print(f"  {arm:14} {speed[arm]:7.0f} label tokens/s ({min(speeds):.0f}-{max(speeds):.0f}), {next(iter(speed.values())) / speed[arm]:.2f} x less than {next(iter(speed))}; "
+                print(f"  {arm:14} {speed[arm]:7.0f} label tokens/s ({min(speeds):.0f}-{max(speeds):.0f}), {next(iter(speed))} is {next(iter(speed.values())) / speed[arm]:.2f} x as fast; "
                       f"{100 * result['share']:.0f} % of the tokens computed are labels; {100 * result['mfu']:.0f} % of the matrix products; peak {result['peak_mb']:.0f} MB", flush=True)  # fmt: skip
     if args.output:
         Path(args.output).write_text(json.dumps({"machine": machine, "settings": vars(args), "matmul_flop_s": rate, "results": results}, indent=1) + "\n")
