@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--side", type=int, help="pixels, of a picture's sides (default: by the model; 896 are 1,024 visual tokens of 7b)")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of every arm (default %(default)s)")
-    parser.add_argument("--swift", metavar="PYTHON", help="of an environment with ms-swift and qwen_vl_utils: its sampler is one more arm of `fixed`")
+    parser.add_argument("--swift", metavar="PYTHON", help="of an environment with ms-swift and qwen_vl_utils: its sampler is one more arm of `fixed`; pictures of a multiple of 112 pixels, which it leaves as they are")
     parser.add_argument("--output", help="JSON file")
     return parser.parse_args()
 
@@ -192,6 +192,8 @@ def sample_by_swift(job: dict) -> None:
 
     def kept(*args, **settings):
         replies.extend(infer(*args, **settings))
+        if failed := next((reply for reply in replies if isinstance(reply, Exception)), None):
+            raise failed
         return replies
 
     model.infer = kept
