@@ -279,7 +279,7 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
         leave_out(model, optimizer, json.loads(unused.read_text()))
     first = resume(accelerator, part)
     packed = choose_batches(accelerator, packing, model, rows, steps[0][rank], processor, args)
-    mine = [step[rank] for step in steps[first:]]
+    mine = [step[rank] for step in plan_steps(rows, args, world, packed)[first:]]
 
     def prepare(micro_batches: list[list[int]]):
         batches = MicroBatches(rows, micro_batches, processor, args, packed, world)
@@ -316,7 +316,7 @@ def train(args: argparse.Namespace, spec: str, rows: TrainingRows, part: Path) -
         entry = {"step": step, "loss": loss_value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm, "tokens": int(label_tokens), "left_out": int(missing)}
         entry |= {"tokens_per_second": round(tokens / seconds, 1), "mfu": round(flops / seconds / world / speed.peak, 4) if speed.peak else None}
         if step + 1 in epoch_ends:
-            held = deal(rows, rows.held, args.micro_batch, world)[rank]
+            held = deal(rows, rows.held, args.micro_batch, world, packed)[rank]
             entry["validation_loss"] = validation_loss(accelerator, packing, model, (batch for batch, _ in prepare(held) if batch))
         if log:
             log.write(json.dumps(entry) + "\n")

@@ -67,7 +67,7 @@ def beginning(row: dict) -> list[str]:
     return [*earlier, last[: last.rfind(IMAGE) + 1]]
 
 
-def plan_steps(rows: TrainingRows, args: argparse.Namespace, world: int) -> list[list[list[list[int]]]]:
+def plan_steps(rows: TrainingRows, args: argparse.Namespace, world: int, packed: bool = True) -> list[list[list[list[int]]]]:
     """steps[s][r]: the micro-batches (lists of row numbers) of process r in step s. The same on every process and on a rerun.
 
     Every epoch is a permutation of the questions by the seed; the rows of one stand together, so that it is read once for them.
@@ -82,20 +82,21 @@ def plan_steps(rows: TrainingRows, args: argparse.Namespace, world: int) -> list
         turn = list(range(len(groups)))
         random.Random(f"{args.seed} {epoch}").shuffle(turn)
         order += [number for group in turn for number in groups[group]][: max(1, round(count * min(1.0, args.epochs - epoch)))]
-    return [deal(rows, order[start : start + args.batch_size], args.micro_batch, world) for start in range(0, len(order), args.batch_size)]
+    return [deal(rows, order[start : start + args.batch_size], args.micro_batch, world, packed) for start in range(0, len(order), args.batch_size)]
 
 
-def deal(rows: TrainingRows, numbers: list[int], most: int, world: int) -> list[list[list[int]]]:
-    """Micro-batches of `most` rows at most, by process: questions sorted by length, so that a micro-batch pads little, and whole where they fit.
+def deal(rows: TrainingRows, numbers: list[int], most: int, world: int, packed: bool = True) -> list[list[list[int]]]:
+    """Micro-batches of `most` rows at most, by process. Packed: a question's rows stay together where they fit; padded: rows of like length.
 
     All processes get as many micro-batches, of nearly equal length (empty ones fill up).
     """
     longest = defaultdict(int)
+    owner = {number: rows.questions[number] if packed else number for number in numbers}
     for number in numbers:
-        longest[rows.questions[number]] = max(longest[rows.questions[number]], rows.sizes[number])
-    numbers = sorted(numbers, key=lambda number: (longest[rows.questions[number]], rows.questions[number], rows.sizes[number], number))
+        longest[owner[number]] = max(longest[owner[number]], rows.sizes[number])
+    numbers = sorted(numbers, key=lambda number: (longest[owner[number]], owner[number], rows.sizes[number], number))
     most, micro = min(most, math.ceil(len(numbers) / world)), [[]]
-    for _, group in itertools.groupby(numbers, lambda number: rows.questions[number]):
+    for _, group in itertools.groupby(numbers, owner.get):
         group = list(group)
         if len(micro[-1]) + len(group) > most and len(group) <= most:
             micro.append([])

@@ -391,6 +391,9 @@ def test_plan_keeps_questions_whole(stage, tmp_path):
     ((micro,),) = module.plan_steps(training, args, 1)
     assert sorted(number for numbers in micro for number in numbers) == list(range(29)) and max(map(len, micro)) <= 4
     assert all(len({index for index, numbers in enumerate(micro) for number in numbers if training.questions[number] == question}) == 1 for question in range(11))
+    ((padded,),) = module.plan_steps(training, args, 1, packed=False)  # rows of like length together, whichever question is theirs
+    sizes = [training.sizes[number] for numbers in padded for number in numbers]
+    assert sizes == sorted(sizes) and [len(numbers) for numbers in padded] == [4] * 7 + [1]
 
 
 def test_the_first_mistake_of_a_toy_solution():
