@@ -399,11 +399,12 @@ def test_processes_prepare_what_a_thread_does(tiny_model, questions, tmp_path, m
 
 
 ENDED = """
-import argparse, sys, time
+import argparse, signal, sys, time
 import common, prompts
 from engine import Request
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
     local = argparse.Namespace(args=argparse.Namespace(max_pixels=0, max_tokens=9, trust_remote_code=False), context=2048)
     submit = prompts.submit_to(prompts.open_pool(sys.argv[1], False, 1), sys.argv[1], local)
     rows = ({"id": str(index), "question": "x", "images": []} for index in range(10**7))
