@@ -41,7 +41,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 
 from checks import check_model
 from common import chat_parts, encode_prompts, is_endpoint, load_model, load_processor, setup_kernels, user_message
-from prompts import ERRORS, REFILL, Batch, Question, Sample, ahead, batches_of, encode, gather, halves, one_line, open_pool, pictures, submit_to, worker_count
+from prompts import ERRORS, REFILL, Batch, Question, Sample, ahead, batches_of, gather, halves, one_line, open_pool, pictures, submit_to, worker_count
 
 
 @dataclass

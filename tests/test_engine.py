@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 import common
 import decoder as decoder_module
 import engine
+import prompts
 import slots as slots_module
 from decoder import Decoder
 
@@ -180,7 +181,7 @@ def test_sampled_tokens_follow_the_distribution(tiny_model):
     plain = engine.decode_batch(model, inputs, [list(request.seeds.values())], 1, 0.7, settings())
     local = engine.Local(model, processor, processor.tokenizer, settings(max_tokens=1), set(), True, 2048)
     decoder = Decoder(model, engine.probe(local), 1000, 1, set(), True)
-    samples = sorted(decoder.serve(iter(engine.encode(local, [engine.Question([request])])), None, 0.7, 0, 1.0), key=lambda sample: sample.number)
+    samples = sorted(decoder.serve(iter(prompts.encode(local, [engine.Question([request])])), None, 0.7, 0, 1.0), key=lambda sample: sample.number)
     shared = torch.tensor([sample.tokens for sample in samples]), torch.tensor([sample.chances for sample in samples])
     assert (plain[0] == shared[0]).all()
     for tokens, logprobs in (plain, shared):
