@@ -222,7 +222,10 @@ def prepare_model(args: argparse.Namespace, spec: str, device: str, attention: s
 
 
 def choose_batches(accelerator, packing, model, rows: TrainingRows, micro_batches: list[list[int]], processor, args: argparse.Namespace) -> bool:
-    """Whether to pack: the loss of one micro-batch, packed and padded, tells if the model allows it. The same on every process."""
+    """Whether to pack: the loss of one micro-batch, packed and padded, tells if the model allows it. The same on every process.
+
+    Without dropout: it would differ, and its random numbers are the training's.
+    """
     import torch
 
     def count(value: int) -> int:
@@ -236,9 +239,11 @@ def choose_batches(accelerator, packing, model, rows: TrainingRows, micro_batche
     numbers, packed, padded = next((one for one in made if one[1]), ([], None, None))
     if not count(padded.labels if padded else 0):
         fail("no row of the first step can be used: all are longer than --max-length, or have pictures that cannot be read")
+    model.eval()
     packing.whole = count(packing.changes_logits(model, padded)) > 0
     alone = next((batch for number in numbers if (batch := encoded([number], False)) and batch.labels), padded)
     why = packing.differs(model, packed, padded, alone, exact=accelerator.mixed_precision == "no") if args.batches == "packed" else "--batches"
+    model.train()
     if count(bool(why)) == 0:
         packing.use(True)
         accelerator.print(f"batches: packed, a question once for its rows: {packed.tokens} tokens for {padded.inputs['input_ids'].numel()} padded ones; attention: {packing.attention}")
@@ -429,6 +434,9 @@ def main() -> None:
         remove_checkpoints(args.output)  # only now: a kill in between leaves a whole model
         lock.close()
         print(f"{args.output}: {summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}, {summary['rows_left_out']} rows left out, {summary['seconds']} s")
+    if everyone:
+        everyone.wait_for_everyone()
+        everyone.destroy_process_group()  # left to the interpreter's end, its threads now and then abort the process
 
 
 if __name__ == "__main__":

@@ -241,6 +241,13 @@ def load_model(spec: str, device: str, dtype, attention: str = "sdpa", trust_rem
                 fail(f"--model: {spec}: cannot be loaded as an image-text-to-text model: {str(error).splitlines()[0]}")
 
 
+def set_text_attention(model, name: str) -> None:
+    """Let a model's language part, not its vision tower, attend by this entry of transformers' table."""
+    text = model.config.get_text_config()
+    part = next((part for part in model.config.sub_configs if getattr(model.config, part) is text), "")
+    model.set_attn_implementation({part: name})
+
+
 def chat_parts(messages: list[dict], images: list | None = None) -> list[dict]:
     """Messages with IMAGE marks -> the content lists that chat templates (and, given data URLs, endpoints) read."""
     pictures, chat = iter(images or []), []

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from batches import IGNORE, PER_TOKEN, Batch, Layout
+from common import set_text_attention
 from features import Features, image_token
 
 NAME = "packed"  # in transformers' table of attentions; it has no mask function there, so that no mask is made
@@ -102,9 +103,7 @@ class Packing:
     def __init__(self, model):
         self.model, self.layout, self.features, self.head, self.whole = model, None, None, LabelLoss(model.get_output_embeddings()), False
         self.attention, self.varlen = choose_attention(model.device)
-        text = model.config.get_text_config()
-        self.part = next((name for name in model.config.sub_configs if getattr(model.config, name) is text), "")
-        self.usual = text._attn_implementation
+        self.usual = model.config.get_text_config()._attn_implementation
         ALL_ATTENTION_FUNCTIONS.register(NAME, self.attend)
 
     def keep_features(self, room: int) -> None:
@@ -114,7 +113,7 @@ class Packing:
 
     def use(self, packed: bool) -> None:
         """Let the language part, not the vision tower, attend packed or as it was loaded."""
-        self.model.set_attn_implementation({self.part: NAME if packed else self.usual})
+        set_text_attention(self.model, NAME if packed else self.usual)
 
     def attend(self, module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **settings):
         """query (1, heads, T, width), key and value (1, KV heads, T, width) of a packed row; the mask is not looked at."""
@@ -187,7 +186,10 @@ class Packing:
 
         `alone`: the first of the rows by itself, which tells how much is rounding; exact: computed in fp32.
         """
+        dropped = getattr(self.model.config.get_text_config(), "attention_dropout", 0)
         try:
+            if dropped:
+                raise ValueError(f"attention_dropout {dropped}")
             self.use(True)
             ours = self.losses(model, packed)
         except torch.OutOfMemoryError:

@@ -20,6 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from common import set_text_attention
+
 NAME = "shared_prefix"  # in transformers' table of attentions
 BLOCK = 64  # tokens by which the memory of rows and questions grows
 
@@ -28,9 +30,7 @@ def use_shared_prefix(model) -> None:
     """Let the model's language part, not its vision tower, attend by `attend`; without Slots that is plain SDPA."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
-    text = model.config.get_text_config()
-    part = next((name for name in model.config.sub_configs if getattr(model.config, name) is text), "")
-    model.set_attn_implementation({part: NAME})
+    set_text_attention(model, NAME)
 
 
 def attend(module, query, key, value, attention_mask, scaling=None, **settings):

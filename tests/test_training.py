@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -172,6 +173,16 @@ def test_a_first_step_without_any_usable_row_ends_in_one_line(tiny_model, eight_
     assert "no row of the first step can be used" in capsys.readouterr().err
 
 
+def test_a_model_that_drops_attention_is_trained_padded(tiny_model, mixed_file, tmp_path, finetune):
+    """The check at the start goes without dropout and would not see it."""
+    folder = tmp_path / "dropout"
+    shutil.copytree(tiny_model("qwen2_vl"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = 0.5
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "(ValueError: attention_dropout 0.5)" in finetune("--input", mixed_file, "--output", tmp_path / "m", "--model", folder, "--epochs", 1)
+
+
 def test_a_model_that_cannot_be_packed_is_trained_padded(tiny_model, mixed_file, tmp_path, finetune):
     padded = finetune("--input", mixed_file, "--output", tmp_path / "m", "--model", tiny_model("llava_sliding"), "--epochs", 2)
     assert "batches: padded, rows of like length together (ValueError: this model's attention cannot be packed)" in padded
@@ -261,7 +272,7 @@ def test_a_checkpoint_of_several_gpus_is_not_gone_on_with_by_one(tiny_model, eig
 
 
 def with_two(script: str, *flags: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", script, *map(str, [*flags, *FLAGS])]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, *map(str, [*flags, *FLAGS])]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
 
