@@ -1,38 +1,61 @@
-"""Sample reasoning paths: n solutions of each problem, from the student, the teacher or any model.
+"""Sample reasoning paths: n solutions of each problem, from the student, the teacher or any other model.
 
 Reads:  problems.jsonl   id, question, images, answer, optional options, solution, subject, source
-Writes: samples.jsonl    + sample (0 ... n-1), response, finish (stop, length, error), tokens, prompt_tokens, model, seed, origin, reason
+Writes: samples.jsonl    + prompt, sample (0 ... n-1), response, finish (stop, length, error), tokens,
+                         prompt_tokens, model, seed, origin, reason (of an error)
 
-    python 01_sample.py --input toy/train.jsonl --output samples.jsonl --model toy/base --samples 4 --temperature 1.0 --limit 8
-    OPENAI_API_KEY=... python 01_sample.py --input problems.jsonl --output distilled.jsonl --model https://api.openai.com/v1#gpt-4o
+    python 01_sample.py --input toy/train.jsonl --output out/samples.jsonl --model toy/base --samples 4 \\
+        --temperature 1.0 --limit 8
+    OPENAI_API_KEY=... python 01_sample.py --input problems.jsonl --output out/distilled.jsonl \\
+        --model https://api.openai.com/v1#gpt-4o --origin teacher
 """
 
 import argparse
 import hashlib
 import heapq
+import math
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
-from typing import Iterator
 
 from tqdm import tqdm
 
-from checks import check_flags, read_rows
-from common import add_model_flags, derive_seed, fail, row_key, solve_messages
-from engine import Request, open_model
-from output import Output, disk_errors, expected_length, finished, share
+from common import SOLVE_PROMPT, load, solve_prompt
+from mathse.chat import user_message
+from mathse.cli import (
+    Parser,
+    add_generation_flags,
+    add_output_flags,
+    check_model,
+    check_sampling,
+    print_plan,
+    real,
+    whole,
+)
+from mathse.generate import Request, open_model
+from mathse.jsonl import Output, expected_length, share, stage_end
+from mathse.recipe import Recipe
+from mathse.records import derive_seed, fail, listed, read_rows, row_key
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", nargs="+", required=True, help="problems.jsonl files")
-    parser.add_argument("--output", required=True, help="samples.jsonl to write")
-    parser.add_argument("--model", required=True, help="model folder, hub id or http://host:port/v1#model-name")
-    parser.add_argument("--samples", type=int, default=1, help="solutions a problem (default %(default)s)")
-    parser.add_argument("--limit", type=int, default=0, help="only the first N problems (default %(default)s: all)")
-    parser.add_argument("--draw", type=int, default=0, help="only N problems drawn at random by the seed (default %(default)s: all)")
-    parser.add_argument("--unsolved-in", nargs="*", default=[], help="verified.jsonl files; problems with a correct path in them are left out")
-    parser.add_argument("--origin", default="sample", help="where the paths come from, for the training file (default %(default)s)")
-    add_model_flags(parser, max_tokens=2048)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, help="problems.jsonl files")
+    add("--output", required=True, help="samples.jsonl to write")
+    add("--model", required=True, help="model folder, hub id or http://host:port/v1#model-name")
+    add("--samples", type=whole(1), default=1, help="solutions a problem (default %(default)s)")
+    add("--limit", type=whole(0), default=0, help="only the first N problems (default %(default)s: all)")
+    add("--draw", type=real(), default=0, help="draw N problems by the seed, or a share below 1 (0: all)")
+    add(
+        "--unsolved-in",
+        nargs="*",
+        default=[],
+        help="verified.jsonl files; problems solved in them are left out",
+    )
+    add("--origin", default="sample", help="name of these paths, for the training file (default %(default)s)")
+    add_generation_flags(parser, max_tokens=2048)
+    add_output_flags(parser)
     return parser.parse_args()
 
 
@@ -42,54 +65,89 @@ def read_problems(args: argparse.Namespace, check: bool) -> Iterator[dict]:
 
 
 def choose(args: argparse.Namespace) -> dict[str, int]:
-    """{id to sample: its expected length}: one pass that also checks every row."""
+    """{id of a problem to sample: its expected length}. One pass, which also checks every row.
+
+    D0 is a draw (--draw); D_rem is what no file of --unsolved-in solves (Algorithm 1, lines 3 and 8).
+    """
     lengths = {}
     for row in read_problems(args, check=True):
         if row["id"] in lengths:
             fail(f"--input: id {row['id']!r} is in more than one of the files; make it unique")
         lengths[row["id"]] = expected_length(row)
-    solved = {row["id"] for path in args.unsolved_in for row in read_rows(path, ("id", "status"), may_be_empty=True) if row["status"] == "correct"}
+    solved = set()
+    for path in args.unsolved_in:
+        rows = read_rows(path, ("id", "status"), may_be_empty=True)
+        solved |= {row["id"] for row in rows if row["status"] == "correct"}
     ids = list(lengths)
-    if args.draw:
-        ids = heapq.nsmallest(args.draw, ids, key=lambda name: hashlib.sha256(f"{args.seed}:{name}".encode()).digest())
+    if args.draw:  # by a hash of the id: one problem more changes no other's luck
+        rank = {name: hashlib.sha256(f"{args.seed}:{name}".encode()).digest() for name in ids}
+        ids = heapq.nsmallest(drawn(args.draw, len(ids)), ids, key=rank.get)
     return {name: lengths[name] for name in ids if name not in solved}
+
+
+def drawn(draw: float, problems: int) -> int:
+    """How many problems --draw means: all, a share or a number."""
+    count = math.ceil(draw * problems) if draw < 1 else int(draw)
+    return min(count, problems) if draw else problems
+
+
+def requests(args: argparse.Namespace, missing: dict[str, list[int]]) -> Iterator[Request]:
+    """A request for each problem of which samples are missing: {id: numbers of the samples}."""
+    for row in read_problems(args, check=False):
+        if row["id"] in missing:
+            prompt = solve_prompt(row)
+            seeds = {k: derive_seed(args.seed, args.origin, row["id"], k) for k in missing[row["id"]]}
+            yield Request(row | {"prompt": prompt}, user_message(prompt, row["images"]), seeds)
+
+
+def write_samples(
+    args: argparse.Namespace, output: Output, generate, missing: dict[str, list[int]]
+) -> Counter:
+    """Write a row for each reply; returns the number of replies by how they finished, and of new tokens."""
+    counts = Counter()
+    replies = generate(requests(args, missing))
+    total = sum(map(len, missing.values()))
+    for reply in tqdm(replies, total=total, desc="sample", unit="path", disable=None):
+        output.write(reply.row | reply.record(args.model) | {"origin": args.origin})
+        counts.update({reply.finish: 1, "tokens": reply.tokens})
+        if reply.reason and not counts["first error"]:
+            counts["first error"] = reply.reason
+    return counts
 
 
 def main() -> None:
     args = parse_args()
-    check_flags(args)
-    if args.samples > 1 and args.temperature == 0:
-        fail("--samples: more than one sample at --temperature 0 would be the same text; set --temperature 1.0")
-    if finished(args.output, args.retry_errors):
+    check_sampling(args, "--samples", args.samples)
+    check_model(args, args.model)
+    if args.dry_run is not None:
+        print_plan(args, drawn(args.draw, args.dry_run) * args.samples)
+        return
+    recipe = Recipe(
+        args.output,
+        __file__,
+        args,
+        inputs=("input", "unsolved_in", "model"),
+        without={"batch_size"},
+        constants={"SOLVE_PROMPT": SOLVE_PROMPT},
+    )
+    if recipe.is_done():
         return
     chosen = choose(args)
-    output = Output(args.output, args)
-    missing = {name: [k for k in range(args.samples) if row_key({"id": name, "sample": k}) not in output.done] for name in chosen}
-    mine = share({name: chosen[name] * len(samples) for name, samples in missing.items() if samples})
-    generate = open_model(args.model, args) if mine else lambda requests: iter(())
-
-    def requests() -> Iterator[Request]:
-        for row in read_problems(args, check=False):
-            if row["id"] in mine:
-                yield Request(row, solve_messages(row), {k: derive_seed(args.seed, args.origin, row["id"], k) for k in missing[row["id"]]})
-
-    counts, tokens, reasons = Counter(), 0, Counter()
-    with tqdm(total=sum(len(missing[name]) for name in mine), desc="sample", unit="path", disable=None) as bar:
-        for reply in generate(requests()):
-            record = {
-                "sample": reply.sample, "response": reply.text, "finish": reply.finish, "tokens": reply.tokens,
-                "prompt_tokens": reply.prompt_tokens, "model": args.model, "seed": reply.seed, "origin": args.origin,
-            }  # fmt: skip
-            output.write(reply.row | record | ({"reason": reply.reason} if reply.reason else {}))
-            counts[reply.finish] += 1
-            tokens += reply.tokens
-            reasons[reply.reason] += reply.finish == "error"
-            bar.update()
-    output.finish(len(chosen) * args.samples)
-    problem = f"; first error: {max(reasons, key=reasons.get)}" if counts["error"] else ""
-    print(f"{args.output}: {len(chosen)} problems x {args.samples}: {dict(counts)}, {tokens} new tokens{problem}")
+    output = Output(recipe)
+    keys = {name: [row_key({"id": name, "sample": k}) for k in range(args.samples)] for name in chosen}
+    missing = {
+        name: [k for k, key in enumerate(keys[name]) if key not in output.done] for name in share(chosen)
+    }
+    missing = {name: samples for name, samples in missing.items() if samples}
+    counts, spent = Counter(), {}
+    if missing:
+        generate = open_model(args.model, args, load)
+        counts = write_samples(args, output, generate, missing)
+        spent = generate.spent()
+    output.finish([key for name in chosen for key in keys[name]], **spent)
+    print(f"{args.output}: {len(chosen)} problems x {args.samples}: {listed(counts)}")
 
 
 if __name__ == "__main__":
-    with disk_errors():
+    with stage_end():
         main()

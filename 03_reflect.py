@@ -1,27 +1,36 @@
 """Think again: wrong paths, with the step at which they fail and why, become reconsidered paths.
 
-Reads:  verified.jsonl    id, question, images, answer, sample, response, status, error_step, error_analysis
-Writes: reflected.jsonl   the problem, sample (0 ... drafts-1), response (the new one), draft (the wrong one), draft_of (its verified_in, a
-                          path relative to this file, origin and sample), finish, tokens, prompt_tokens, model, seed, origin ("reflection");
-                          goes through 02_verify.py again
+Reads:  verified.jsonl    id, question, images, answer, prompt, sample, response, status, error_step,
+                          error_analysis
+Writes: reflected.jsonl   the problem with its solve prompt, sample (0 ... drafts-1), response (the new
+                          one), draft (the wrong one), draft_of (its verified_in, a path relative to this
+                          file, its origin and sample), finish, tokens, prompt_tokens, model, seed, origin
+                          ("reflection"); goes through 02_verify.py again
 
-    python 03_reflect.py --input verified.jsonl --output reflected.jsonl --model runs/default/round_1/model
-    python 03_reflect.py --input round_*/verified.jsonl --output reflected.jsonl --model https://api.openai.com/v1#gpt-4o --drafts 2
+    python 03_reflect.py --input runs/default/round_1/verified.jsonl --output out/reflected.jsonl \\
+        --model runs/default/round_1/model --limit 8
+    python 03_reflect.py --input runs/qwen/round_*/verified.jsonl --output out/reflected.jsonl \\
+        --model https://api.openai.com/v1#gpt-4o --drafts 2
 """
 
 import argparse
 import os
 from collections import Counter, defaultdict
-from typing import Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from checks import check_flags, read_rows
-from common import add_model_flags, derive_seed, fill, question_text, row_key, user_message
-from engine import Request, open_model
-from output import Output, disk_errors, expected_length, finished, share
+from common import load
+from mathse.chat import fill, question_text, user_message
+from mathse.cli import Parser, add_generation_flags, add_output_flags, check_model, print_plan, whole
+from mathse.generate import Request, open_model
+from mathse.jsonl import Output, expected_length, share, stage_end
+from mathse.recipe import Recipe
+from mathse.records import derive_seed, listed, read_rows, row_key, same_text
 
-REFLECT_PROMPT = """You are an expert mathematics teacher. A student's solution of the problem below ends in a wrong answer.
+REFLECT_PROMPT = """You are an expert mathematics teacher. A student's solution of the problem below \
+ends in a wrong answer.
 
 Problem: {question}
 
@@ -31,33 +40,56 @@ The student's solution:
 A reviewer says that this step is wrong: {error_step}
 The reviewer's analysis: {error_analysis}
 
-The reviewer may be mistaken about the step and the analysis, but the final answer of the solution is certainly wrong. \
-Look at the image again, think it all through once more, step by step, and give only the reconsidered solution, without a word \
-about the earlier one. End with the sentence "The answer to this problem is" and the final result (for a multiple-choice \
-problem, the letter of the choice)."""
+The reviewer may be mistaken about the step and the analysis, but the final answer of the solution is \
+certainly wrong. Look at the image again, think it all through once more, step by step, and give only the \
+reconsidered solution, without a word about the earlier one. End with the sentence "The answer to this \
+problem is" and the final result (for a multiple-choice problem, the letter of the choice)."""
 
-VERIFIED_FIELDS = ("answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_line", "error_analysis", "judge_reply", "judge_tokens",
-                   "orm_confidence", "judge_error")  # fmt: skip
-NEEDED = ("id", "question", "sample", "response", "status")
+# Fields of the draft's verdict, which are not the reflection's.
+VERDICT_FIELDS = {
+    "answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_line", "error_analysis",
+    "judge_reply", "judge_tokens", "orm_confidence", "judge_error", "reason",
+}  # fmt: skip
+NEEDED = ("id", "question", "prompt", "sample", "response", "status")
+
+
+class Draft(NamedTuple):
+    """A wrong path; the smallest is reflected on first. `path`: number of its file, negative so that
+    late rounds lead.
+    """
+
+    unexplained: bool
+    path: int
+    sample: int
+    key: str
+    length: int
+    text: str
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", nargs="+", required=True, help="verified.jsonl files; a problem solved in any of them is left out")
-    parser.add_argument("--output", required=True, help="reflected.jsonl to write")
-    parser.add_argument("--model", required=True, help="who reflects: teacher, another model or the student itself")
-    parser.add_argument("--drafts", type=int, default=1, help="wrong paths a problem to reflect on, at most (default %(default)s)")
-    parser.add_argument("--limit", type=int, default=0, help="only the first N unsolved problems (default %(default)s: all)")
-    add_model_flags(parser, max_tokens=2048)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, help="verified.jsonl files; problems solved in one are left out")
+    add("--output", required=True, help="reflected.jsonl to write")
+    add("--model", required=True, help="who reflects: the teacher, another model or the student itself")
+    add("--drafts", type=whole(1), default=1, help="wrong paths a problem, at most (default %(default)s)")
+    add(
+        "--limit",
+        type=whole(0),
+        default=0,
+        help="only the first N unsolved problems (default %(default)s: all)",
+    )
+    add_generation_flags(parser, max_tokens=2048)
+    add_output_flags(parser)
     return parser.parse_args()
 
 
-def choose_drafts(args: argparse.Namespace) -> dict[tuple[int, str], tuple[int, int, str]]:
-    """{(file number, key of a wrong path): (its number among the problem's drafts, its expected length, the key of the
-    reconsidered path)}, for the problems that no file solves.
+def choose_drafts(args: argparse.Namespace) -> dict[tuple[int, str], tuple[dict, int]]:
+    """{(file number, key of a wrong path): ({id, sample} of its reflection, expected length)} of unsolved
+    problems.
 
-    Different texts only; paths with a diagnosis first, later rounds before earlier ones. A right answer which the ORM
-    rejected is left alone: the prompt says that the answer is certainly wrong.
+    Different texts only; explained paths first, later rounds before earlier ones. A right answer that the
+    ORM rejected is left alone, because the prompt says that the answer is certainly wrong.
     """
     solved, wrong = set(), defaultdict(list)
     for number, path in enumerate(args.input):
@@ -65,53 +97,83 @@ def choose_drafts(args: argparse.Namespace) -> dict[tuple[int, str], tuple[int, 
             if row["status"] == "correct":
                 solved.add(row["id"])
             elif row["status"] == "wrong" and row.get("answer_check") != "correct":
-                text = hash(" ".join(row["response"].split()))
-                wrong[row["id"]].append((not row.get("error_step"), -number, row["sample"], row_key(row), expected_length(row), text))
-    drafts = {}
-    for name in [name for name in wrong if name not in solved][: args.limit or None]:
-        best = {draft[-1]: draft for draft in sorted(wrong[name], reverse=True)}.values()  # the best of each text
-        for index, (_, number, _, key, length, _) in enumerate(sorted(best)[: args.drafts]):
-            drafts[-number, key] = index, length, row_key({"id": name, "sample": index})
-    return drafts
+                unexplained, text = not row.get("error_step"), same_text(row["response"])
+                draft = Draft(unexplained, -number, row["sample"], row_key(row), expected_length(row), text)
+                wrong[row["id"]].append(draft)
+    chosen = {}
+    unsolved = [name for name in wrong if name not in solved]
+    for name in unsolved[: args.limit or None]:
+        best_of_text = {draft.text: draft for draft in sorted(wrong[name], reverse=True)}
+        for index, draft in enumerate(sorted(best_of_text.values())[: args.drafts]):
+            chosen[-draft.path, draft.key] = {"id": name, "sample": index}, draft.length
+    return chosen
+
+
+def requests(args: argparse.Namespace, mine: dict[tuple[int, str], dict]) -> Iterator[Request]:
+    """A request for each wrong path in `mine`: {its place: {id, sample} of the reflection}."""
+    for number, path in enumerate(args.input):
+        for row in read_rows(path, NEEDED, check=False, may_be_empty=True):
+            if (number, row_key(row)) not in mine:
+                continue
+            sample = mine[number, row_key(row)]["sample"]
+            prompt = fill(
+                REFLECT_PROMPT,
+                question=question_text(row),
+                response=row["response"],
+                error_step=row.get("error_step") or "not known",
+                error_analysis=row.get("error_analysis") or "none",
+            )
+            verified_in = os.path.relpath(path, os.path.dirname(args.output) or ".")
+            row["draft_of"] = {
+                "verified_in": verified_in,
+                "origin": row.get("origin"),
+                "sample": row["sample"],
+            }
+            seed = derive_seed(args.seed, "reflection", row["id"], sample)
+            yield Request(row, user_message(prompt, row["images"]), {sample: seed})
+
+
+def write_reflections(args: argparse.Namespace, output: Output, generate, mine: dict) -> Counter:
+    """Write a row for each reply; returns the number of replies by how they finished, and of new tokens."""
+    counts = Counter()
+    replies = generate(requests(args, mine))
+    for reply in tqdm(replies, total=len(mine), desc="reflect", unit="path", disable=None):
+        row = {name: value for name, value in reply.row.items() if name not in VERDICT_FIELDS}
+        row |= {"draft": reply.row["response"], "origin": "reflection"}
+        output.write(row | reply.record(args.model))
+        counts.update({reply.finish: 1, "tokens": reply.tokens})
+    return counts
 
 
 def main() -> None:
     args = parse_args()
-    check_flags(args)
-    if finished(args.output, args.retry_errors):
+    check_model(args, args.model)
+    if args.dry_run is not None:
+        print_plan(args, args.dry_run * args.drafts)
+        return
+    recipe = Recipe(
+        args.output,
+        __file__,
+        args,
+        inputs=("input", "model"),
+        without={"batch_size"},
+        constants={"REFLECT_PROMPT": REFLECT_PROMPT},
+    )
+    if recipe.is_done():
         return
     drafts = choose_drafts(args)
-    output = Output(args.output, args)
-    mine = share({place: length for place, (_, length, key) in drafts.items() if key not in output.done})
-
-    def requests() -> Iterator[Request]:
-        rows = (((number, row_key(row)), path, row) for number, path in enumerate(args.input) for row in read_rows(path, NEEDED, check=False, may_be_empty=True))
-        for place, path, row in rows:
-            if place in mine:
-                draft = drafts[place][0]
-                prompt = fill(
-                    REFLECT_PROMPT, question=question_text(row), response=row["response"],
-                    error_step=row.get("error_step") or "not known", error_analysis=row.get("error_analysis") or "none",
-                )  # fmt: skip
-                row["draft_of"] = {"verified_in": os.path.relpath(path, os.path.dirname(args.output) or "."), "origin": row.get("origin"), "sample": row["sample"]}
-                yield Request(row, user_message(prompt, row["images"]), {draft: derive_seed(args.seed, "reflection", row["id"], draft)})
-
-    generate = open_model(args.model, args) if mine else lambda requests: iter(())
-    counts, tokens = Counter(), 0
-    with tqdm(total=len(mine), desc="reflect", unit="path", disable=None) as bar:
-        for reply in generate(requests()):
-            row = {name: value for name, value in reply.row.items() if name not in VERIFIED_FIELDS}
-            output.write(row | {
-                "sample": reply.sample, "response": reply.text, "draft": reply.row["response"], "finish": reply.finish,
-                "tokens": reply.tokens, "prompt_tokens": reply.prompt_tokens, "model": args.model, "seed": reply.seed, "origin": "reflection",
-            } | ({"reason": reply.reason} if reply.reason else {}))  # fmt: skip
-            counts[reply.finish] += 1
-            tokens += reply.tokens
-            bar.update()
-    output.finish(len(drafts))
-    print(f"{args.output}: {len(drafts)} drafts of unsolved problems reflected upon: {dict(counts)}, {tokens} new tokens")
+    output = Output(recipe)
+    keys = {row_key(reflection): place for place, (reflection, _) in drafts.items()}
+    todo = share({key: drafts[place][1] for key, place in keys.items()}) - output.done
+    counts, spent = Counter(), {}
+    if todo:
+        generate = open_model(args.model, args, load)
+        counts = write_reflections(args, output, generate, {keys[key]: drafts[keys[key]][0] for key in todo})
+        spent = generate.spent()
+    output.finish(keys, **spent)
+    print(f"{args.output}: reflected on {len(drafts)} drafts of unsolved problems: {listed(counts)}")
 
 
 if __name__ == "__main__":
-    with disk_errors():
+    with stage_end():
         main()

@@ -23,8 +23,10 @@ def run():
     """Run a script of the project as a user does; returns the finished process."""
 
     def call(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-        command = ["bash" if script.endswith(".sh") else sys.executable, script, *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable} | environment, timeout=600)
+        interpreter = "bash" if script.endswith(".sh") else sys.executable
+        command = [interpreter, script, *map(str, arguments)]
+        environment = os.environ | {"PYTHON": sys.executable} | environment
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
 
     return call
 
@@ -37,6 +39,13 @@ def small_run(run):
     shutil.rmtree(ROOT / "runs" / "test-loop", ignore_errors=True)
     yield run("run_rounds.sh", RUN="test-loop", **BUDGET)
     shutil.rmtree(ROOT / "runs" / "test-loop", ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def toy_data(run):
+    """toy/train.jsonl and toy/test.jsonl, as run_rounds.sh makes them."""
+    if not (ROOT / "toy" / "test.jsonl").exists():
+        assert run("toy/problems.py", "--output", "toy").returncode == 0
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +67,9 @@ def tiny_model(tmp_path_factory):
         if kind not in made:
             try:
                 made[kind] = tiny.make_model(kind, tmp_path_factory.mktemp(kind))
-            except ImportError as error:  # before transformers 5.20 or so Idefics3's image processor asks for it
+            except (
+                ImportError
+            ) as error:  # before transformers 5.20 or so Idefics3's image processor asks for it
                 if "Torchvision" in str(error):
                     pytest.skip(f"{kind}: this version of transformers needs torchvision for it")
                 raise

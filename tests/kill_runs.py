@@ -1,13 +1,15 @@
-"""Kill a run (SIGKILL to its whole process group) at random moments of every stage, call it again each time, and compare what
-it ends with with a run that was never killed: the same keys and verdicts in every file, none twice.
+"""Kill a run (SIGKILL to its process group) at random moments of every step, call it again each time, and
+compare what it ends with with a run that was never killed: the same rows and verdicts in every file, none
+twice.
 
-    python tests/kill_runs.py --kills 100          # some twenty minutes on two cores; prints a table of stages
+    python tests/kill_runs.py --kills 100          # some twenty minutes on two cores; prints a table of steps
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,18 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BUDGET = dict(LIMIT="20", ROUNDS="1", SAMPLES="2", DISTILL="13", EPOCHS="1", DISTILL_EPOCHS="4", ORM_EPOCHS="1", ORM_PROBLEMS="14", ORM_SAMPLES="2", MAX_TOKENS="96")
+BUDGET = {
+    "LIMIT": "20",
+    "ROUNDS": "1",
+    "SAMPLES": "2",
+    "DISTILL": "13",
+    "SAMPLE_FLAGS": "--max-tokens 96",
+    "EVALUATE_FLAGS": "--max-tokens 96",
+    "FINETUNE_FLAGS": "--epochs 1",
+    "DISTILL_FLAGS": "--epochs 4",
+    "ORM_SAMPLE_FLAGS": "--draw 14 --samples 2",
+    "ORM_FLAGS": "--epochs 1",
+}
 HANG = 900  # seconds after which a call is taken to hang
 
 
@@ -25,23 +38,41 @@ def begin(name: str, budget: dict[str, str]) -> subprocess.Popen:
     """A call of the run in a process group of its own, its output appended to RUN/log."""
     folder = ROOT / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHON": sys.executable, "RUN": name} | budget
     with (folder / "log").open("ab") as log:
-        return subprocess.Popen(["bash", "run_rounds.sh"], cwd=ROOT, env=os.environ | {"PYTHON": sys.executable, "RUN": name} | budget, stdout=log, stderr=log, start_new_session=True)
+        command = ["bash", "run_rounds.sh"]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def begun(name: str) -> list[str]:
-    """The steps that have been begun, a name each time."""
-    path = ROOT / "runs" / name / "commands.tsv"
-    return [line.split("\t")[0].split("/", 2)[2] for line in path.read_text().splitlines()] if path.exists() else []
+    """The outputs that have been begun, in the order of the log, one each time."""
+    path = ROOT / "runs" / name / "log"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return re.findall(rf"^\+ python .*--output runs/{name}/(\S+)", text, re.MULTILINE)
 
 
-def seconds_of(name: str) -> dict[str, int]:
-    lines = (ROOT / "runs" / name / "timings.tsv").read_text().splitlines()
-    return {step: int(spent) for step, spent in (line.split("\t") for line in lines)}
+def seconds_of(name: str) -> dict[str, float]:
+    """{output: seconds} of a finished run, from its recipes."""
+    folder, seconds = ROOT / "runs" / name, {}
+    for path in folder.rglob("*recipe.json"):
+        recipe = json.loads(path.read_text())
+        seconds[re.search(rf"--output runs/{name}/(\S+)", recipe["command"])[1]] = recipe["seconds"]
+    return seconds
 
 
-def kill_every_step(name: str, budget: dict[str, str], seconds: dict[str, int], rng: random.Random, twice: int, limit: int = 1 << 30) -> Counter:
-    """Run to the end, killing every step once, `twice` of them twice, at a moment of its time by `seconds`: kills by step."""
+def kill_every_step(
+    name: str,
+    budget: dict[str, str],
+    seconds: dict[str, float],
+    rng: random.Random,
+    twice: int,
+    limit: int = 1 << 30,
+) -> Counter:
+    """Run to the end, killing every step once, `twice` of them twice, at a moment within its seconds:
+    kills by step.
+    """
     left = Counter(seconds.keys())
     left.update(rng.sample(sorted(seconds), twice))
     kills = Counter()
@@ -70,34 +101,42 @@ def kill_every_step(name: str, budget: dict[str, str], seconds: dict[str, int], 
 
 
 def contents(name: str) -> dict[str, list]:
-    """Of every file of rows: what identifies each row, and its verdict."""
-    files = {}
-    for path in sorted((ROOT / "runs" / name).rglob("*.jsonl")):
+    """For every file of rows: what identifies each row, and its verdict."""
+    files, folder = {}, ROOT / "runs" / name
+    for path in sorted(folder.rglob("*.jsonl")):
         rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
         if path.name == "train_log.jsonl":
-            files[str(path.relative_to(ROOT / "runs" / name))] = [[row["step"], round(row["loss"], 5)] for row in rows]
+            files[str(path.relative_to(folder))] = [[row["step"], round(row["loss"], 5)] for row in rows]
         else:
             fields = ("id", "sample", "origin", "status", "answer_check", "orm_check")
-            files[str(path.relative_to(ROOT / "runs" / name))] = sorted([str(row.get(field)) for field in fields] for row in rows)
+            files[str(path.relative_to(folder))] = sorted(
+                [str(row.get(field)) for field in fields] for row in rows
+            )
     return files
 
 
 def differences(name: str, reference: str) -> list[str]:
-    """What a run holds that differs from the reference; rows that stand twice; unfinished files."""
+    """What a run holds that differs from the reference; rows that stand twice; unfinished outputs."""
     one, other = contents(name), contents(reference)
     found = [f"{file}: only in one" for file in one.keys() ^ other.keys()]
     for file in one.keys() & other.keys():
-        extra, missing = (Counter(map(str, a)) - Counter(map(str, b)) for a, b in ((one[file], other[file]), (other[file], one[file])))
-        found += [f"{file}: {extra.total()} rows differ: {[*extra][:2]} for {[*missing][:2]}"] if extra or missing else []
+        extra = Counter(map(str, one[file])) - Counter(map(str, other[file]))
+        missing = Counter(map(str, other[file])) - Counter(map(str, one[file]))
+        if extra or missing:
+            found.append(f"{file}: {extra.total()} rows differ: {[*extra][:2]} for {[*missing][:2]}")
         keys = Counter(tuple(map(str, row[:3])) for row in one[file])
         found += [f"{file}: {key} stands {count} times" for key, count in keys.items() if count > 1]
     return found + [f"{path}: left over" for path in (ROOT / "runs" / name).rglob("*.part*")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="in all, over as many runs as that takes (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kills", type=int, default=100, help="in all, over several runs (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="draws the moments (default %(default)s)")
     args = parser.parse_args()
     rng, kills, number, bad = random.Random(args.seed), Counter(), 0, 0
     for name in ("kill-none", "kill-1"):
@@ -107,15 +146,18 @@ def main() -> None:
     while kills.total() < args.kills:
         number += 1
         shutil.rmtree(ROOT / "runs" / "kill-1", ignore_errors=True)
-        new = kill_every_step("kill-1", BUDGET, seconds, rng, twice=7, limit=args.kills - kills.total())
+        left = args.kills - kills.total()
+        new = kill_every_step("kill-1", BUDGET, seconds, rng, twice=7, limit=left)
         kills += new
         found = differences("kill-1", "kill-none")
         bad += len(found)
-        print(f"run {number}: {new.total()} kills; {'; '.join(found) or 'the same rows and verdicts as without a kill'}", flush=True)
+        what = "; ".join(found) or "the same rows and verdicts as without a kill"
+        print(f"run {number}: {new.total()} kills; {what}", flush=True)
     for step in seconds:
         print(f"{kills[step]:4d} kills in {step}")
     rows = sum(map(len, contents("kill-none").values()))
-    print(f"{kills.total()} kills, {number} runs of {len(seconds)} steps and {rows} rows each; {bad} differences")
+    size = f"{number} runs of {len(seconds)} steps and {rows} rows each"
+    print(f"{kills.total()} kills, {size}; {bad} differences")
     sys.exit(bool(bad))
 
 

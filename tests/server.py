@@ -12,10 +12,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def completion(text: str | None, finish: str = "stop") -> dict:
-    return {"choices": [{"message": {"content": text}, "finish_reason": finish}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+    return {
+        "choices": [{"message": {"content": text}, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+    }
 
 
-# What a server may do instead of answering: (status, content, headers); RESET, HANG and CUT are done by the connection.
+# What a server may do instead of answering: (status, content, headers); RESET, HANG and CUT are done by the
+# connection.
 RESET, HANG, CUT = "reset", "hang", "cut"
 FAULTS = {
     "429": (429, {}, {}),
@@ -38,12 +42,20 @@ FAULTS = {
 class Server:
     """Answers each chat completion by `behave(number of the request, body)` -> (status, content, headers).
 
-    `seen`: (Authorization, body) of every request; `answered`: bodies of those that got a whole completion; `peak`: in flight at once.
+    `seen`: (Authorization, body) of every request; `answered`: bodies of those that got a whole completion;
+    `peak`: in flight at once.
     """
 
     def __init__(self, behave, seconds: float = 0.05):
-        self.count, self.running, self.peak, self.seen, self.answered, lock = 0, 0, 0, [], [], threading.Lock()
-        self.behave, outer = behave, self
+        self.count, self.running, self.peak, self.seen, self.answered, lock = (
+            0,
+            0,
+            0,
+            [],
+            [],
+            threading.Lock(),
+        )
+        self.behave, self.seconds, outer = behave, seconds, self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -56,7 +68,9 @@ class Server:
                     self.close_connection = True
                     return
                 self.send_response(200 if status == CUT else status)
-                for name, value in {"Content-Length": str(len(body) + 99 * (status == CUT))}.items() | (headers() if callable(headers) else headers).items():
+                for name, value in {"Content-Length": str(len(body) + 99 * (status == CUT))}.items() | (
+                    headers() if callable(headers) else headers
+                ).items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
@@ -71,11 +85,16 @@ class Server:
                     number, outer.count, outer.running = outer.count, outer.count + 1, outer.running + 1
                     outer.peak = max(outer.peak, outer.running)
                     outer.seen.append((self.headers.get("Authorization"), body))
-                time.sleep(seconds)
+                time.sleep(outer.seconds)
                 status, content, headers = outer.behave(number, body)
                 with lock:
                     outer.running -= 1
-                    if status == 200 and isinstance(content, dict) and content["choices"] and content["choices"][0]["message"]["content"] is not None:
+                    if (
+                        status == 200
+                        and isinstance(content, dict)
+                        and content["choices"]
+                        and content["choices"][0]["message"]["content"] is not None
+                    ):
                         outer.answered.append(body)
                 if status == HANG:
                     time.sleep(60)
@@ -106,7 +125,11 @@ def teaching(teacher):
 
     def behave(number, body):
         parts = body["messages"][-1]["content"]
-        pictures = [base64.b64decode(part["image_url"]["url"].split(",", 1)[1]) for part in parts if part["type"] == "image_url"]
+        pictures = [
+            base64.b64decode(part["image_url"]["url"].split(",", 1)[1])
+            for part in parts
+            if part["type"] == "image_url"
+        ]
         answer = teacher.answer(text_of(body), pictures, body["seed"])
         return (200, completion(answer), {}) if answer else (404, {"error": "unknown problem"}, {})
 
@@ -114,7 +137,9 @@ def teaching(teacher):
 
 
 def faulty(behave, most: int = 4):
-    """Three of ten requests meet a fault, each kind in its turn, but one and the same request `most` times only."""
+    """Three of ten requests meet a fault, each kind in its turn, but one and the same request `most`
+    times only.
+    """
     met = Counter()
 
     def behave_badly(number, body):

@@ -1,6 +1,8 @@
-"""04_finetune.py on CPU processes, with the model sharded by FSDP2 as on several GPUs; accelerate itself keeps that for GPUs.
+"""04_finetune.py on CPU processes with the model sharded by FSDP2, by the settings that ship for GPUs.
 
-    BF16=1 STOP_AFTER=1 torchrun --nproc_per_node 2 tests/sharded.py FLAGS-OF-04      # computation in bf16; end after that many checkpoints
+    BF16=1 STOP_AFTER=1 torchrun --nproc_per_node 2 tests/sharded.py FLAGS-OF-04
+
+BF16=1: computation in bf16. STOP_AFTER: end after so many checkpoints.
 """
 
 import importlib
@@ -11,31 +13,34 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
-def make_accelerator(log_with=None, folder=None):
-    """What 04's own makes where there are GPUs."""
-    import torch
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+def shard_on_cpus(session, distributed) -> None:
+    """accelerate keeps FSDP2 for GPUs: once 04's own accelerator is made, its state is told otherwise."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
-    from torch.distributed.fsdp import MixedPrecisionPolicy
 
     bf16 = os.environ.get("BF16") == "1"
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False, mixed_precision_policy=policy, state_dict_type="SHARDED_STATE_DICT"
-    )
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", fsdp_plugin=plugin)
-    for state in (AcceleratorState, PartialState):
-        state._shared_state["distributed_type"] = DistributedType.FSDP
-    AcceleratorState._shared_state["fsdp_plugin"] = plugin
-    assert accelerator.is_fsdp2
-    return accelerator, plugin
+
+    def make_accelerator(log_with=None, folder=None):
+        accelerator = distributed.make_accelerator(log_with, folder, sharded=True, bf16=bf16)
+        for state in (AcceleratorState, PartialState):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state["fsdp_plugin"] = distributed.shards(bf16)
+        assert accelerator.is_fsdp2
+        return accelerator
+
+    def prepare(accelerator, model, make_optimizer):
+        unloaded = any(weight.is_meta for weight in model.parameters())
+        assert unloaded == (os.environ["RANK"] != "0"), "one process loads the weights, the others get them"
+        return distributed.prepare(accelerator, model, make_optimizer)
+
+    session.make_accelerator, session.prepare = make_accelerator, prepare
 
 
 def main() -> None:
     module = importlib.import_module("04_finetune")
-    left, save = int(os.environ.get("STOP_AFTER", 0)), module.save_checkpoint
+    from mathse.train import distributed, session
+
+    left, save = int(os.environ.get("STOP_AFTER", 0)), session.save_checkpoint
 
     def save_and_stop(*arguments):
         nonlocal left
@@ -44,7 +49,8 @@ def main() -> None:
         if left == 0:
             os._exit(3)
 
-    module.make_accelerator, module.save_checkpoint = make_accelerator, save_and_stop
+    shard_on_cpus(session, distributed)
+    session.save_checkpoint = save_and_stop
     module.main()
 
 

@@ -9,10 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from answers import AnswerChecker, check_answer, check_rows, find_answer
+from mathse.answers import AnswerChecker, check_answer, check_rows, find_answer
 
 C, W, U = "correct", "wrong", "undecided"
 AREAS = {"options": ["6 cm", "12 cm", "18 cm", "24 cm"], "answer": "B"}
@@ -331,12 +330,8 @@ def test_unfinished_and_unasked(checker):
 
 def test_here_and_in_a_worker_agree(checker):
     for _, response, problem, verdict in ROWS[::7]:
-        assert (
-            check_answer(response, problem if isinstance(problem, dict) else {"answer": problem})[
-                "answer_check"
-            ]
-            == verdict
-        )
+        problem = problem if isinstance(problem, dict) else {"answer": problem}
+        assert check_answer(response, problem)["answer_check"] == verdict
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
@@ -349,10 +344,8 @@ def test_hostile(checker, number):
 
 
 def test_workers_are_replaced_and_order_is_kept():
-    slow, fast = (
-        ("\\boxed{9^{9^{9^{9}}}+\\sqrt{3}}", {"answer": "\\sqrt{5}"}, "stop"),
-        ("\\boxed{\\sqrt{12}}", {"answer": "2\\sqrt{3}"}, "stop"),
-    )
+    slow = ("\\boxed{9^{9^{9^{9}}}+\\sqrt{3}}", {"answer": "\\sqrt{5}"}, "stop")
+    fast = ("\\boxed{\\sqrt{12}}", {"answer": "2\\sqrt{3}"}, "stop")
     plain = ("\\boxed{4}", {"answer": "4"}, "stop")
     with AnswerChecker(workers=2, seconds=1) as checker:
         results = list(checker.check_many([slow, fast, plain] * 3))
@@ -365,15 +358,10 @@ def test_workers_are_replaced_and_order_is_kept():
 
 
 def test_memory_limit():
+    large = ("\\boxed{\\sqrt{2}+10^{10^{9}}}", {"answer": "\\sqrt{2}"}, "stop")
+    small = ("\\boxed{\\sqrt{8}}", {"answer": "2\\sqrt{2}"}, "stop")
     with AnswerChecker(megabytes=400, seconds=4) as checker:
-        results = list(
-            checker.check_many(
-                [
-                    ("\\boxed{\\sqrt{2}+10^{10^{9}}}", {"answer": "\\sqrt{2}"}, "stop"),
-                    ("\\boxed{\\sqrt{8}}", {"answer": "2\\sqrt{2}"}, "stop"),
-                ]
-            )
-        )
+        results = list(checker.check_many([large, small]))
     assert [result["answer_check"] for result in results] == [U, C]
 
 
@@ -396,14 +384,27 @@ def test_check_rows():
     rows = [
         {"id": str(n), "answer": f"{n}", "response": f"\\boxed{{{n}}}", "finish": "stop"} for n in range(5)
     ]
-    assert [(row["id"], row["answer_check"], row["extracted"]) for row in check_rows(rows)] == [
-        (str(n), C, str(n)) for n in range(5)
-    ]
+    found = [(row["id"], row["answer_check"], row["extracted"]) for row in check_rows(rows)]
+    assert found == [(str(n), C, str(n)) for n in range(5)]
 
 
 def test_import_is_cheap():
-    code = "import sys; import answers; sys.exit('sympy' in sys.modules or 'math_verify' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=20).returncode == 0
+    """No sympy, and nothing else of this project: a worker imports it at each start."""
+    code = "import sys; import mathse.answers as answers; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    loaded = done.stdout.split()
+    assert not {"sympy", "math_verify", "numpy", "PIL"} & set(loaded) and "mathse.answers" in loaded
+    assert {name for name in loaded if name.startswith("mathse.") and "answers" not in name} == set()
+
+
+def test_a_worker_starts_from_any_folder(tmp_path, monkeypatch):
+    """And imports nothing from there."""
+    for name in ("json.py", "mathse.py", "resource.py"):
+        (tmp_path / name).write_text("raise SystemExit('not this file')")
+    monkeypatch.chdir(tmp_path)
+    with AnswerChecker() as checker:
+        assert check(checker, "The answer is √8", "2\\sqrt{2}")["answer_check"] == C
+        assert checker.workers[0].process is not None
 
 
 PAIRS = Path(os.environ.get("VERIFIER_PAIRS", ROOT.parent / "shared/data/verifier_pairs_dev.jsonl"))

@@ -1,20 +1,27 @@
 """Training problems that a test set holds too: planted copies are found, and nothing else."""
 
 import random
+import signal
+import subprocess
+import sys
+import time
 
+import problems as toy
 import pytest
-from conftest import read_rows, write_rows
+from conftest import ROOT, read_rows, write_rows
 from PIL import Image
 
-import decontaminate
-import problems as toy
+from mathse.problems import decontaminate
+
+LISTING = "contamination.jsonl"
+BICUBIC, BILINEAR, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS
 
 
-def resized(image: Image.Image, across: float, down: float = 0, way=Image.Resampling.BICUBIC) -> Image.Image:
+def resized(image: Image.Image, across: float, down: float = 0, way=BICUBIC) -> Image.Image:
     return image.resize((round(image.width * across), round(image.height * (down or across))), way)
 
 
-# How a copy of a test problem's picture is made: (change, file ending, options of saving)
+# How a copy of a test problem's image is made: (change, file ending, options of saving)
 COPIES = {
     "JPEG of quality 90": (lambda image: image, "jpg", {"quality": 90}),
     "JPEG of quality 75": (lambda image: image, "jpg", {"quality": 75}),
@@ -24,8 +31,8 @@ COPIES = {
     "half as large again": (lambda image: resized(image, 1.5), "png", {}),
     "twice as large": (lambda image: resized(image, 2), "png", {}),
     "three quarters": (lambda image: resized(image, 0.75), "png", {}),
-    "three quarters, bilinear": (lambda image: resized(image, 0.75, 0.75, Image.Resampling.BILINEAR), "png", {}),
-    "four fifths, Lanczos": (lambda image: resized(image, 0.8, 0.8, Image.Resampling.LANCZOS), "png", {}),
+    "three quarters, bilinear": (lambda image: resized(image, 0.75, way=BILINEAR), "png", {}),
+    "four fifths, Lanczos": (lambda image: resized(image, 0.8, way=LANCZOS), "png", {}),
     "stretched": (lambda image: resized(image, 1.25, 1.0), "png", {}),
     "larger, as JPEG": (lambda image: resized(image, 1.37), "jpg", {"quality": 60}),
     "smaller, as JPEG": (lambda image: resized(image, 0.8), "jpg", {"quality": 75}),
@@ -33,104 +40,179 @@ COPIES = {
 }  # fmt: skip
 
 
+def wide(word: str) -> str:
+    return "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in word)
+
+
 def spread(text: str) -> str:
     """The same words in wide letters, with other case and white space."""
-    return "  " + "\n".join("".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in word) for word in text.upper().split()) + "\t"
+    return "  " + "\n".join(map(wide, text.upper().split())) + "\t"
+
+
+def in_words(index: int) -> dict:
+    """A problem without an image."""
+    options = [str(2 * index + k) for k in (0, 1, 2)]
+    row = {"id": f"words/{index}", "question": f"What is {index} + {index}?", "images": []}
+    return row | {"answer": options[0], "options": options}
+
+
+def pixels(path) -> bytes:
+    return Image.open(path).convert("RGB").tobytes()
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, run):
-    """(folder, ids of what is planted): 200 training and 60 test problems, 20 copies of test problems and 5 that only look like it."""
+    """(folder, ids of what is planted, ids that share an image by the chance of the draw).
+
+    200 training and 60 test problems, 20 copies of test problems and 4 that only look like it.
+    """
     folder, rng = tmp_path_factory.mktemp("planted"), random.Random(0)
-    assert run("toy/problems.py", "--output", folder, "--train", 200, "--test", 60, "--seed", 5).returncode == 0
+    done = run("toy/problems.py", "--output", folder, "--train", 200, "--test", 60, "--seed", 5)
+    assert done.returncode == 0
     train, test = read_rows(folder / "train.jsonl"), read_rows(folder / "test.jsonl")
-    words = [
-        {"id": f"words/{index}", "question": f"What is {index} + {index}?", "images": [], "answer": str(2 * index), "options": [str(2 * index + k) for k in (0, 1, 2)]}
-        for index in range(6)
-    ]
+    words = [in_words(index) for index in range(6)]
     write_rows(folder / "test.jsonl", [*test, *words])
     planted, innocent = [], []
-    for (name, (change, ending, options)), row in zip(COPIES.items(), test):  # other words, another question: the picture gives it away
+    # other words, another question: the image gives it away
+    for (name, (change, ending, options)), row in zip(COPIES.items(), test):
         change(Image.open(folder / row["images"][0])).save(folder / f"images/{name}.{ending}", **options)
-        planted.append(row | {"id": f"planted/{name}", "images": [f"images/{name}.{ending}"], "question": f"Look: {row['question']}"})
+        changes = {"images": [f"images/{name}.{ending}"], "question": f"Look: {row['question']}"}
+        planted.append(row | {"id": f"planted/{name}"} | changes)
     for row in words:
         options = [f"({letter}) {option} " for letter, option in zip("ABC", reversed(row["options"]))]
-        planted.append(row | {"id": f"planted/{row['id']}", "question": spread(row["question"]), "options": options})
-    innocent.append(test[20] | {"id": "innocent/same words, another picture", "images": train[0]["images"]})
+        changes = {"question": spread(row["question"]), "options": options}
+        planted.append(row | {"id": f"planted/{row['id']}"} | changes)
+    same_words = {"id": "innocent/same words, another image", "images": train[0]["images"]}
+    innocent.append(test[20] | same_words)
     innocent.append(words[0] | {"id": "innocent/other options", "options": ["0", "3", "4"]})
     innocent.append(words[1] | {"id": "innocent/other words", "question": "What is 1 * 1?"})
     Image.new("RGB", (112, 112), "white").save(folder / "images/blank.png")
-    innocent.append(train[0] | {"id": "innocent/a blank picture", "images": ["images/blank.png"]})
-    write_rows(folder / "test.jsonl", [*test, *words, test[0] | {"id": "blank", "images": ["images/blank.png"], "question": "Nothing?"}])
+    blank = {"images": ["images/blank.png"]}
+    innocent.append(train[0] | {"id": "innocent/a blank image"} | blank)
+    write_rows(
+        folder / "test.jsonl", [*test, *words, test[0] | {"id": "blank", "question": "Nothing?"} | blank]
+    )
     rows = [*train, *planted, *innocent]
     rng.shuffle(rows)
     write_rows(folder / "mixed.jsonl", rows)
-    pixels = {Image.open(folder / row["images"][0]).convert("RGB").tobytes() for row in test}
-    shared = {row["id"] for row in train if Image.open(folder / row["images"][0]).convert("RGB").tobytes() in pixels}  # by the chance of the draw
+    tested = {pixels(folder / row["images"][0]) for row in test}
+    shared = {row["id"] for row in train if pixels(folder / row["images"][0]) in tested}
     return folder, {row["id"] for row in planted}, shared
 
 
+@pytest.fixture
+def clean(world, run, tmp_path):
+    """Decontaminate mixed.jsonl into clean.jsonl; returns the finished process."""
+    folder, _, _ = world
+
+    def call(*flags: object, test=folder / "test.jsonl"):
+        output = tmp_path / "clean.jsonl"
+        tests = ["--test", test] if test else []
+        return run(
+            "-m", "mathse.problems", "--input", folder / "mixed.jsonl", "--output", output, *tests, *flags
+        )
+
+    return call
+
+
+def ids(path) -> list[str]:
+    return [row["id"] for row in read_rows(path)]
+
+
 @pytest.mark.parametrize("action", ["drop", "warn"])
-def test_planted_copies_are_found_and_nothing_else(world, run, tmp_path, action):
+def test_planted_copies_are_found_and_nothing_else(world, clean, tmp_path, action):
     folder, planted, shared = world
-    done = run("decontaminate.py", "--input", folder / "mixed.jsonl", "--test", folder / "test.jsonl", "--output", tmp_path / "clean.jsonl", "--action", action)
+    done = clean("--contaminated", action)
     assert done.returncode == 0, done.stderr
-    listed = {row["id"]: row for row in read_rows(tmp_path / "contamination.jsonl")}
+    listed = {row["id"]: row for row in read_rows(tmp_path / LISTING)}
     assert len(planted) == 20 and set(listed) == planted | shared
-    rows = read_rows(folder / "mixed.jsonl")
-    assert [row["id"] for row in read_rows(tmp_path / "clean.jsonl")] == [row["id"] for row in rows if action == "warn" or row["id"] not in listed]
+    expected = [name for name in ids(folder / "mixed.jsonl") if action == "warn" or name not in listed]
+    assert ids(tmp_path / "clean.jsonl") == expected
+    assert not any("test_set" in row for row in read_rows(tmp_path / "clean.jsonl"))
     tests = {row["id"]: row for row in read_rows(folder / "test.jsonl")}
     for name, row in listed.items():
-        assert row["test_id"] in tests and row["test_set"] == f"{folder.name}_test" and row["distance"] <= decontaminate.LIMIT
-        assert row["why"] == ("text" if "words" in name else "pixels" if "pixels" in name or "GIF" in name or name in shared else "picture")
-        assert [(tmp_path / image).is_file() for image in row["images"]] == [True, True][: 2 * (row["why"] != "text")]
+        assert set(row) == {"id", "test_set", "test_id", "why", "distance", "images", "also"}
+        assert row["test_id"] in tests and row["test_set"] == f"{folder.name}_test"
+        assert row["distance"] <= decontaminate.LEVEL_LIMIT
+        same = "pixels" in name or "GIF" in name or name in shared
+        assert row["why"] == ("text" if "words" in name else "pixels" if same else "image")
+        there = [(tmp_path / image).is_file() for image in row["images"]]
+        assert there == ([] if row["why"] == "text" else [True, True])
     assert f"{len(listed)} contaminated" in done.stdout
 
 
-def test_an_interrupted_call_goes_on(world, run, tmp_path):
+def test_a_killed_call_goes_on(world, clean, tmp_path):
+    """Killed in the middle, then torn in the middle of a line: the rerun writes the same files."""
     folder, _, _ = world
-    command = ["decontaminate.py", "--input", folder / "mixed.jsonl", "--test", folder / "test.jsonl", "--output", tmp_path / "clean.jsonl"]
-    assert run(*command).returncode == 0
-    whole = {name: (tmp_path / name).read_text() for name in ("clean.jsonl", "contamination.jsonl")}
-    for name, text in whole.items():  # as when it is killed in the middle of a line
-        (tmp_path / f"{name}.part").write_text(text[: len(text) // 2])
+    assert clean().returncode == 0
+    whole = {name: (tmp_path / name).read_text() for name in ("clean.jsonl", LISTING)}
+    for name in (*whole, "clean.jsonl.recipe.json"):
         (tmp_path / name).unlink()
-    assert run(*command).returncode == 0
-    assert {name: sorted((tmp_path / name).read_text().splitlines()) for name in whole} == {name: sorted(text.splitlines()) for name, text in whole.items()}
-    assert run(*command).stdout.startswith("skip ")
+    part = tmp_path / "clean.jsonl.part" / "rank_0.jsonl"
+    words = ["--input", folder / "mixed.jsonl", "--test", folder / "test.jsonl"]
+    # chunks of 8: the first rows are written before all images are decoded
+    code = "import runpy; from mathse.problems import decontaminate; decontaminate.CHUNK = 8; "
+    code += "runpy.run_module('mathse.problems', run_name='__main__')"
+    command = [sys.executable, "-c", code, *words, "--output", tmp_path / "clean.jsonl"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") > 20):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert part.exists() and not (tmp_path / "clean.jsonl").exists()
+    part.write_bytes(part.read_bytes()[:-30])
+    assert 10 < part.read_bytes().count(b"\n") < len(read_rows(folder / "mixed.jsonl"))
+    assert clean().returncode == 0
+    assert {name: (tmp_path / name).read_text() for name in whole} == whole
+    assert clean().stdout.startswith("skip ")
 
 
-def test_a_list_of_other_test_sets_does_not_outlive_its_output(world, run, tmp_path):
-    """As FORCE=1 does: the output is removed, the same folder is written anew."""
+OTHER = {"id": "o", "question": "What is 3 + 3?", "images": [], "answer": "6", "options": ["6", "7", "8"]}
+
+
+def test_a_listing_of_other_test_sets_does_not_outlive_its_output(world, clean, tmp_path):
     folder, planted, shared = world
-    output = tmp_path / "clean.jsonl"
-    write_rows(tmp_path / "other.jsonl", [{"id": "o", "question": "What is 3 + 3?", "images": [], "answer": "6", "options": ["6", "7", "8"]}])
-    for tests, expected in ((folder / "test.jsonl", planted | shared), (tmp_path / "other.jsonl", {"planted/words/3"}), (folder / "test.jsonl", planted | shared)):
-        assert run("decontaminate.py", "--input", folder / "mixed.jsonl", "--test", tests, "--output", output).returncode == 0
-        assert {row["id"] for row in read_rows(tmp_path / "contamination.jsonl")} == expected
-        assert {row["id"] for row in read_rows(output)} == {row["id"] for row in read_rows(folder / "mixed.jsonl")} - expected
-        output.unlink()
+    other = write_rows(tmp_path / "other.jsonl", [OTHER])
+    assert clean().returncode == 0
+    done = clean(test=other)
+    assert done.returncode == 2 and "test was" in done.stderr and "--force" in done.stderr
+    for test, expected in ((other, {"planted/words/3"}), (folder / "test.jsonl", planted | shared)):
+        assert clean("--force", test=test).returncode == 0
+        assert set(ids(tmp_path / LISTING)) == expected
+        assert set(ids(tmp_path / "clean.jsonl")) == set(ids(folder / "mixed.jsonl")) - expected
+    write_rows(other, [OTHER | {"question": "Nothing like it?"}])
+    for test in (other, None):  # nothing is contaminated
+        assert clean("--force").returncode == 0 and (tmp_path / LISTING).exists()
+        assert clean("--force", test=test).returncode == 0 and not (tmp_path / LISTING).exists()
+        assert ids(tmp_path / "clean.jsonl") == ids(folder / "mixed.jsonl")
 
 
 def test_a_training_file_that_is_the_test_file_is_refused(toy_world, run, tmp_path):
-    path = toy_world / "test.jsonl"
-    done = run("decontaminate.py", "--input", path, "--test", path, "--output", tmp_path / "clean.jsonl")
-    assert done.returncode == 2 and f"error: {path}: all its 10 problems are in the test sets" in done.stderr and not (tmp_path / "clean.jsonl").exists()
+    path, output = toy_world / "test.jsonl", tmp_path / "clean.jsonl"
+    command = ["-m", "mathse.problems", "--input", path, "--test", path, "--output", output]
+    done = run(*command)
+    assert done.returncode == 2 and f"error: {path}: all its 10 problems are in the test sets" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+    assert run(*command, "--contaminated", "warn").returncode == 0 and len(ids(output)) == 10
 
 
 @pytest.mark.parametrize("name", list(toy.FAMILIES))
-def test_one_other_number_is_another_picture(tmp_path, name):
-    """Of ten drawings of a family, no two with different numbers are taken for one, and each is for its own JPEG."""
+def test_one_other_number_is_another_image(tmp_path, name):
+    """Of ten drawings of a family, no two with different numbers are taken for one, and each is for its own
+    JPEG.
+    """
     rng, seen = random.Random(name), []
     for index in range(10):
         _, numbers, canvas = toy.make_problem(name, rng)
         canvas.image.save(tmp_path / f"{index}.png")
         canvas.image.save(tmp_path / f"{index}.jpg", quality=75)
         seen.append((tmp_path / f"{index}.png", tmp_path / f"{index}.jpg", canvas.image.tobytes()))
-    held = decontaminate.HeldOut(({"id": str(png), "question": "?", "benchmark": "b"}, [decontaminate.fingerprint(str(png))]) for png, _, _ in seen)
-    for png, jpg, pixels in seen:
-        found = {match["test_id"] for match in held.matches({"question": "!"}, [decontaminate.fingerprint(str(jpg))])}
-        assert found == {str(other) for other, _, others in seen if others == pixels}
+    tests = [({"id": str(png), "question": "?"}, decontaminate.hash_image(str(png))) for png, _, _ in seen]
+    held = decontaminate.HeldOut(("set", row, [found]) for row, found in tests)
+    for _, jpg, content in seen:
+        matches = held.matches({"question": "!"}, [decontaminate.hash_image(str(jpg))])
+        same = {str(other) for other, _, others in seen if others == content}
+        assert {match["test_id"] for match in matches} == same
 
 
 @pytest.mark.parametrize(
@@ -147,5 +229,5 @@ def test_one_other_number_is_another_picture(tmp_path, name):
     ],
 )
 def test_text_key(one, other, same):
-    keys = [decontaminate.text_key({"question": question, "options": options}) for question, options in (one, other)]
-    assert (keys[0] == keys[1]) == same
+    rows = [{"question": question, "options": options} for question, options in (one, other)]
+    assert (decontaminate.text_key(rows[0]) == decontaminate.text_key(rows[1])) == same

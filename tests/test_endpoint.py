@@ -1,23 +1,40 @@
 """The client of OpenAI-compatible endpoints, against small servers that misbehave."""
 
 import argparse
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 from server import FAULTS, Server, good
 
-import endpoint
-import engine
-
+from mathse.generate import Request, endpoint, open_model
+from mathse.generate.spending import read_spent
 
 LIMITS = {"timeout": 5.0, "max_requests": 0, "max_cost": 0.0, "spent": None}
+SAMPLING = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 12, "max_pixels": 1000}
 
 
-def ask_all(server, count=20, concurrency=16, **limits):
-    args = argparse.Namespace(temperature=0.0, top_p=1.0, top_k=0, max_tokens=12, max_pixels=1000, concurrency=concurrency, **LIMITS | limits)
-    requests = (engine.Request({"id": str(k), "images": []}, [{"role": "user", "content": f"q{k}"}], {0: k}) for k in range(count))
-    return {reply.row["id"]: reply for reply in engine.open_model(server.spec, args)(requests)}
+def flags(**changes) -> argparse.Namespace:
+    return argparse.Namespace(**SAMPLING | LIMITS | {"concurrency": 16} | changes)
+
+
+def load(*arguments):
+    raise AssertionError("an endpoint loads no model")
+
+
+def questions(count: int, images: list | None = None) -> list[Request]:
+    made = []
+    for k in range(count):
+        text = "<image>" * len(images or []) + f"q{k}"
+        made.append(
+            Request({"id": str(k), "images": images or []}, [{"role": "user", "content": text}], {0: k})
+        )
+    return made
+
+
+def ask_all(server, count=20, **changes):
+    generate = open_model(server.spec, flags(**changes), load)
+    return {reply.row["id"]: reply for reply in generate(questions(count))}
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +46,10 @@ def test_many_requests_are_in_flight(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     server = Server(good)
     replies = ask_all(server, 64)
-    assert len(replies) == 64 and all(reply.text == f"reply to q{name}" and reply.finish == "stop" for name, reply in replies.items())
+    assert len(replies) == 64
+    for name, reply in replies.items():
+        assert reply.text == f"reply to q{name}" and reply.finish == "stop"
+        assert (reply.tokens, reply.prompt_tokens, reply.seed) == (3, 7, int(name))
     assert server.peak >= 8 and server.peak <= 16 and server.seen[0][0] == "Bearer sk-secret"
 
 
@@ -41,33 +61,111 @@ def test_passing_faults_are_tried_again(fault):
 
 
 def test_a_request_that_always_fails_is_a_record():
-    server = Server(lambda number, body: (400, {"error": "too long"}, {}) if body["seed"] == 3 else good(number, body))
-    replies = ask_all(server)
-    assert [name for name, reply in replies.items() if reply.finish == "error"] == ["3"] and "too long" in replies["3"].reason
+    def refuse(number, body):
+        return (400, {"error": "too long"}, {}) if body["seed"] == 3 else good(number, body)
+
+    replies = ask_all(Server(refuse))
+    assert [name for name, reply in replies.items() if reply.finish == "error"] == ["3"]
+    assert "too long" in replies["3"].reason
 
 
-def test_an_endpoint_that_answers_nothing_ends_the_stage(capsys):
+def test_the_reason_holds_what_the_server_said():
+    """Also that of a status that is tried again."""
+
+    def fail(number, body):
+        return (500, {"error": "no kernel for head size 7"}, {}) if body["seed"] == 3 else good(number, body)
+
+    replies = ask_all(Server(fail, seconds=0.0))
+    assert [name for name, reply in replies.items() if reply.finish == "error"] == ["3"]
+    assert "HTTP 500" in replies["3"].reason and "head size 7" in replies["3"].reason
+    assert replies["3"].reason.endswith("(8 tries)")
+
+
+@pytest.mark.parametrize("status, count", [(400, 200), (400, 3), (404, 3), (500, 3), (500, 1), (500, 60)])
+def test_an_endpoint_that_answers_nothing_ends_the_stage(status, count, capsys):
+    """However few requests there are: a file of errors alone is no output."""
+    server = Server(lambda number, body: (status, {"error": "no such model"}, {}), seconds=0.0)
+    replies = []
     with pytest.raises(SystemExit) as ended:
-        ask_all(Server(lambda number, body: (400, {"error": "no such model"}, {})), 200)
-    assert ended.value.code == 2 and "none was answered" in capsys.readouterr().err
+        for reply in open_model(server.spec, flags(), load)(questions(count)):
+            replies.append(reply)
+    found = capsys.readouterr().err
+    assert ended.value.code == 2 and "none was answered" in found and "no such model" in found
+    assert ("is it the right model?" in found) == (status == 404)
+    assert replies == []
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_rows_that_a_working_endpoint_refuses_are_records(status):
+    """A rerun may ask for nothing else: the endpoint is asked a question of its own then."""
+
+    def refuse(number, body):
+        return (status, {"error": "bad row"}, {}) if "q" in str(body["messages"]) else good(number, body)
+
+    server = Server(refuse, seconds=0.0)
+    replies = ask_all(server, 3)
+    assert len(replies) == 3 and all("bad row" in reply.reason for reply in replies.values())
+    assert "1 + 1" in str(server.seen[-1][1]["messages"])
+
+
+NEAR = [
+    (format_datetime(datetime.now(UTC) + timedelta(seconds=distance), usegmt=True), expected)
+    for distance, expected in ((600, 120), (-600, 0))
+]
 
 
 @pytest.mark.parametrize(
     "value, seconds",
-    [("3", 3), ("0.5", 0.5), ("-4", 0), ("99999", 120), ("nan", None), ("soon", None), ("", None), (None, None)]
-    + [(format_datetime(datetime.now(timezone.utc) + timedelta(seconds=distance), usegmt=True), expected) for distance, expected in ((600, 120), (-600, 0))],
-)  # fmt: skip
+    [
+        ("3", 3),
+        ("0.5", 0.5),
+        ("-4", 0),
+        ("99999", 120),
+        ("nan", None),
+        ("soon", None),
+        ("", None),
+        (None, None),
+    ]
+    + NEAR,
+)
 def test_retry_after(value, seconds):
     assert endpoint.retry_after(value) == seconds
 
 
 def test_retry_after_a_date_that_is_near():
-    assert 50 <= endpoint.retry_after(format_datetime(datetime.now(timezone.utc) + timedelta(seconds=60), usegmt=True)) <= 60
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert 50 <= endpoint.retry_after(date) <= 60
 
 
-def test_a_picture_that_breaks_is_not_the_endpoints_fault(tmp_path):
+def test_an_image_that_breaks_is_not_the_endpoints_fault(tmp_path):
     server = Server(good)
-    args = argparse.Namespace(temperature=0.0, top_p=1.0, top_k=0, max_tokens=12, max_pixels=1000, concurrency=4, **LIMITS)
-    requests = [engine.Request({"id": str(k), "images": [str(tmp_path / "gone.png")]}, [{"role": "user", "content": "<image>q"}], {0: k}) for k in range(40)]
-    replies = list(engine.open_model(server.spec, args)(requests))
+    generate = open_model(server.spec, flags(concurrency=4), load)
+    replies = list(generate(questions(40, [str(tmp_path / "gone.png")])))
     assert len(replies) == 40 and all(reply.finish == "error" for reply in replies) and server.count == 0
+
+
+def test_what_is_spent_is_told(monkeypatch, tmp_path):
+    """Requests, tries included, and cost of this call; a file adds up those of several."""
+    monkeypatch.setenv("PRICE_IN", "1000")
+    monkeypatch.setenv("PRICE_OUT", "10000")
+    spent = str(tmp_path / "spent.tsv")
+    for call in (1, 2):
+        server = Server(lambda number, body: FAULTS["500"] if number < 5 else good(number, body), seconds=0.0)
+        generate = open_model(server.spec, flags(spent=spent), load)
+        assert generate.spent() == {"requests": 0, "cost": 0.0}
+        assert len(list(generate(questions(10)))) == 10
+        assert generate.spent()["requests"] == generate.work["requests"] == 15
+        assert generate.spent()["cost"] == pytest.approx(10 * (7 * 1000 + 3 * 10000) / 1e6)
+        assert read_spent(spent) == (15 * call, [70 * call, 30 * call])
+
+
+@pytest.mark.parametrize("limit", [{"max_requests": 12}, {"max_cost": 0.0000001}])
+def test_a_limit_stops_the_stage(limit, monkeypatch, capsys):
+    """What was answered is yielded, nothing is an error, and a later call asks nothing more."""
+    monkeypatch.setenv("PRICE_OUT", "1")
+    server = Server(good)
+    generate = open_model(server.spec, flags(concurrency=4, **limit), load)
+    replies = list(generate(questions(100)))
+    assert 0 < len(replies) <= 12 and all(reply.finish == "stop" for reply in replies)
+    assert "stopped: --max" in capsys.readouterr().err
+    assert list(generate(questions(3))) == [] and server.count == len(replies)

@@ -1,12 +1,15 @@
 """The whole loop on a very small budget, and its rerun."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 from conftest import ROOT, read_rows
 from kill_runs import BUDGET as SMALL
 
 import common
+from mathse import chat, records
 
 
 def test_the_loop_runs_to_its_end(small_run):
@@ -16,8 +19,15 @@ def test_the_loop_runs_to_its_end(small_run):
     assert [stage["stage"] for stage in metrics["stages"]] == ["base", "round_0", "round_1", "final"]
     assert all(stage["benchmarks"]["toy_test"]["n"] == 20 for stage in metrics["stages"])
     assert not list(folder.rglob("*.part"))
-    assert "report: runs/test-loop/report.html" in small_run.stdout and (folder / "report.html").stat().st_size > 50_000
-    assert set(metrics["stages"][-1]["benchmarks"]["toy_test"]["error_types"]) >= {"vision", "calculation", "unclassified"}
+    assert (
+        "report: runs/test-loop/report.html" in small_run.stdout
+        and (folder / "report.html").stat().st_size > 50_000
+    )
+    assert set(metrics["stages"][-1]["benchmarks"]["toy_test"]["error_types"]) >= {
+        "vision",
+        "calculation",
+        "unclassified",
+    }
     rows = [json.loads(line) for line in (folder / "problems.jsonl").read_text().splitlines()]
     assert len(rows) == 20
 
@@ -25,51 +35,154 @@ def test_the_loop_runs_to_its_end(small_run):
 def test_records_grow_field_by_field(small_run):
     folder = ROOT / "runs" / "test-loop"
     sample = read_rows(folder / "round_1" / "samples.jsonl")[0]
-    verified = next(row for row in read_rows(folder / "round_1" / "verified.jsonl") if common.row_key(row) == common.row_key(sample))
-    assert {"id", "question", "images", "answer", "sample", "response", "finish", "tokens", "model", "seed"} <= set(sample) <= set(verified) | {"reason"}
-    assert {"answer_check", "orm_check", "status", "error_step", "error_analysis", "judge_reply"} <= set(verified)
+    verified = next(
+        row
+        for row in read_rows(folder / "round_1" / "verified.jsonl")
+        if records.row_key(row) == records.row_key(sample)
+    )
+    assert (
+        {"id", "question", "images", "answer", "sample", "response", "finish", "tokens", "model", "seed"}
+        <= set(sample)
+        <= set(verified) | {"reason"}
+    )
+    assert {"answer_check", "orm_check", "status", "error_step", "error_analysis", "judge_reply"} <= set(
+        verified
+    )
     reflected = read_rows(folder / "final" / "reflected.jsonl")[0]
-    assert reflected["draft"] and reflected["draft"] != reflected["response"] and reflected["origin"] == "reflection"
+    assert (
+        reflected["draft"]
+        and reflected["draft"] != reflected["response"]
+        and reflected["origin"] == "reflection"
+    )
     trained = read_rows(folder / "final" / "train.jsonl")
     assert {"messages", "images", "id", "sample", "origin"} <= set(trained[0])
     assert {"teacher", "reflection"} <= {row["origin"] for row in trained}
     assert trained[0]["messages"][0]["content"].startswith("<image>")
-    accepted = {row["id"] for name in ("round_0", "round_1", "final") for row in read_rows(folder / name / "verified.jsonl") if row["status"] == "correct"}
+    accepted = {
+        row["id"]
+        for name in ("round_0", "round_1", "final")
+        for row in read_rows(folder / name / "verified.jsonl")
+        if row["status"] == "correct"
+    }
     assert {row["id"] for row in trained} == accepted
 
 
 def test_every_row_that_is_trained_on_leads_back_to_its_sample(small_run):
-    """train.jsonl -> the file of its verdicts -> sample, checkpoint, seed, prompt, verdict; of a reflection also its draft."""
+    """train.jsonl -> the file of its verdicts -> sample, checkpoint, seed, prompt, verdict; of a
+    reflection also its draft.
+    """
     folder, seen = ROOT / "runs" / "test-loop" / "final", set()
     for row in read_rows(folder / "train.jsonl"):
-        (found,) = [other for other in read_rows(folder / row["verified_in"]) if (other["id"], other["sample"]) == (row["id"], row["sample"])]
-        assert (found["status"], found["response"], found["origin"]) == ("correct", row["messages"][-1]["content"], row["origin"])
+        (found,) = [
+            other
+            for other in read_rows(folder / row["verified_in"])
+            if (other["id"], other["sample"]) == (row["id"], row["sample"])
+        ]
+        assert (found["status"], found["response"], found["origin"]) == (
+            "correct",
+            row["messages"][-1]["content"],
+            row["origin"],
+        )
         assert (found["model"], found["seed"]) == (row["model"], row["seed"]) and row["model"]
-        assert row["seed"] == common.derive_seed(0, row["origin"], row["id"], row["sample"])  # it can be drawn again
-        assert row["messages"][0]["content"] == common.solve_messages(found)[0]["content"]
+        assert row["seed"] == records.derive_seed(
+            0, row["origin"], row["id"], row["sample"]
+        )  # it can be drawn again
+        prompt = common.solve_prompt(found)
+        assert found["prompt"] == prompt and row["messages"] == [
+            *chat.user_message(prompt, row["images"]),
+            {"role": "assistant", "content": found["response"]},
+        ]
         if row["origin"] == "round-1":
-            assert (ROOT / row["model"] / "config.json").is_file() and row["model"] == "runs/test-loop/round_0/model"
+            assert (ROOT / row["model"] / "config.json").is_file() and row[
+                "model"
+            ] == "runs/test-loop/round_0/model"
         if row["origin"] == "reflection":
             draft = row["draft_of"]
-            (wrong,) = [other for other in read_rows(folder / draft["verified_in"]) if (other["id"], other["sample"]) == (row["id"], draft["sample"])]
-            assert (wrong["status"], wrong["response"], wrong["origin"]) == ("wrong", found["draft"], draft["origin"])
-        assert Path(row["verified_in"]).parent.name == {"teacher": "round_0", "round-1": "round_1"}.get(row["origin"], "")
+            (wrong,) = [
+                other
+                for other in read_rows(folder / draft["verified_in"])
+                if (other["id"], other["sample"]) == (row["id"], draft["sample"])
+            ]
+            assert (wrong["status"], wrong["response"], wrong["origin"]) == (
+                "wrong",
+                found["draft"],
+                draft["origin"],
+            )
+        assert Path(row["verified_in"]).parent.name == {"teacher": "round_0", "round-1": "round_1"}.get(
+            row["origin"], ""
+        )
         seen.add(row["origin"])
     assert {"teacher", "reflection"} <= seen
 
 
 def test_solved_problems_are_not_sampled_again(small_run):
     folder = ROOT / "runs" / "test-loop"
-    solved = {row["id"] for row in read_rows(folder / "round_0" / "verified.jsonl") if row["status"] == "correct"}
+    solved = {
+        row["id"] for row in read_rows(folder / "round_0" / "verified.jsonl") if row["status"] == "correct"
+    }
     sampled = {row["id"] for row in read_rows(folder / "round_1" / "samples.jsonl")}
     assert solved and not solved & sampled and len(solved | sampled) == 20
 
 
+def test_the_orms_training_file_is_whole(small_run):
+    """Annotated paths of M0 and the correct ones of D0, each with the judge's prompt that it is trained
+    on.
+    """
+    folder = ROOT / "runs" / "test-loop" / "orm"
+    rows = {records.row_key(row): row for row in read_rows(folder / "annotated.jsonl")}
+    assert {row["origin"] for row in rows.values()} == {"orm", "teacher"}
+    for row in read_rows(folder / "train.jsonl"):
+        found = rows[records.row_key({"id": row["id"], "sample": row["sample"]})]
+        assert (
+            row["messages"][0]["content"].endswith(found["judge_prompt"]) and row["status"] == found["status"]
+        )
+
+
+def recipes(folder: Path) -> dict[str, str]:
+    return {str(path): path.read_text() for path in folder.rglob("*recipe.json")}
+
+
 def test_a_second_call_only_skips(small_run, run):
+    before = recipes(ROOT / "runs" / "test-loop")
     again = run("run_rounds.sh", RUN="test-loop", **SMALL)
-    assert again.returncode == 0 and all(line.startswith("skip ") for line in again.stdout.splitlines()) and not again.stderr
+    lines = [line for line in again.stdout.split("\n\n")[0].splitlines()]
+    assert again.returncode == 0 and lines and all(line.startswith("skip ") for line in lines), again.stdout
+    assert not again.stderr and "report: runs/test-loop/report.html" in again.stdout
+    assert recipes(ROOT / "runs" / "test-loop") == before and len(before) == 20
 
 
-def test_other_settings_are_refused(small_run, run):
+def test_other_settings_are_refused_by_name(small_run, run):
     other = run("run_rounds.sh", RUN="test-loop", **(SMALL | {"SAMPLES": "3"}))
-    assert other.returncode == 2 and "SAMPLES was '2', is '3'" in other.stderr
+    assert (
+        other.returncode == 2
+        and "samples was 2, is 3" in other.stderr
+        and len(other.stderr.splitlines()) == 1
+    )
+
+
+def test_force_makes_anew_what_depends_on_a_setting_and_nothing_else(small_run, run, tmp_path):
+    """Another acceptance of reflections: only the last steps; what they read, byte for byte as it was."""
+    folder = ROOT / "runs" / "test-force"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "runs" / "test-loop", folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
+    try:
+        done = run("run_rounds.sh", RUN="test-force", FORCE="1", **(SMALL | {"REFLECT_ACCEPT": "both"}))
+        assert done.returncode == 0, done.stderr
+        made = re.findall(r"^\+ python .*--output runs/test-force/(\S+)", done.stdout, re.MULTILINE)
+        assert made == [
+            "final/verified.jsonl",
+            "final/model",
+            "final/eval/predictions.jsonl",
+            "final/eval/errors.jsonl",
+        ] or made[:2] == ["final/verified.jsonl", "final/model"]
+        changed = {
+            str(path.relative_to(folder).parts[0])
+            for path, text in before.items()
+            if path.read_bytes() != text
+        }
+        assert changed <= {"final", "ledger.jsonl"}
+        again = run("run_rounds.sh", RUN="test-force", **(SMALL | {"REFLECT_ACCEPT": "both"}))
+        assert again.returncode == 0 and "+ python" not in again.stdout
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,6 @@
-"""Stages split among processes: the same keys, and greedily the same content, as in one; a process that dies stops the stage."""
+"""Stages split among processes: the same keys, and greedily the same content, as in one; a process that
+dies stops the stage.
+"""
 
 import os
 import signal
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, read_rows, write_rows
 
-from output import share
+from mathse.jsonl import share
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 LOCAL = ["--model", "toy/base", "--max-tokens", "24"]
@@ -18,7 +20,14 @@ LOCAL = ["--model", "toy/base", "--max-tokens", "24"]
 
 def begin_two(*arguments: object) -> subprocess.Popen:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*LAUNCH, *map(str, arguments)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [*LAUNCH, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def two(*arguments: object) -> str:
@@ -66,7 +75,8 @@ def test_a_process_that_dies_stops_the_stage_and_the_rerun_goes_on(toy_world, tm
     output = tmp_path / "two.jsonl"
     launcher = begin_two("01_sample.py", *flags, "--output", output)
     deadline = time.monotonic() + 120
-    while not Path(f"{output}.part.json").exists() or len(workers := children(launcher.pid)) < 2:
+    part = Path(f"{output}.part") / "rank_1.jsonl"
+    while not part.exists() or len(workers := children(launcher.pid)) < 2:
         assert time.monotonic() < deadline and launcher.poll() is None
         time.sleep(0.02)
     os.kill(workers[1], signal.SIGKILL)
@@ -78,11 +88,24 @@ def test_a_process_that_dies_stops_the_stage_and_the_rerun_goes_on(toy_world, tm
 
 def test_other_stages_give_the_same_with_two_processes(toy_world, tmp_path, one):
     problems = read_rows(toy_world / "train.jsonl")[:6]
-    rows = [row | {"sample": k, "response": f"It is {k}.\nThe answer to this problem is {k}.", "finish": "stop"} for row in problems for k in range(2)]
+    rows = [
+        row
+        | {
+            "prompt": "Q",
+            "sample": k,
+            "response": f"It is {k}.\nThe answer to this problem is {k}.",
+            "finish": "stop",
+        }
+        for row in problems
+        for k in range(2)
+    ]
     for row in rows:
         row["images"] = [str(toy_world / image) for image in row["images"]]
     samples = write_rows(tmp_path / "samples.jsonl", rows)
-    wrong = write_rows(tmp_path / "wrong.jsonl", [row | {"status": "wrong", "error_step": "It is", "error_analysis": "no"} for row in rows])
+    wrong = write_rows(
+        tmp_path / "wrong.jsonl",
+        [row | {"status": "wrong", "error_step": "It is", "error_analysis": "no"} for row in rows],
+    )
     cases = {
         "02_verify.py": (["--input", samples, "--accept", "both", "--retry-undecided", "1"], "out.jsonl"),
         "03_reflect.py": (["--input", wrong], "out.jsonl"),
@@ -93,7 +116,7 @@ def test_other_stages_give_the_same_with_two_processes(toy_world, tmp_path, one)
         outputs = folders if script.startswith("05") else [folder / name for folder in folders]
         one(script, *flags, *LOCAL, "--output", outputs[0])
         two(script, *flags, *LOCAL, "--output", outputs[1])
-        first, second = rows_of(folders[0] / name), rows_of(folders[1] / name)
+        first, second = read_rows(folders[0] / name), read_rows(folders[1] / name)  # in the same order
         assert first == second and len(first) >= 6, script
     metrics = [(tmp_path / f"05-{count}" / "metrics.json").read_text() for count in (1, 2)]
     assert metrics[0] == metrics[1]

@@ -1,23 +1,25 @@
 """The toy world: small mathematics problems whose numbers can only be read from a picture.
 
-Writes: train.jsonl and test.jsonl (id, question, images, answer, options, solution, subject, source) and images/*.png.
+Writes: train.jsonl and test.jsonl (id, question, images, answer, options, solution, subject, source) and
+images/*.png.
 
     python toy/problems.py --output toy
     python toy/problems.py --output /tmp/more --train 5000 --test 500 --seed 7
 
-A family (FAMILIES) is one kind of problem: how its numbers are drawn, what its picture shows ("facts"), its question,
-and its worked solution as a list of calculations. From these come problems with pictures, the same problems in
-words, worked solutions, and solutions with one known mistake: what a teacher, a judge and a base model are made of.
-Every digit is centred on a cell of 16 x 16 pixels, the size of one visual token of the toy base model.
+A family (FAMILIES) is one kind of problem: how its numbers are drawn, what its picture shows ("facts"), its
+question, and its worked solution as a list of calculations. From these come problems with pictures, the
+same problems in words, worked solutions, and solutions with one known mistake: what a teacher, a judge and
+a base model are made of. Every digit is centred on a cell of 16 x 16 pixels, the size of one visual token
+of the toy base model.
 """
 
 import argparse
 import json
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -135,7 +137,10 @@ def draw_shapes(n: dict, rng: random.Random, canvas: Canvas) -> None:
 
 @dataclass
 class Family:
-    """One kind of problem. `steps`: (what is calculated, left, operation, right, name of the result) over named numbers."""
+    """One kind of problem.
+
+    `steps`: (what is calculated, left, operation, right, name of the result) over named numbers.
+    """
 
     numbers: Callable[[random.Random], dict]  # the named numbers that the picture shows
     facts: str  # the numbers in words
@@ -176,79 +181,112 @@ FAMILIES = {
         "a rectangle with sides {a} and {b}",
         "What is the area of the rectangle?",
         [("The area is", "a", "*", "b", "r")],
-        draw_rectangle, "ab",
+        draw_rectangle,
+        "ab",
     ),
     "rectangle_perimeter": Family(
         draw_numbers(a=(3, 19), b=(2, 9)),
         "a rectangle with sides {a} and {b}",
         "What is the perimeter of the rectangle?",
         [("Half the way around is", "a", "+", "b", "s"), ("The perimeter is", 2, "*", "s", "r")],
-        draw_rectangle, "ab",
+        draw_rectangle,
+        "ab",
     ),
     "triangle_perimeter": Family(
         draw_numbers(a=(3, 19), b=(3, 19), c=(3, 19)),
         "a triangle with sides {a}, {b} and {c}",
         "What is the perimeter of the triangle?",
         [("Two sides make", "a", "+", "b", "s"), ("The perimeter is", "s", "+", "c", "r")],
-        draw_triangle, "abc",
+        draw_triangle,
+        "abc",
     ),
     "triangle_angle": Family(
         angle_numbers,
         "a triangle with angles {a} and {b}",
         "What is the third angle of the triangle, in degrees?",
         [("The two angles make", "a", "+", "b", "s"), ("The third angle is", 180, "-", "s", "r")],
-        draw_angles, "ab",
+        draw_angles,
+        "ab",
     ),
     "bars_difference": Family(
         bar_numbers,
         BARS,
         "How much higher is bar {x} than bar {y}?",
         [("Bar {x} less bar {y} is", "x", "-", "y", "r")],
-        draw_bars, "ABCD",
+        draw_bars,
+        "ABCD",
     ),
     "bars_total": Family(
         bar_numbers,
         BARS,
         "How much do the four bars make together?",
-        [("A and B make", "A", "+", "B", "s"), ("With C it is", "s", "+", "C", "t"), ("With D it is", "t", "+", "D", "r")],
-        draw_bars, "ABCD",
+        [
+            ("A and B make", "A", "+", "B", "s"),
+            ("With C it is", "s", "+", "C", "t"),
+            ("With D it is", "t", "+", "D", "r"),
+        ],
+        draw_bars,
+        "ABCD",
     ),
     "number_line": Family(
         line_numbers,
         "a number line from {a} to {b} at the first mark and an arrow at mark {k}",
         "Which number does the arrow show?",
-        [("One mark is", "b", "-", "a", "s"), ("The arrow is further by", "k", "*", "s", "t"), ("It shows", "a", "+", "t", "r")],
-        draw_number_line, "abk",
+        [
+            ("One mark is", "b", "-", "a", "s"),
+            ("The arrow is further by", "k", "*", "s", "t"),
+            ("It shows", "a", "+", "t", "r"),
+        ],
+        draw_number_line,
+        "abk",
     ),
     "points_area": Family(
         point_numbers,
         "the points P ({a}, {b}) and Q ({c}, {d})",
         "P and Q are opposite corners of an upright rectangle. What is its area?",
-        [("The width is", "c", "-", "a", "s"), ("The height is", "d", "-", "b", "t"), ("The area is", "s", "*", "t", "r")],
-        draw_points, "abcd",
+        [
+            ("The width is", "c", "-", "a", "s"),
+            ("The height is", "d", "-", "b", "t"),
+            ("The area is", "s", "*", "t", "r"),
+        ],
+        draw_points,
+        "abcd",
     ),
     "shapes_value": Family(
         draw_numbers(m=(1, 5), k=(1, 5), p=(2, 9), q=(2, 9)),
         "{m} circles for {p} and {k} squares for {q}",
         "How much are all the shapes below the line worth together?",
-        [("The circles are", "m", "*", "p", "s"), ("The squares are", "k", "*", "q", "t"), ("Together they are", "s", "+", "t", "r")],
-        draw_shapes, "mkpq",
+        [
+            ("The circles are", "m", "*", "p", "s"),
+            ("The squares are", "k", "*", "q", "t"),
+            ("Together they are", "s", "+", "t", "r"),
+        ],
+        draw_shapes,
+        "mkpq",
     ),
     "frame_area": Family(
         draw_numbers(a=(6, 12), b=(4, 9), c=(2, 4)),
         "a rectangle with sides {a} and {b} and a square hole with side {c}",
         "What area is left of the rectangle without its hole?",
-        [("The rectangle is", "a", "*", "b", "s"), ("The hole is", "c", "*", "c", "t"), ("What is left is", "s", "-", "t", "r")],
-        draw_rectangle, "abc",
+        [
+            ("The rectangle is", "a", "*", "b", "s"),
+            ("The hole is", "c", "*", "c", "t"),
+            ("What is left is", "s", "-", "t", "r"),
+        ],
+        draw_rectangle,
+        "abc",
     ),
-}  # fmt: skip
+}
 
 
 # ---------------------------------------------------------------- solutions
 
 
 def work_out(family: Family, numbers: dict, slip_at: int = -1, slip: int = 0) -> tuple[list[str], int]:
-    """The calculations, one a line, and the result. With `slip_at`, that calculation comes out wrong by `slip`."""
+    """The calculations, one a line, and the result.
+
+    With `slip_at`, that calculation comes out wrong by `slip`.
+    """
     values = dict(numbers)
 
     def value_of(name: object) -> int:
@@ -264,7 +302,9 @@ def work_out(family: Family, numbers: dict, slip_at: int = -1, slip: int = 0) ->
 
 
 def solution_text(family: Family, numbers: dict, options: list[str], opening: str, **slip) -> tuple[str, str]:
-    """(a worked solution that starts with `opening` and the facts, its answer); the letter is given if the answer is a choice."""
+    """(a worked solution that starts with `opening` and the facts, its answer); the letter is given if
+    the answer is a choice.
+    """
     lines, result = work_out(family, numbers, **slip)
     lines = [f"{opening} {family.facts.format(**numbers)}.", *lines]
     steps = [f"Step {index}: {line}" for index, line in enumerate(lines, 1)]
@@ -272,8 +312,12 @@ def solution_text(family: Family, numbers: dict, options: list[str], opening: st
     return "\n".join([*steps, f"The answer to this problem is {answer}."]), str(result)
 
 
-def wrong_solution(family: Family, numbers: dict, options: list[str], opening: str, rng: random.Random) -> tuple[str, int]:
-    """A solution with one mistake, carried on consistently to a wrong answer, and the index of its first wrong line (from 0)."""
+def wrong_solution(
+    family: Family, numbers: dict, options: list[str], opening: str, rng: random.Random
+) -> tuple[str, int]:
+    """A solution with one mistake, carried on consistently to a wrong answer, and the index of its first
+    wrong line (from 0).
+    """
     right_text, right = solution_text(family, numbers, options, opening)
     while True:
         misread, slip, kind = dict(numbers), {}, rng.choices(["misread", "slip", "answer"], [5, 4, 1])[0]
@@ -295,13 +339,17 @@ def wrong_solution(family: Family, numbers: dict, options: list[str], opening: s
 
 
 def first_mistake(right: str, given: str) -> tuple[str, str] | None:
-    """(the first line of a given solution that differs from the right one, what is wrong with it), without the right answer.
+    """(the first line of a given solution that differs from the right one, what is wrong with it), without
+    the right answer.
 
     Of choices the value is as good an answer as its letter.
     """
     value = re.search(r"= (\d+)\.\nThe answer to this problem is \S+\Z", right.strip())
     by_value = f"The answer to this problem is {value[1]}." if value else None
-    right_lines, given_lines = right.strip().split("\n"), [line.strip() for line in given.strip().split("\n") if line.strip()] or [""]
+    right_lines, given_lines = (
+        right.strip().split("\n"),
+        [line.strip() for line in given.strip().split("\n") if line.strip()] or [""],
+    )
     for line, expected in zip(given_lines, right_lines + [""] * len(given_lines)):
         if line != expected.strip() and (line != by_value or expected != right_lines[-1]):
             break
@@ -311,7 +359,12 @@ def first_mistake(right: str, given: str) -> tuple[str, str] | None:
     if calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", line):
         left, operation, other, result = calculation.groups()
         wrong = OPERATIONS[operation](int(left), int(other)) != int(result)
-        return line, f"{left} {operation} {other} is not {result}." if wrong else "This is not what has to be calculated here."
+        return (
+            line,
+            f"{left} {operation} {other} is not {result}."
+            if wrong
+            else "This is not what has to be calculated here.",
+        )
     if line.startswith("The answer"):
         return line, "This is not the result of the steps."
     return line, "The picture shows other numbers."
@@ -337,7 +390,9 @@ def parse_numbers(problem: dict) -> dict:
     family, numbers = FAMILIES[problem["subject"]], {}
     for template, text in ((family.facts, problem["solution"]), (family.question, problem["question"])):
         found = re.search(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+|[A-D])", re.escape(template)), text)
-        numbers |= {name: int(value) if value.isdigit() else value for name, value in found.groupdict().items()}
+        numbers |= {
+            name: int(value) if value.isdigit() else value for name, value in found.groupdict().items()
+        }
     return numbers
 
 
@@ -364,11 +419,22 @@ def make_problem(name: str, rng: random.Random) -> tuple[dict, dict, Canvas]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("toy"), help="folder to write (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("toy"), help="folder to write (default %(default)s)"
+    )
     parser.add_argument("--train", type=int, default=1200, help="training problems (default %(default)s)")
-    parser.add_argument("--test", type=int, default=300, help="test problems, no picture of which is a training problem's (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same problems (default %(default)s)")
+    parser.add_argument(
+        "--test",
+        type=int,
+        default=300,
+        help="test problems, no picture of which is a training problem's (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed draws the same problems (default %(default)s)"
+    )
     args = parser.parse_args()
     rng, seen, names = random.Random(args.seed), set(), list(FAMILIES)
     (args.output / "images").mkdir(parents=True, exist_ok=True)

@@ -1,55 +1,73 @@
-"""The toy world's teacher: an OpenAI-compatible server that knows the problems of some files and answers the four prompts of the loop.
+"""The toy world's teacher: an OpenAI-compatible server that knows the problems of some files and answers
+the four prompts of the loop.
 
-It is asked exactly as GPT-4o would be (01: solve, 02 --annotate: feedback, 03: reflect, 05 --classify: type of the error), finds the problem by question and
-picture, and answers from its solution; for problems of the toy world it also sees which step of a response fails.
-A seeded share of its solutions is wrong, so that verification matters.
+It is asked exactly as GPT-4o would be (01: solve, 02 --annotate: feedback, 03: reflect, 05 --classify: type
+of the error), finds the problem by question and image, and answers from its solution; for problems of the
+toy world it also sees which step of a response fails. A seeded share of its solutions is wrong, so that
+verification matters.
 
     python toy/teacher.py --problems toy/train.jsonl --port 8001
-    python 01_sample.py --input toy/train.jsonl --output distilled.jsonl --model http://127.0.0.1:8001/v1#teacher --limit 100
+    python 01_sample.py --input toy/train.jsonl --output distilled.jsonl --model
+    http://127.0.0.1:8001/v1#teacher --limit 100
 """
 
-import argparse
 import base64
+import functools
 import hashlib
 import importlib
 import io
 import json
+import os
 import random
 import re
 import sys
+import threading
+import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import problems as toy
-from checks import read_rows
-from common import SOLVE_PROMPT, fail, open_image, question_text
+
+from common import SOLVE_PROMPT
+from mathse.chat import question_text
+from mathse.cli import Parser, real, whole
+from mathse.images import open_image
+from mathse.records import fail, read_rows
 
 ANSWER_SENTENCE = "The answer to this problem is"
 
 
 def prompt_pattern(prompt: str) -> re.Pattern:
-    """A prompt with {fields} -> a pattern with named groups: a prompt changed in its script is still understood here."""
+    """A prompt with {fields} -> a pattern with named groups: a prompt changed in its script is still
+    understood here.
+    """
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.*?)", re.escape(prompt)) + r"\Z", re.DOTALL)
 
 
-def picture_key(data: bytes) -> bytes:
-    """By the decoded pixels, so that another encoding of the same picture is found."""
+def image_key(data: bytes) -> bytes:
+    """By the decoded pixels, so that another encoding of the same image is found."""
     return hashlib.sha256(open_image(io.BytesIO(data), max_pixels=0).tobytes()).digest()
 
 
-def problem_key(question: str, pictures: list[bytes]) -> bytes:
-    return hashlib.sha256(question.encode() + b"".join(pictures)).digest()
+def problem_key(question: str, images: list[bytes]) -> bytes:
+    return hashlib.sha256(question.encode() + b"".join(images)).digest()
 
 
 class Teacher:
-    """Answers a prompt with pictures. `wrong`: the share of its solutions that are wrong, by `seed` and problem."""
+    """Answers a prompt with images.
+
+    `wrong`: the share of its solutions that are wrong, by `seed` and problem.
+    """
 
     def __init__(self, paths: list[Path], wrong: float, seed: int):
         self.wrong, self.seed, self.problems, self.by_question = wrong, seed, {}, {}
         for row in (row for path in paths for row in read_rows(path)):
             text = question_text(row)
-            self.problems[problem_key(text, [picture_key(Path(image).read_bytes()) for image in row["images"]])] = row
+            self.problems[
+                problem_key(text, [image_key(Path(image).read_bytes()) for image in row["images"]])
+            ] = row
             self.by_question.setdefault(text, row)
         stages = {name: importlib.import_module(name) for name in ("02_verify", "03_reflect", "05_evaluate")}
         self.prompts = {
@@ -59,13 +77,21 @@ class Teacher:
             "classify": prompt_pattern(stages["05_evaluate"].CLASSIFY_PROMPT),
         }
 
-    def answer(self, text: str, pictures: list[bytes], request_seed: int) -> str | None:
+    def answer(self, text: str, images: list[bytes], request_seed: int) -> str | None:
         """The reply, or None for an unknown prompt or problem."""
-        kind, fields = next(((kind, match.groupdict()) for kind, pattern in self.prompts.items() if (match := pattern.match(text))), (None, {}))
+        kind, fields = next(
+            (
+                (kind, match.groupdict())
+                for kind, pattern in self.prompts.items()
+                if (match := pattern.match(text))
+            ),
+            (None, {}),
+        )
         if kind is None:
             return None
-        row = self.problems.get(problem_key(fields["question"], [picture_key(data) for data in pictures]))
-        if row is None and len(self.by_question) == len(self.problems):  # scaled-down pictures: the question alone decides, if it can
+        row = self.problems.get(problem_key(fields["question"], [image_key(data) for data in images]))
+        # scaled-down images: the question alone decides, if it can
+        if row is None and len(self.by_question) == len(self.problems):
             row = self.by_question.get(fields["question"])
         if row is None:
             return None
@@ -80,38 +106,77 @@ class Teacher:
         """The worked solution; in a seeded share of cases one that is wrong."""
         steps = (row.get("solution") or "").strip()
         if rng.random() >= self.wrong:
-            return steps if ANSWER_SENTENCE in steps else f"{steps}\n{ANSWER_SENTENCE} {row['answer']}.".strip()
+            return (
+                steps if ANSWER_SENTENCE in steps else f"{steps}\n{ANSWER_SENTENCE} {row['answer']}.".strip()
+            )
         family = toy.FAMILIES.get(row.get("subject"))
         numbers = toy.parse_numbers(row) if family else None
         if numbers:
             return toy.wrong_solution(family, numbers, row.get("options") or [], "The picture shows", rng)[0]
-        others = [option for option in row.get("options") or [] if option != row["answer"]] or [f"not {row['answer']}"]
+        others = [option for option in row.get("options") or [] if option != row["answer"]] or [
+            f"not {row['answer']}"
+        ]
         return f"{steps.replace(str(row['answer']), others[0])}\n{ANSWER_SENTENCE} {others[0]}."
 
     def feedback(self, row: dict, response: str) -> str:
-        """The first step that differs from the worked solution, and what is wrong with it, without the right answer."""
+        """The first step that differs from the worked solution, and what is wrong with it, without the
+        right answer.
+        """
         mistake = toy.first_mistake(row.get("solution") or "", response)
         if mistake is None:
-            return json.dumps({"status": "CORRECT", "error_step": None, "error_analysis": None, "improvement_suggestion": None})
+            return json.dumps(
+                {
+                    "status": "CORRECT",
+                    "error_step": None,
+                    "error_analysis": None,
+                    "improvement_suggestion": None,
+                }
+            )
         step, analysis = mistake
         if row.get("subject") not in toy.FAMILIES:
             analysis = "This does not follow from what the image shows."
-        return json.dumps({"status": "WRONG", "error_step": step, "error_analysis": analysis, "improvement_suggestion": "Look at this step again."})
+        return json.dumps(
+            {
+                "status": "WRONG",
+                "error_step": step,
+                "error_analysis": analysis,
+                "improvement_suggestion": "Look at this step again.",
+            }
+        )
 
     def error_type(self, row: dict, response: str) -> str | None:
-        """By the first line that differs from the worked solution: the picture's numbers, a sum that comes out wrong, or another step; null where it cannot tell."""
-        mistake = toy.first_mistake(row.get("solution") or "", response) if row.get("subject") in toy.FAMILIES else None
+        """By the first line that differs from the worked solution: the picture's numbers, a sum that
+        comes out wrong, or another step; null where it cannot tell.
+        """
+        mistake = (
+            toy.first_mistake(row.get("solution") or "", response)
+            if row.get("subject") in toy.FAMILIES
+            else None
+        )
         if mistake is None:
             return None
         step, _ = mistake
         if calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", step):
             left, operation, right, result = calculation.groups()
-            return "calculation" if toy.OPERATIONS[operation](int(left), int(right)) != int(result) else "reasoning"
-        numbers = [re.findall(r"\d+", text.removeprefix("Step 1:")) for text in (step, row["solution"].split("\n")[0])]
-        return "reasoning" if step.startswith("The answer") else "vision" if "picture shows" in step and numbers[0] != numbers[1] else None
+            return (
+                "calculation"
+                if toy.OPERATIONS[operation](int(left), int(right)) != int(result)
+                else "reasoning"
+            )
+        numbers = [
+            re.findall(r"\d+", text.removeprefix("Step 1:"))
+            for text in (step, row["solution"].split("\n")[0])
+        ]
+        return (
+            "reasoning"
+            if step.startswith("The answer")
+            else "vision"
+            if "picture shows" in step and numbers[0] != numbers[1]
+            else None
+        )
 
 
-def handler(teacher: Teacher) -> type:
+def handler(teacher: Callable[[], Teacher]) -> type:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -132,15 +197,30 @@ def handler(teacher: Teacher) -> type:
                 content = body["messages"][-1]["content"]
                 parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
                 text = "".join(part["text"] for part in parts if part["type"] == "text")
-                pictures = [base64.b64decode(part["image_url"]["url"].split(",", 1)[1]) for part in parts if part["type"] == "image_url"]
-                answer = teacher.answer(text, pictures, body.get("seed") or 0)
+                images = [
+                    base64.b64decode(part["image_url"]["url"].split(",", 1)[1])
+                    for part in parts
+                    if part["type"] == "image_url"
+                ]
+                answer = teacher().answer(text, images, body.get("seed") or 0)
             except (ValueError, KeyError, TypeError, OSError) as error:
                 return self.reply(400, {"error": {"message": f"{type(error).__name__}: {error}"}})
             if answer is None:
                 return self.reply(404, {"error": {"message": "unknown prompt or problem"}})
-            usage = {"prompt_tokens": len(text) // 4 + 85 * len(pictures), "completion_tokens": max(1, len(answer) // 4)}
+            usage = {
+                "prompt_tokens": len(text) // 4 + 85 * len(images),
+                "completion_tokens": max(1, len(answer) // 4),
+            }
             message = {"role": "assistant", "content": answer}
-            self.reply(200, {"object": "chat.completion", "model": "teacher", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage})
+            self.reply(
+                200,
+                {
+                    "object": "chat.completion",
+                    "model": "teacher",
+                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                    "usage": usage,
+                },
+            )
 
         def log_message(self, *arguments) -> None:
             pass
@@ -148,22 +228,59 @@ def handler(teacher: Teacher) -> type:
     return Handler
 
 
+def serve_in_background(server: ThreadingHTTPServer, parent: int) -> None:
+    """Go on in a process of its own, which ends when `parent` does."""
+    if os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):  # whoever reads our output need not wait for us
+        os.dup2(null, stream)
+
+    def follow() -> None:
+        while Path(f"/proc/{parent}").exists():
+            time.sleep(0.2)
+        os._exit(0)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=Path, nargs="+", required=True, help="problems.jsonl files with solutions")
-    parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1 (default %(default)s: any free one)")
-    parser.add_argument("--port-file", type=Path, help="file to write the port to once the server listens")
-    parser.add_argument("--wrong", type=float, default=0.1, help="share of its solutions that are wrong (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which ones are wrong (default %(default)s)")
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--problems", type=Path, nargs="+", required=True, help="problems.jsonl files with solutions")
+    add("--port", type=whole(0), default=0, help="TCP port on 127.0.0.1 (default %(default)s: any free one)")
+    add("--background", type=whole(1), metavar="PID", help="print the address, go on until process PID ends")
+    add(
+        "--wrong",
+        type=real(0, 1),
+        default=0.1,
+        help="share of its solutions that are wrong (default %(default)s)",
+    )
+    add("--seed", type=whole(0), default=0, help="draws which ones are wrong (default %(default)s)")
     args = parser.parse_args()
+
+    @functools.cache
+    def read() -> Teacher:
+        return Teacher([path for path in args.problems if path.is_file()], args.wrong, args.seed)
+
+    lock = threading.Lock()
+
+    def teacher() -> Teacher:  # read at the first request, so that a run which asks nothing does not wait
+        with lock:
+            return read()
+
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", args.port), handler(Teacher(args.problems, args.wrong, args.seed)))
+        server = ThreadingHTTPServer(("127.0.0.1", args.port), handler(teacher))
     except OSError as error:
         fail(f"--port: {args.port}: {error.strerror}; choose another")
     server.daemon_threads = True
-    if args.port_file:
-        args.port_file.write_text(str(server.server_port))
-    print(f"teacher of {', '.join(map(str, args.problems))} on http://127.0.0.1:{server.server_port}/v1#teacher", flush=True)
+    address = f"http://127.0.0.1:{server.server_port}/v1#teacher"
+    if args.background:
+        print(address, flush=True)
+        serve_in_background(server, args.background)
+    else:
+        teacher()
+        print(f"teacher of {', '.join(map(str, args.problems))} on {address}", flush=True)
     server.serve_forever()
 
 

@@ -1,6 +1,6 @@
 """What the toy base model can do: exact match of its greedy replies on fresh examples of each of its lessons.
 
-    python tests/bench/base_skills.py --model toy/base --examples 200
+python tests/bench/base_skills.py --model toy/base --examples 200
 """
 
 import argparse
@@ -14,38 +14,51 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "toy")]
 
 import pretrain
-from common import add_model_flags, user_message
-from engine import Request, open_model
+
+import common
+from mathse.chat import user_message
+from mathse.cli import add_generation_flags
+from mathse.generate import Request, open_model
 
 
 def verdict(reply: str) -> str:
-    """What a check comes to: the first line that is wrong (Step n of the ORM's form), or that all is right."""
+    """What a check comes to: the first wrong line (Step n of the ORM's form), or that all is right."""
     try:
         return str(json.loads(reply)["error_step"])
     except (ValueError, KeyError, TypeError):
         return str([line.startswith("Yes") for line in reply.split("\n")])
 
 
+def make_requests(task, count: int, seed: int, folder: str) -> list[Request]:
+    rng, requests = random.Random(f"fresh {seed} {task.__name__}"), []
+    for number in range(count):
+        example, path = task(rng), f"{folder}/{task.__name__}-{number}.png"
+        if example.picture:
+            example.picture.image.save(path)
+        images = [path] if example.picture else []
+        row = {"id": str(number), "images": images, "right": example.reply}
+        requests.append(Request(row, user_message(example.text, images), {0: 0}))
+    return requests
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--model", default="toy/base")
     parser.add_argument("--examples", type=int, default=200, help="of each lesson (default %(default)s)")
-    add_model_flags(parser, max_tokens=160)
+    add_generation_flags(parser, max_tokens=160)
     args = parser.parse_args()
-    generate = open_model(args.model, args)
+    generate = open_model(args.model, args, common.load)
     with tempfile.TemporaryDirectory() as folder:
         for task, _ in pretrain.TASKS:
-            rng, requests = random.Random(f"fresh {args.seed} {task.__name__}"), []
-            for number in range(args.examples):
-                example, path = task(rng), f"{folder}/{task.__name__}-{number}.png"
-                if example.picture:
-                    example.picture.image.save(path)
-                images = [path] if example.picture else []
-                requests.append(Request({"id": str(number), "images": images, "right": example.reply}, user_message(example.text, images), {0: 0}))
+            requests = make_requests(task, args.examples, args.seed, folder)
             replies = [(reply.text, reply.row["right"]) for reply in generate(requests)]
             exact = sum(text == right for text, right in replies) / len(replies)
-            checks = f", the right verdict {sum(verdict(text) == verdict(right) for text, right in replies) / len(replies):.1%}" if "check" in task.__name__ else ""
-            print(f"{task.__name__:<18} word for word {exact:.1%} of {len(replies)}{checks}", flush=True)
+            line = f"{task.__name__:<18} word for word {exact:.1%} of {len(replies)}"
+            if "check" in task.__name__:
+                agree = sum(verdict(text) == verdict(right) for text, right in replies) / len(replies)
+                line += f", the right verdict {agree:.1%}"
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checks a second of answers.py, on one core: the cheap path and the path through math-verify.
+"""Checks a second of mathse.answers, on one core: the cheap path and the path through math-verify.
 
 python tests/bench/bench_answers.py
 """
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from answers import AnswerChecker
+from mathse.answers import AnswerChecker
 
 REPEATS = 5
 STEPS = "Step {}: the figure shows a triangle with sides 3 and {}, so we multiply $3 \\times {}$ and go on.\n"
@@ -22,11 +22,9 @@ def responses(endings: list[str], count: int) -> list[tuple[str, dict, str]]:
     items = []
     for number in range(count):
         ending = endings[number % len(endings)].format(number)
-        problem = (
-            {"answer": "B", "options": ["1 cm", f"{number} cm", "y"]}
-            if "B" in ending
-            else {"answer": ending.removesuffix(" cm")}
-        )
+        problem = {"answer": ending.removesuffix(" cm")}
+        if "B" in ending:
+            problem = {"answer": "B", "options": ["1 cm", f"{number} cm", "y"]}
         if endings is SURDS:
             problem = {"answer": f"0+{ending}"}  # the same value, written otherwise
         steps = "".join(STEPS.format(step, number, step) for step in range(8))
@@ -37,9 +35,7 @@ def responses(endings: list[str], count: int) -> list[tuple[str, dict, str]]:
 for name, endings, count in (("plain answers", PLAIN, 4000), ("answers for math-verify", SURDS, 400)):
     rates = []
     with AnswerChecker(workers=1) as checker:
-        next(
-            checker.check_many([("$\\sqrt{8}$", {"answer": "2\\sqrt{2}"}, "stop")])
-        )  # the worker has started
+        next(checker.check_many([("$\\sqrt{8}$", {"answer": "2\\sqrt{2}"}, "stop")]))  # starts the worker
         for _ in range(REPEATS):
             items = responses(endings, count)
             start = time.perf_counter()

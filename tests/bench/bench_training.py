@@ -1,20 +1,24 @@
-"""Time 04_finetune.py against TRL's SFTTrainer and LLaMA-Factory, on the same rows: useful (label) tokens a second and peak memory.
+"""Time 04_finetune.py against TRL's SFTTrainer and LLaMA-Factory, on the same rows: useful (label) tokens a
+second and peak memory.
 
 Writes: a table on stdout; with --output the numbers as JSON.
 
     python tests/bench/bench_training.py
     python tests/bench/bench_training.py --trl VENV/bin/python --llama-factory VENV/bin/python
-    python tests/bench/bench_training.py --models 7b --problems 16 --steps 1 --trl VENV/bin/python --liger      # on a GPU of 141 GB; without one the tiny model
+    python tests/bench/bench_training.py --models 7b --problems 16 --steps 1 --trl VENV/bin/python --liger
 
-The peers live in environments of their own, named by their Pythons; without them only our arms run. Every arm is a process that loads model and rows once
-and then trains as many optimizer steps as it is asked for; the arms take turns. Each runs its own training loop, as it is: what is timed is from the end
-of one optimizer step to the end of a later one, everything between included. fp32 on a CPU, AdamW, the loss on the response only.
-Before it is timed, the arms' losses at the first step must agree on the same rows.
-  trl             padded batches (it refuses to pack rows with pictures)
+7b needs a GPU of 141 GB; without one the tiny model takes its place.
+
+The peers live in environments of their own, named by their Pythons; without them only our arms run. Every
+arm is a process that loads model and rows once and then trains as many optimizer steps as it is asked for;
+the arms take turns. Each runs its own training loop, as it is: what is timed is from the end of one
+optimizer step to the end of a later one, everything between included. fp32 on a CPU, AdamW, the loss on the
+response only. Before it is timed, the arms' losses at the first step must agree on the same rows.
+  trl             padded batches (it refuses to pack rows with images)
   llama-factory   packed (`neat_packing`)
   padded          ours, rows of like length together
   packed          ours, no padding
-  shared          ours as it is: packed, a problem's picture and question once for all its answers
+  shared          ours as it is: packed, a problem's image and question once for all its answers
 """
 
 import argparse
@@ -24,6 +28,7 @@ import random
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -32,25 +37,49 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/bench")]
 from worker import Channel, Worker, peak_memory, seconds, versions
 
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0  # of every arm
-END = "<|im_end|>"  # the last token learnt: the peers would learn the line break behind it, too, so it is taken from their templates
-SIZES = {"tiny": (64, 24), "toy": (112, 48), "5m": (112, 48), "7b": (896, 300)}  # pixels of a picture's side, words of an answer
+# the last token learnt: the peers would learn the line break behind it, too, so it is taken from their
+# templates
+END = "<|im_end|>"
+# pixels of a image's side, words of an answer
+SIZES = {"tiny": (64, 24), "toy": (112, 48), "5m": (112, 48), "7b": (896, 300)}
 OURS = ("shared", "packed", "padded")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=SIZES, default=["toy", "5m"], help="as in bench_engine.py (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=SIZES,
+        default=["toy", "5m"],
+        help="as in bench_engine.py (default %(default)s)",
+    )
     parser.add_argument("--arms", nargs="+", choices=OURS, default=OURS, help="ours (default: all)")
     parser.add_argument("--trl", metavar="PYTHON", help="of an environment with trl and peft")
-    parser.add_argument("--liger", action="store_true", help="trl once more with Liger's kernels, which need a GPU")
+    parser.add_argument(
+        "--liger", action="store_true", help="trl once more with Liger's kernels, which need a GPU"
+    )
     parser.add_argument("--llama-factory", metavar="PYTHON", help="of an environment with llamafactory")
     parser.add_argument("--problems", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--answers", type=int, default=4, help="of a problem (default %(default)s)")
-    parser.add_argument("--words", type=int, help="of an answer, on average; log-normal (default: by the model)")
-    parser.add_argument("--side", type=int, help="pixels, of a picture's sides (default: by the model)")
-    parser.add_argument("--batch-size", type=int, default=32, help="rows an optimizer step (default %(default)s)")
-    parser.add_argument("--micro-batch", type=int, default=4, help="rows a forward pass of the others (default %(default)s)")
-    parser.add_argument("--pack", type=int, default=512, help="tokens a forward pass of llama-factory (default %(default)s, its fastest of 256 to 2048 on a CPU)")
+    parser.add_argument(
+        "--words", type=int, help="of an answer, on average; log-normal (default: by the model)"
+    )
+    parser.add_argument("--side", type=int, help="pixels, of a image's sides (default: by the model)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="rows an optimizer step (default %(default)s)"
+    )
+    parser.add_argument(
+        "--micro-batch", type=int, default=4, help="rows a forward pass of the others (default %(default)s)"
+    )
+    parser.add_argument(
+        "--pack",
+        type=int,
+        default=512,
+        help="tokens a forward pass of llama-factory (default %(default)s, its fastest on a CPU)",
+    )
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps a turn (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of every arm (default %(default)s)")
@@ -59,10 +88,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def write_rows(folder: Path, problems: int, answers: int, side: int, words: int) -> Path:
-    """A training file as 04 writes it: problems with a noisy picture, each with answers of several lengths."""
+    """A training file as 04 writes it: problems with a noisy image, each with answers of several
+    lengths.
+    """
     from PIL import Image
 
-    import common
+    from common import solve_prompt
+    from mathse.chat import user_message
 
     draw = random.Random(0)
     path = folder / "train.jsonl"
@@ -71,10 +103,31 @@ def write_rows(folder: Path, problems: int, answers: int, side: int, words: int)
             Image.effect_noise((side, side), 90).convert("RGB").save(folder / f"{problem}.png")
             for sample in range(answers):
                 count = round(min(3.0, draw.lognormvariate(-0.18, 0.6)) * words)
-                response = "Step 1: " + " ".join(f"{draw.randrange(100)} + {draw.randrange(100)} is {draw.randrange(200)}." for _ in range(count // 6 + 1))
-                row = {"id": str(problem), "question": f"What is the area of the rectangle with sides {problem} and 8?", "images": [f"{problem}.png"]}
-                messages = [*common.solve_messages(row), {"role": "assistant", "content": response}]
-                file.write(json.dumps({"messages": messages, "images": row["images"], "id": row["id"], "sample": sample, "origin": "sample"}) + "\n")
+                response = "Step 1: " + " ".join(
+                    f"{draw.randrange(100)} + {draw.randrange(100)} is {draw.randrange(200)}."
+                    for _ in range(count // 6 + 1)
+                )
+                row = {
+                    "id": str(problem),
+                    "question": f"What is the area of the rectangle with sides {problem} and 8?",
+                    "images": [f"{problem}.png"],
+                }
+                messages = [
+                    *user_message(solve_prompt(row), row["images"]),
+                    {"role": "assistant", "content": response},
+                ]
+                file.write(
+                    json.dumps(
+                        {
+                            "messages": messages,
+                            "images": row["images"],
+                            "id": row["id"],
+                            "sample": sample,
+                            "origin": "sample",
+                        }
+                    )
+                    + "\n"
+                )
     return path
 
 
@@ -87,7 +140,7 @@ class Gate:
     def __init__(self, channel: Channel):
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        self.channel, self.left, self.counts, self.losses = channel, channel.next(), [0, 0], lambda: []
+        self.channel, self.left, self.counts, self.losses = channel, channel.next(), [0, 0], list
         register_optimizer_step_post_hook(self.after_step)
         self.start = seconds()
 
@@ -97,7 +150,13 @@ class Gate:
     def after_step(self, *_) -> None:
         self.left -= 1
         if self.left == 0:
-            answer = {"seconds": seconds() - self.start, "labels": self.counts[0], "tokens": self.counts[1], "peak_mb": peak_memory(), "losses": self.losses()}
+            answer = {
+                "seconds": seconds() - self.start,
+                "labels": self.counts[0],
+                "tokens": self.counts[1],
+                "peak_mb": peak_memory(),
+                "losses": self.losses(),
+            }
             self.channel.answer(answer)
             self.left, self.counts, self.start = self.channel.next(), [0, 0], seconds()
 
@@ -105,18 +164,18 @@ class Gate:
 def train_ours(job: dict, gate: Gate) -> None:
     import torch
 
-    import packing
-    from batches import TrainingRows
+    from mathse.train.packing import Packing
+    from mathse.train.rows import TrainingRows
 
     finetune = importlib.import_module("04_finetune")
-    losses = packing.Packing.losses
+    losses = Packing.losses
 
     def counted(self, model, batch):
         if torch.is_grad_enabled():  # else it only tries whether rows can be packed
             gate.count(batch.labels, batch.inputs["input_ids"].numel())
         return losses(self, model, batch)
 
-    packing.Packing.losses = counted
+    Packing.losses = counted
     part = Path(job["folder"])
     part.mkdir()
     gate.losses = lambda: [json.loads(line)["loss"] for line in (part / "train_log.jsonl").open()]
@@ -125,9 +184,12 @@ def train_ours(job: dict, gate: Gate) -> None:
         rows = [row | {"id": str(number)} for number, row in enumerate(map(json.loads, data.open()))]
         data = data.with_name(f"alone-{data.name}")
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = {"input": data, "output": part, "model": job["model"], "lr": 1e-4, "warmup": 0, "epochs": job["epochs"], "batch-size": job["batch_size"]}
-    flags |= {"micro-batch": job["micro_batch"], "max-pixels": 0, "workers": 0, "save-steps": 0, "batches": "padded" if job["arm"] == "padded" else "packed"}
-    sys.argv = ["04_finetune.py", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+    flags = {"input": data, "output": part, "model": job["model"], "lr": 1e-4, "warmup": 0}
+    flags |= {"epochs": job["epochs"], "batch-size": job["batch_size"], "micro-batch": job["micro_batch"]}
+    flags |= {"batches": "padded" if job["arm"] == "padded" else "packed"}
+    flags |= {"max-pixels": 0, "workers": 0, "save-steps": 0}
+    words = (word for name, value in flags.items() for word in (f"--{name}", value))
+    sys.argv = ["04_finetune.py", *map(str, words)]
     finetune.train(finetune.parse_args(), job["model"], TrainingRows(data), part)
 
 
@@ -137,14 +199,31 @@ def peer_flags(job: dict) -> dict:
 
     cuda = torch.cuda.is_available()
     return {
-        "output_dir": job["folder"], "num_train_epochs": job["epochs"], "learning_rate": 1e-4, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused",
-        "adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "weight_decay": WEIGHT_DECAY, "max_grad_norm": CLIP, "logging_steps": 1, "save_strategy": "no",
-        "report_to": "none", "bf16": cuda, "use_cpu": not cuda, "gradient_checkpointing": cuda, "dataloader_num_workers": 0, "disable_tqdm": True,
-    }  # fmt: skip
+        "output_dir": job["folder"],
+        "num_train_epochs": job["epochs"],
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch_fused",
+        "adam_beta1": BETAS[0],
+        "adam_beta2": BETAS[1],
+        "weight_decay": WEIGHT_DECAY,
+        "max_grad_norm": CLIP,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": cuda,
+        "use_cpu": not cuda,
+        "gradient_checkpointing": cuda,
+        "dataloader_num_workers": 0,
+        "disable_tqdm": True,
+    }
 
 
 def watch(gate: Gate, by_forward: bool = False):
-    """A callback that counts what a peer's model is given. `by_forward`: the peer logs the mean over forward passes, so the mean over tokens is taken here."""
+    """A callback that counts what a peer's model is given.
+
+    `by_forward`: the peer logs the mean over forward passes, so the mean over tokens is taken here.
+    """
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -161,7 +240,11 @@ def watch(gate: Gate, by_forward: bool = False):
                 return [sum(loss for loss, _ in sums) / sum(count for _, count in sums)]
 
             model.register_forward_hook(after_forward, with_kwargs=True)
-            gate.losses = losses if by_forward else lambda: [entry["loss"] for entry in state.log_history if "loss" in entry]
+            gate.losses = (
+                losses
+                if by_forward
+                else lambda: [entry["loss"] for entry in state.log_history if "loss" in entry]
+            )
 
     return Watch()
 
@@ -177,47 +260,86 @@ def train_trl(job: dict, gate: Gate) -> None:
     from trl import SFTConfig, SFTTrainer
 
     import common
+    from mathse.records import IMAGE
 
-    def row(row: dict) -> dict:  # it puts the picture in front by itself
-        prompt = [{"role": "user", "content": row["messages"][0]["content"].removeprefix(common.IMAGE)}]
+    def row(row: dict) -> dict:  # it puts the image in front by itself
+        prompt = [{"role": "user", "content": row["messages"][0]["content"].removeprefix(IMAGE)}]
         return {"prompt": prompt, "completion": row["messages"][1:], "images": row["images"]}
 
     processor = common.load_processor(job["model"])
-    processor.chat_template = processor.chat_template.replace(f"{END}\n{{% endfor %}}", f"{END}{{{{ '' if loop.last and not add_generation_prompt else '\\n' }}}}{{% endfor %}}")
-    rows = datasets.Dataset.from_list([row(each) for each in read_rows(Path(job["data"]))]).cast_column("images", datasets.List(datasets.Image()))
+    processor.chat_template = processor.chat_template.replace(
+        f"{END}\n{{% endfor %}}",
+        f"{END}{{{{ '' if loop.last and not add_generation_prompt else '\\n' }}}}{{% endfor %}}",
+    )
+    rows = datasets.Dataset.from_list([row(each) for each in read_rows(Path(job["data"]))]).cast_column(
+        "images", datasets.List(datasets.Image())
+    )
     config = SFTConfig(
-        **peer_flags(job), per_device_train_batch_size=job["micro_batch"], gradient_accumulation_steps=job["batch_size"] // job["micro_batch"], max_length=None,
-        use_liger_kernel=job["arm"] == "trl-liger", model_init_kwargs={"dtype": torch.float32},
-    )  # fmt: skip
-    SFTTrainer(job["model"], config, train_dataset=rows, processing_class=processor, callbacks=[watch(gate)]).train()
+        **peer_flags(job),
+        per_device_train_batch_size=job["micro_batch"],
+        gradient_accumulation_steps=job["batch_size"] // job["micro_batch"],
+        max_length=None,
+        use_liger_kernel=job["arm"] == "trl-liger",
+        model_init_kwargs={"dtype": torch.float32},
+    )
+    SFTTrainer(
+        job["model"], config, train_dataset=rows, processing_class=processor, callbacks=[watch(gate)]
+    ).train()
 
 
 def train_llama_factory(job: dict, gate: Gate) -> None:
     import common
 
     if importlib.util.find_spec("torchaudio") is None:  # it is imported, but only sound needs it
-        sys.modules["torchaudio"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("torchaudio", None))
+        sys.modules["torchaudio"] = importlib.util.module_from_spec(
+            importlib.machinery.ModuleSpec("torchaudio", None)
+        )
     from llamafactory.data.formatter import StringFormatter
     from llamafactory.data.template import TEMPLATES
     from llamafactory.train.tuner import run_exp
 
     TEMPLATES["qwen2_vl"].format_assistant = StringFormatter(slots=["{{content}}" + END])
-    common.load_processor(job["model"])  # where torchvision is missing: leaves the video part of processors out
+    # where torchvision is missing: leaves the video part of processors out
+    common.load_processor(job["model"])
     folder = Path(f"{job['folder']}-data")
     folder.mkdir()
-    (folder / "rows.json").write_text(json.dumps([{"messages": row["messages"], "images": row["images"]} for row in read_rows(Path(job["data"]))]))
+    (folder / "rows.json").write_text(
+        json.dumps(
+            [{"messages": row["messages"], "images": row["images"]} for row in read_rows(Path(job["data"]))]
+        )
+    )
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     columns = {"messages": "messages", "images": "images"}
-    (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json", "formatting": "sharegpt", "columns": columns, "tags": tags}}))
+    (folder / "dataset_info.json").write_text(
+        json.dumps(
+            {"rows": {"file_name": "rows.json", "formatting": "sharegpt", "columns": columns, "tags": tags}}
+        )
+    )
     run_exp(
-        peer_flags(job) | {
-            "stage": "sft", "do_train": True, "finetuning_type": "full", "model_name_or_path": job["model"], "template": "qwen2_vl", "default_system": "",
-            "dataset": "rows", "dataset_dir": str(folder), "neat_packing": job["arm"] == "llama-factory", "cutoff_len": job["pack"], "flash_attn": "sdpa",
-            "freeze_vision_tower": False, "freeze_multi_modal_projector": False, "per_device_train_batch_size": 1, "gradient_accumulation_steps": job["packs"],
-            "overwrite_cache": True, "image_max_pixels": 1 << 24, "image_min_pixels": 1, "disable_gradient_checkpointing": not peer_flags(job)["bf16"],
+        peer_flags(job)
+        | {
+            "stage": "sft",
+            "do_train": True,
+            "finetuning_type": "full",
+            "model_name_or_path": job["model"],
+            "template": "qwen2_vl",
+            "default_system": "",
+            "dataset": "rows",
+            "dataset_dir": str(folder),
+            "neat_packing": job["arm"] == "llama-factory",
+            "cutoff_len": job["pack"],
+            "flash_attn": "sdpa",
+            "freeze_vision_tower": False,
+            "freeze_multi_modal_projector": False,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": job["packs"],
+            "overwrite_cache": True,
+            "image_max_pixels": 1 << 24,
+            "image_min_pixels": 1,
+            "disable_gradient_checkpointing": not peer_flags(job)["bf16"],
         },
         [watch(gate, by_forward=True)],
-    )  # fmt: skip
+    )
 
 
 def work(job: dict) -> None:
@@ -232,34 +354,53 @@ def work(job: dict) -> None:
 
 
 def training_flops(model: Path, length: float) -> float:
-    """Of a token in a sequence of `length`: 6 a weight and what attention computes; what is recomputed, and the vision tower, not counted."""
+    """Of a token in a sequence of `length`: 6 a weight and what attention computes; what is recomputed,
+    and the vision tower, not counted.
+    """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     from roofline import step_of
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):
         step = step_of(AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(model)))
     return 6 * step.weights + 3 * step.token_flops * length / 2
 
 
+def start_arm(
+    args: argparse.Namespace,
+    model: Path,
+    folder: Path,
+    pythons: dict,
+    arm: str,
+    data: Path,
+    packs: int,
+    epochs: int,
+) -> Worker:
+    place = folder / f"{arm}-{data.stem}"
+    job = {"arm": arm, "model": str(model), "data": str(data), "folder": str(place)}
+    job |= {"packs": packs, "epochs": epochs, "pack": args.pack, "threads": args.threads}
+    job |= {"batch_size": args.batch_size, "micro_batch": args.micro_batch}
+    return Worker(pythons[arm], __file__, job, Path(f"{place}.log"))
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         return work(json.loads(sys.argv[2]))
     args = parse_args()
-    import torch
-
     import bench_engine
-    import common
-    from batches import encode
+    import torch
     from roofline import matmul_rate
+
+    import common
+    from mathse.train.data import encode_rows
 
     device, dtype, _ = common.setup_kernels(args.threads)
     if device == "cpu" and "7b" in args.models:
         print("no CUDA device: the tiny model instead of 7b")
         args.models = ["tiny" if name == "7b" else name for name in args.models]
     rate = matmul_rate(device, dtype)
-    machine = f"{torch.cuda.get_device_name() if device != 'cpu' else 'CPU'}, {args.threads} threads, {versions('torch', 'transformers')}"
+    kind = torch.cuda.get_device_name() if device != "cpu" else "CPU"
+    machine = f"{kind}, {args.threads} threads, {versions('torch', 'transformers')}"
     print(f"{machine}\nmatrix products {rate / 1e12:.3f} TFLOP/s", flush=True)
     pythons = {arm: sys.executable for arm in args.arms}
     pythons |= {"trl": args.trl} if args.trl else {}
@@ -269,34 +410,56 @@ def main() -> None:
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
-            data = write_rows(folder, args.problems, args.answers, *(given or default for given, default in zip((args.side, args.words), SIZES[name])))
+            data = write_rows(
+                folder,
+                args.problems,
+                args.answers,
+                *(given or default for given, default in zip((args.side, args.words), SIZES[name])),
+            )
             first = folder / "first.jsonl"
             first.write_text("".join(data.read_text().splitlines(keepends=True)[: args.batch_size]))
             model = bench_engine.save(name, folder / name)
-            whole, _ = encode(common.load_processor(str(model)), [[row] for row in read_rows(first)], 0, 1 << 30, packed=True)
+            whole, _ = encode_rows(
+                common.load_processor(str(model)),
+                [[row] for row in read_rows(first)],
+                0,
+                1 << 30,
+                packed=True,
+            )
             length = whole.tokens / args.batch_size
-            print(f"{name}: rows of {length:.0f} tokens, {whole.labels / args.batch_size:.0f} of them labels, {args.answers} to a problem", flush=True)
+            print(
+                f"{name}: rows of {length:.0f} tokens, {whole.labels / args.batch_size:.0f} of them labels, "
+                f"{args.answers} to a problem",
+                flush=True,
+            )
 
-            def start(arm: str, data: Path, packs: int, epochs: int) -> Worker:
-                job = {"arm": arm, "model": str(model), "data": str(data), "folder": str(folder / f"{arm}-{data.stem}"), "packs": packs, "epochs": epochs}
-                job |= {"batch_size": args.batch_size, "micro_batch": args.micro_batch, "pack": args.pack, "threads": args.threads}
-                return Worker(pythons[arm], __file__, job, folder / f"{arm}-{data.stem}.log")
-
+            start = partial(start_arm, args, model, folder, pythons)
             loss = {}
-            for arm in pythons:  # one step on the same rows; packs that are left over at the end of an epoch are a step of their own
+            # one step on the same rows; packs that are left over at the end of an epoch are a step of their
+            # own
+            for arm in pythons:
                 worker = start(arm, first, args.batch_size, 3)
                 answers = [worker.ask(1), worker.ask(1)]  # some log a step's loss only in the next
                 worker.close()
                 if error := answers[0].get("error"):
                     sys.exit(f"{name}: {arm}: {error}")
                 loss[arm] = (answers[0]["losses"] + answers[1]["losses"])[0]
-                print(f"  {arm:14} loss of the first {args.batch_size} rows {loss[arm]:.5f}, {answers[0]['labels']} label tokens, {answers[0]['tokens']} tokens computed", flush=True)
-            if max(loss.values()) - min(loss.values()) > (1e-3 if device == "cpu" else 2e-2) * max(loss.values()):
+                print(
+                    f"  {arm:14} loss of the first {args.batch_size} rows {loss[arm]:.5f}, "
+                    f"{answers[0]['labels']} label tokens, {answers[0]['tokens']} tokens computed",
+                    flush=True,
+                )
+            if max(loss.values()) - min(loss.values()) > (1e-3 if device == "cpu" else 2e-2) * max(
+                loss.values()
+            ):
                 sys.exit(f"{name}: the losses differ; not timed")
 
             answers = {arm: [] for arm in pythons}
-            for group in [[arm] for arm in pythons] if device != "cpu" else [list(pythons)]:  # a GPU holds one at a time
-                workers = {arm: start(arm, data, max(1, round(whole.tokens / args.pack)), 1000) for arm in group}
+            # a GPU holds one at a time
+            for group in [[arm] for arm in pythons] if device != "cpu" else [list(pythons)]:
+                workers = {
+                    arm: start(arm, data, max(1, round(whole.tokens / args.pack)), 1000) for arm in group
+                }
                 for worker in workers.values():
                     worker.ask(1)  # loads everything
                 for _ in range(args.repeats):
@@ -308,13 +471,36 @@ def main() -> None:
             for arm, turns in answers.items():
                 speeds = [turn["labels"] / turn["seconds"] for turn in turns]
                 speed[arm] = statistics.median(speeds)
-                labels, tokens, spent = (sum(turn[key] for turn in turns) for key in ("labels", "tokens", "seconds"))
-                result = {"model": name, "arm": arm, "label_tokens_s": speed[arm], "share": labels / tokens, "mfu": tokens * flops / spent / rate, "peak_mb": turns[-1]["peak_mb"], "first_loss": loss[arm], "turns": turns}
+                labels, tokens, spent = (
+                    sum(turn[key] for turn in turns) for key in ("labels", "tokens", "seconds")
+                )
+                result = {
+                    "model": name,
+                    "arm": arm,
+                    "label_tokens_s": speed[arm],
+                    "share": labels / tokens,
+                    "mfu": tokens * flops / spent / rate,
+                    "peak_mb": turns[-1]["peak_mb"],
+                    "first_loss": loss[arm],
+                    "turns": turns,
+                }
                 results.append(result)
-                print(f"  {arm:14} {speed[arm]:7.0f} label tokens/s ({min(speeds):.0f}-{max(speeds):.0f}), {next(iter(speed))} is {next(iter(speed.values())) / speed[arm]:.2f} x as fast; "
-                      f"{100 * result['share']:.0f} % of the tokens computed are labels; {100 * result['mfu']:.0f} % of the matrix products; peak {result['peak_mb']:.0f} MB", flush=True)  # fmt: skip
+                first = next(iter(speed))
+                print(
+                    f"  {arm:14} {speed[arm]:7.0f} label tokens/s ({min(speeds):.0f}-{max(speeds):.0f}), "
+                    f"{first} is {speed[first] / speed[arm]:.2f} x as fast; "
+                    f"{100 * result['share']:.0f} % of the tokens computed are labels; "
+                    f"{100 * result['mfu']:.0f} % of the matrix products; peak {result['peak_mb']:.0f} MB",
+                    flush=True,
+                )
     if args.output:
-        Path(args.output).write_text(json.dumps({"machine": machine, "settings": vars(args), "matmul_flop_s": rate, "results": results}, indent=1) + "\n")
+        Path(args.output).write_text(
+            json.dumps(
+                {"machine": machine, "settings": vars(args), "matmul_flop_s": rate, "results": results},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What a device can do at best, and what a decoding step must read and compute: the bound that bench_engine.py measures steps against."""
+"""What a device can do at best, and what a decoding step must read and compute: the bound against which
+bench_engine.py measures steps.
+"""
 
 from dataclasses import dataclass
 
 import torch
-
 from worker import seconds
 
 
@@ -40,26 +41,33 @@ def matmul_rate(device: str, dtype) -> float:
 
 @dataclass
 class Step:
-    """One token more in every row, of a model whose language part attends to all tokens."""
+    """One token more in every row of a model whose language part attends to all tokens."""
 
     weights: int  # parameters that every token passes through
     token_bytes: int  # keys and values of a token
     token_flops: int  # attention of one token to another, all layers
     element: int  # bytes of a number
 
-    def bound(self, bandwidth: float, rate: float, rows: int, questions: int, shared: float, own: float) -> float:
-        """Seconds at least: each row attends to `shared` tokens, which are read once for its whole question, and to `own` ones."""
+    def bound(
+        self, bandwidth: float, rate: float, rows: int, prompts: int, shared: float, own: float
+    ) -> float:
+        """Seconds at least: each row attends to `shared` tokens, which are read once for all rows of their
+        prompt, and to `own` ones.
+        """
         products = max(self.weights * self.element / bandwidth, 2 * self.weights * rows / rate)
-        attention = max(self.token_bytes * (questions * shared + rows * own) / bandwidth, self.token_flops * rows * (shared + own) / rate)
-        return products + attention
+        read = self.token_bytes * (prompts * shared + rows * own) / bandwidth
+        computed = self.token_flops * rows * (shared + own) / rate
+        return products + max(read, computed)
 
 
 def step_of(model) -> Step:
     text = model.config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    inside = sum(part.numel() for part in model.get_decoder().parameters()) - model.get_input_embeddings().weight.numel()
-    element = model.dtype.itemsize
+    weights = sum(part.numel() for part in model.get_decoder().parameters())
+    weights -= model.get_input_embeddings().weight.numel()
     return Step(
-        weights=inside + model.get_output_embeddings().weight.numel(), element=element,
-        token_bytes=2 * text.num_hidden_layers * text.num_key_value_heads * width * element, token_flops=4 * text.num_hidden_layers * text.num_attention_heads * width,
-    )  # fmt: skip
+        weights=weights + model.get_output_embeddings().weight.numel(),
+        token_bytes=2 * text.num_hidden_layers * text.num_key_value_heads * width * model.dtype.itemsize,
+        token_flops=4 * text.num_hidden_layers * text.num_attention_heads * width,
+        element=model.dtype.itemsize,
+    )

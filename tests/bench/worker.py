@@ -1,6 +1,8 @@
-"""Long-lived workers of a benchmark: arms that live in environments of their own take turns, one at a time, asked over a pipe.
+"""Long-lived workers of a benchmark: arms that live in environments of their own take turns, one at a time,
+asked over a pipe.
 
-A script that starts workers is started again as `PYTHON SCRIPT --worker JOB` and answers each line on stdin by one on stdout.
+A script that starts workers is started again as `PYTHON SCRIPT --worker JOB` and answers each line on stdin by
+one on stdout.
 """
 
 import json
@@ -13,14 +15,16 @@ from pathlib import Path
 
 
 class Worker:
-    """`python`: of the arm's environment; `job`: what the worker is told at its start. What it prints goes to `log`."""
+    """`python`: of the arm's environment; `job`: what the worker is told at its start; `log`: its stderr."""
 
     def __init__(self, python: str, script: str, job: dict, log: Path):
-        one_thread = {"OMP_NUM_THREADS": str(job["threads"]), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        threads = {"OMP_NUM_THREADS": str(job["threads"]), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | threads | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         self.log = log
         with log.open("w") as file:
             command = [python, script, "--worker", json.dumps(job)]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, env=os.environ | one_thread)
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": file, "text": True}
+            self.process = subprocess.Popen(command, env=environment, **pipes)
 
     def ask(self, question) -> dict:
         """Its answer, or {"error": the end of its log} if it has ended."""
@@ -56,7 +60,9 @@ class Channel:
 
 
 def seconds() -> float:
-    """On a GPU those of the clock, else of this process (the sum of its threads), which other work on the machine disturbs less."""
+    """On a GPU those of the clock, else of this process (the sum of its threads), which other work on the
+    machine disturbs less.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -69,7 +75,9 @@ def peak_memory() -> float:
     """MB: of the GPU, else of the whole process."""
     import torch
 
-    return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def versions(*names: str) -> str:

@@ -1,0 +1,88 @@
+"""Prompts and messages -> what processors and endpoints read. Sampling and training render by the same
+functions.
+
+Messages are {"role", "content"} with texts; an IMAGE mark in a user's text stands for the next image of the
+row.
+"""
+
+import re
+
+from mathse.records import IMAGE, PLACEHOLDERS
+
+
+def fill(prompt: str, **fields: object) -> str:
+    """Put fields into a prompt in one pass: braces in questions, responses and JSON examples stay as they
+    are.
+    """
+
+    def replace(match: re.Match) -> str:
+        return harmless(str(fields[match[1]])) if match[1] in fields else match[0]
+
+    return re.sub(r"\{(\w+)\}", replace, prompt)
+
+
+def harmless(text: str) -> str:
+    """Text of a model or a data set in which every special token and placeholder is broken by a space."""
+    return PLACEHOLDERS.sub(lambda match: match[0][0] + " " + match[0][1:], text)
+
+
+def question_text(problem: dict) -> str:
+    """Question and lettered options; options that bring their own letters keep them."""
+    text = problem["question"].strip()
+    options = [str(option) for option in problem.get("options") or []]
+    letters = [chr(65 + index) for index in range(len(options))]
+    if not options or options == letters:  # the choices are drawn in the image
+        return text
+    lettered = all(re.match(rf"\(?{letter}[).:]", option) for letter, option in zip(letters, options))
+    lines = options if lettered else [f"{letter}. {option}" for letter, option in zip(letters, options)]
+    return "\n".join([f"{text}\nChoices:", *lines])
+
+
+def user_message(prompt: str, images: list) -> list[dict]:
+    """A prompt with all its images in front: what is computed for them serves every sample of the problem."""
+    return [{"role": "user", "content": IMAGE * len(images) + prompt}]
+
+
+def chat_parts(messages: list[dict], images: list | None = None) -> list[dict]:
+    """Messages -> the content lists that chat templates read and, given data URLs as images, endpoints."""
+    left, chat = iter(images or []), []
+    for message in messages:
+        parts = []
+        texts = message["content"].split(IMAGE) if message["role"] == "user" else [message["content"]]
+        for index, text in enumerate(texts):
+            if index:
+                parts.append({"type": "image"} | ({"image": next(left)} if images else {}))
+            if text:
+                parts.append({"type": "text", "text": text})
+        chat.append({"role": message["role"], "content": parts})
+    return chat
+
+
+def encode_prompts(processor, chats: list[list[dict]]) -> dict:
+    """Chats with images -> left-padded tensors (B, T) and what the vision tower needs."""
+    return processor.apply_chat_template(
+        chats,
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
+    )
+
+
+def encode_texts(processor, messages: list[list[dict]], first: list[int]) -> list[list[int]] | None:
+    """Token ids of prompts that share their images; `first` is those of the first. Only the texts are
+    tokenized.
+
+    None if this tokenizer or template joins the text with what stands in front of it.
+    """
+    texts = processor.apply_chat_template(
+        [chat_parts(message) for message in messages], add_generation_prompt=True
+    )
+    start = texts[0].find(messages[0][-1]["content"].rpartition(IMAGE)[2])
+    if start < 0 or any(text[:start] != texts[0][:start] for text in texts):
+        return None
+    tails = processor.tokenizer([text[start:] for text in texts], add_special_tokens=False)["input_ids"]
+    if first[-len(tails[0]) :] != tails[0]:
+        return None
+    return [first[: -len(tails[0])] + tail for tail in tails]

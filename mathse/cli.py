@@ -1,0 +1,225 @@
+"""Flags that several stages share, their checks, and the dry run. Torch is not needed."""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import re
+import sys
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from mathse.images import MAX_PIXELS
+from mathse.records import fail, is_endpoint
+
+# For the dry run: what a prompt holds beside its image, and the length of a reply, in tokens. Assumed, not
+# measured.
+PROMPT_TOKENS, REPLY_TOKENS, PIXELS_A_TOKEN = 300, 500, 28 * 28
+SEES = re.compile(r"vision|visual|image|patch|vit_|vq_")  # keys of a config.json that speak of images
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows a script's docstring as its help; ends a user error in one line."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{self.prog}: {message}")
+
+
+def whole(low: int) -> Callable[[str], int]:
+    """The type of a flag: a whole number of at least `low`."""
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if low <= (value := int(text)) < 1 << 63:
+                return value
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least {low}, below 2^63")
+
+    return parse
+
+
+def real(low: float = 0.0, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """The type of a flag: a number from `low` (`above`: above it) to `high`."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            value = float(text)
+            if low <= value <= high and not (above and value == low) and math.isfinite(value):
+                return value
+        least = f"above {low:g}" if above else f"of at least {low:g}"
+        most = f" and at most {high:g}" if high < math.inf else ""
+        raise argparse.ArgumentTypeError(f"{text}: must be a number {least}{most}")
+
+    return parse
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every command that writes an output."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--force", action="store_true", help="replace an output that was made otherwise")
+    group.add_argument(
+        "--dry-run",
+        type=whole(0),
+        metavar="ROWS",
+        help="check the flags, print the model calls, tokens and cost for so many input rows, and end",
+    )
+
+
+def add_generation_flags(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """The flags of every stage that generates text (01, 02, 03, 05)."""
+    group = parser.add_argument_group("generation")
+    add = group.add_argument
+    add("--temperature", type=real(), default=0.0, help="0 is greedy (default %(default)s)")
+    add(
+        "--top-p", type=real(0, 1, True), default=1.0, help="nucleus sampling; 1 is off (default %(default)s)"
+    )
+    add(
+        "--top-k",
+        type=whole(0),
+        default=0,
+        help="draw from the k likeliest tokens; 0 is off (default %(default)s)",
+    )
+    add(
+        "--max-tokens",
+        type=whole(1),
+        default=max_tokens,
+        help="new tokens a reply, at most (default %(default)s)",
+    )
+    add(
+        "--max-pixels",
+        type=whole(0),
+        default=MAX_PIXELS,
+        help="scale larger images down (default %(default)s)",
+    )
+    add(
+        "--batch-size",
+        type=whole(1),
+        default=64,
+        help="replies decoded together, local models (default %(default)s)",
+    )
+    add("--seed", type=whole(0), default=0, help="the run's seed (default %(default)s)")
+    add("--retry-errors", action="store_true", help="try the failed rows of a complete output again")
+    add("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
+    group = parser.add_argument_group("endpoint")
+    add = group.add_argument
+    add("--concurrency", type=whole(1), default=32, help="requests in flight (default %(default)s)")
+    add(
+        "--timeout",
+        type=real(0, above=True),
+        default=600.0,
+        help="seconds a try; all tries of a request take three times as long at most (default %(default)s)",
+    )
+    add(
+        "--max-requests",
+        type=whole(0),
+        default=0,
+        help="stop after N requests, tries included, with exit code 3 (default %(default)s: no limit)",
+    )
+    add(
+        "--max-cost",
+        type=real(),
+        default=0.0,
+        help="stop when so much is spent, with exit code 3, by the environment's PRICE_IN and PRICE_OUT, "
+        "the price of a million tokens (default %(default)s: no limit)",
+    )
+    add(
+        "--spent",
+        help="file that adds up the requests and tokens of several calls: the limits hold for their sum",
+    )
+
+
+def check_sampling(args: argparse.Namespace, flag: str, count: int) -> None:
+    """Several samples need a temperature."""
+    if count > 1 and args.temperature == 0:
+        fail(f"{flag}: more than one at --temperature 0 would be the same text; set --temperature 1.0")
+
+
+# ---------------------------------------------------------------- models
+
+
+def check_model(args: argparse.Namespace, spec: str, flag: str = "--model", trained: bool = False) -> None:
+    """End the command if a spec cannot be a model. What a hub id holds is known only when it is loaded.
+
+    `trained`: it is to be fine-tuned, so no endpoint. In a dry run a model of the same run may still be made.
+    """
+
+    def refuse(problem: str) -> NoReturn:
+        fail(f"{flag}: {spec}: {problem}")
+
+    if is_endpoint(spec):
+        if trained:
+            refuse("an endpoint cannot be fine-tuned; give a model folder or a hub id")
+        check_address(spec, flag)
+        return
+    folder = Path(spec)
+    if not folder.is_dir():
+        if args.dry_run is not None and folder.parent.parent == Path(args.output).parent.parent:
+            return  # an earlier step of this run makes it
+        if folder.exists() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", spec):
+            refuse(
+                "no such folder; give a model folder, a hub id (owner/name) or http://host:port/v1#model-name"
+            )
+        return
+    if not (folder / "config.json").is_file():
+        refuse("no config.json in it; is it a model folder?")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        refuse(f"config.json: not JSON ({error}); download it again")
+    if not isinstance(config, dict):
+        refuse("config.json: not a JSON object; download it again")
+    if not reads_images(config):
+        name = (config.get("architectures") or ["model"])[0]
+        refuse(f"a {name} that reads no images, by its config.json; give an image-text-to-text model")
+    if not any(folder.glob("*.safetensors")):
+        pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
+        convert = f"pickled ones ({', '.join(pickles[:1])}) are never loaded: convert them"
+        refuse(f"no *.safetensors weights in it; {convert if pickles else 'is the download complete?'}")
+
+
+def check_address(spec: str, flag: str) -> None:
+    if "@" in spec.partition("#")[0]:  # the spec stands in records and messages
+        remedy = "would be written to files; put the key into OPENAI_API_KEY"
+        fail(f"{flag}: a name or key in an endpoint's address {remedy}")
+    with contextlib.suppress(ValueError):  # a port that is no number, a broken IPv6 address
+        parts = urllib.parse.urlsplit(spec)
+        if parts.hostname and parts.fragment and (parts.port or True):
+            return
+    fail(f"{flag}: {spec}: an endpoint is written http://host:port/v1#model-name")
+
+
+def reads_images(config: dict) -> bool:
+    """Whether a config.json speaks of images, or of remote code, which may see without saying so."""
+    return "auto_map" in config or any(SEES.search(name) for name in (*config, str(config.get("model_type"))))
+
+
+# ---------------------------------------------------------------- dry run
+
+
+def price(name: str) -> float:
+    """A price of a million tokens from the environment (PRICE_IN, PRICE_OUT), 0 if it is not set."""
+    try:
+        value = float(os.environ.get(name) or 0)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        fail(f"{name}: {os.environ[name]!r}: must be a number, the price of a million tokens")
+    return value
+
+
+def print_plan(args: argparse.Namespace, calls: int, spec: str | None = None) -> None:
+    """The line of a dry run: model calls, tokens by the assumptions above, and what an endpoint would
+    cost.
+    """
+    image = args.max_pixels // PIXELS_A_TOKEN
+    read, written = calls * (PROMPT_TOKENS + image), calls * min(args.max_tokens, REPLY_TOKENS)
+    prices = price("PRICE_IN"), price("PRICE_OUT")
+    cost = (read * prices[0] + written * prices[1]) / 1e6
+    paid = f", about ${cost:,.2f}" if any(prices) and is_endpoint(spec or args.model or "") else ""
+    print(f"    about {calls:,} model calls, {read:,} tokens in and {written:,} out{paid}", flush=True)
+    sys.stdout.flush()

@@ -1,0 +1,12 @@
+# Sourced by run_rounds.sh and tests/run.sh: sets PYTHON to the one given, to that of an active environment, or to that
+# of .venv, which is made from requirements.txt.
+if [[ -z ${PYTHON:-} && -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then PYTHON=python3; fi
+if [[ -z ${PYTHON:-} ]]; then
+  PYTHON=.venv/bin/python
+  if [[ ! -e .venv/complete ]]; then
+    python3 -m venv .venv
+    .venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+    touch .venv/complete
+  fi
+fi
+export PYTHON TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"

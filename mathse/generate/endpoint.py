@@ -1,0 +1,292 @@
+"""An OpenAI-compatible endpoint: one request a sample, many in flight, failed ones tried again within bounds.
+
+A server is expected to limit rates, to fail, to hang and to answer junk. A request ends as an answer or,
+after TRIES tries or DEADLINE times `--timeout`, as a reply with finish `error`. An endpoint that answers
+nothing more, or a limit that is reached (`--max-requests`, `--max-cost`), stops the stage instead: what was
+answered is kept, and the same command goes on later.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import queue
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from mathse.chat import chat_parts
+from mathse.generate.spending import Budget
+from mathse.generate.types import Reply, Request
+from mathse.images import data_url
+from mathse.records import fail
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+TRIES = 8  # of one request
+DEADLINE = 3  # times --timeout: the longest that all tries of one request take together
+HOPELESS = 20  # requests that failed in a row, after which an endpoint is given up
+MAX_PAUSE = 120.0  # seconds between two tries, also where the server asks for more
+MAX_REPLY = 32 << 20  # bytes
+MAX_REASON = 300  # characters
+RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+KEY_STATUS = {401, 402, 403}  # the key or the account, not the request, is refused
+
+
+@dataclass
+class Outcome:
+    """What came of a request. Its `kind`:
+
+    answer; row (its own image cannot be read); refused (by the server); key (refused by the server);
+    again (one try failed); down (all tries failed); stopped (not asked to the end, because the stage stops).
+    """
+
+    kind: str
+    reply: Reply
+    after: float | None = None  # seconds to wait before the next try, as the server asks
+
+
+class Endpoint:
+    """A server as a Generator: see types.py.
+
+    The key is read from the environment and is in no message, log or file.
+    """
+
+    def __init__(self, spec: str, args: argparse.Namespace):
+        """Reach the server once. Ends the command if it cannot be reached or refuses the key."""
+        import httpx
+
+        self.spec = spec
+        self.args = args
+        address, _, self.model = spec.partition("#")
+        self.url = address.rstrip("/")
+        self.key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not (self.key.isascii() and self.key.isprintable()):
+            fail(f"{KEY_VARIABLE}: holds a character that no key has; set it anew")
+        self.work = Counter()
+        self.budget = Budget(args)
+        self.stop = threading.Event()  # nothing more is asked
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        timeout = httpx.Timeout(args.timeout, connect=10)
+        limits = httpx.Limits(max_connections=args.concurrency)
+        self.client = httpx.Client(timeout=timeout, limits=limits, headers=headers)
+        try:
+            with self.client.stream("GET", f"{self.url}/models", timeout=30) as answer:
+                status = answer.status_code
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            problem = f"the endpoint cannot be reached ({type(error).__name__}); is the server running?"
+            fail(f"--model: {spec}: {problem}")
+        if status in KEY_STATUS:
+            fail(f"--model: {spec}: the endpoint refuses the key (HTTP {status}); set {KEY_VARIABLE}")
+
+    def spent(self) -> dict:
+        return self.budget.spent()
+
+    # ------------------------------------------------------------ many requests
+
+    def __call__(self, requests: Iterable[Request], temperature: float | None = None) -> Iterator[Reply]:
+        if self.stop.is_set():  # by an earlier call
+            return
+        temperature = self.args.temperature if temperature is None else temperature
+        todo = ((request, sample) for request in requests for sample in request.seeds)
+        answered, failed = False, []  # failed: since the last answer; held back, the endpoint may be at fault
+        for outcome in self.outcomes(todo, temperature):
+            if outcome.kind == "answer":
+                answered = True
+                yield from failed
+                failed = []
+                yield outcome.reply
+            elif outcome.kind == "row" or (outcome.kind == "refused" and answered):
+                yield outcome.reply
+            else:
+                failed.append(outcome.reply)
+                if outcome.kind == "key" or len(failed) >= HOPELESS:
+                    self.give_up(failed, answered)
+                    return
+        if failed and not answered and not self.stop.is_set() and not self.is_alive():
+            self.give_up(failed, answered)
+        if not self.stop.is_set():
+            yield from failed
+            return
+        more = " with more" if self.args.spent else ""
+        print(f"stopped: {self.budget.reached()}; call again{more} to go on", file=sys.stderr)
+
+    def outcomes(self, todo: Iterator[tuple[Request, int]], temperature: float) -> Iterator[Outcome]:
+        """The outcomes of (request, sample) pairs as they come, --concurrency of them in flight."""
+        jobs, done = queue.SimpleQueue(), queue.SimpleQueue()
+        waiting = 0
+
+        def work() -> None:
+            while (job := jobs.get()) is not None:
+                try:
+                    done.put(self.ask(*job, temperature))
+                except BaseException as error:  # shown by the main thread
+                    done.put(error)
+
+        # daemons: a request in flight does not keep a command that ends
+        for _ in range(self.args.concurrency):
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            while True:
+                room = 0 if self.stop.is_set() else 2 * self.args.concurrency - waiting
+                for job in itertools.islice(todo, room):
+                    jobs.put(job)
+                    waiting += 1
+                if not waiting:
+                    return
+                outcome = done.get()
+                waiting -= 1
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                if outcome.kind == "stopped":
+                    self.stop.set()
+                else:
+                    yield outcome
+        finally:
+            for _ in range(self.args.concurrency):
+                jobs.put(None)
+
+    def give_up(self, failed: list[Reply], answered: bool) -> None:
+        """Stop the stage; end it if the endpoint has answered nothing."""
+        self.stop.set()
+        last = f"the last one: {failed[-1].reason}"
+        why = f"{len(failed)} requests failed in a row, {last}; call again when it works"
+        if not answered:
+            model = "; is it the right model?" if failed[-1].reason.startswith("HTTP 404") else ""
+            fail(f"--model: {self.spec}: none was answered, {why}{model}")
+        print(f"stopped: --model: {self.spec}: {why}", file=sys.stderr)
+
+    def is_alive(self) -> bool:
+        """Whether the endpoint answers a request of ours: then the rows that failed are themselves at
+        fault.
+        """
+        test = Request({"images": []}, [{"role": "user", "content": "1 + 1 = ?"}], {0: 0})
+        kind = self.ask(test, 0, self.args.temperature).kind
+        if kind == "stopped":  # a limit is reached: nobody knows
+            self.stop.set()
+        return kind in ("answer", "stopped")
+
+    # ------------------------------------------------------------ one request
+
+    def ask(self, request: Request, sample: int, temperature: float) -> Outcome:
+        """Try one request until it is answered or refused, TRIES times at most."""
+        empty = Reply(request.row, sample, finish="error", seed=request.seeds[sample])
+        try:
+            body = self.body(request, sample, temperature)
+        except (OSError, ValueError) as error:
+            return self.failed("row", empty, f"{type(error).__name__}: {error}")
+        deadline = time.monotonic() + DEADLINE * self.args.timeout
+        for attempt in range(TRIES):
+            if self.stop.is_set() or not self.budget.take():
+                return Outcome("stopped", empty)
+            self.work["requests"] += 1
+            outcome = self.try_once(empty, body, min(deadline, time.monotonic() + self.args.timeout))
+            if outcome.kind != "again":
+                return outcome
+            pause = min(60.0, 2.0**attempt) * random.uniform(0.5, 1.0)
+            if outcome.after is not None:
+                pause = outcome.after + random.uniform(0.0, 0.5)
+            if time.monotonic() + pause >= deadline:
+                break
+            if attempt + 1 < TRIES:
+                self.stop.wait(pause)
+        reason = outcome.reply.reason[: MAX_REASON - 20]
+        return Outcome("down", replace(empty, reason=f"{reason} ({attempt + 1} tries)"))
+
+    def body(self, request: Request, sample: int, temperature: float) -> bytes:
+        """A request as JSON, its images as data URLs. Raises OSError or ValueError for an image."""
+        urls = [{"url": data_url(image, self.args.max_pixels)} for image in request.row["images"]]
+        chat = chat_parts(request.messages, urls)
+        for part in (part for message in chat for part in message["content"] if part["type"] == "image"):
+            part["type"] = "image_url"
+            part["image_url"] = part.pop("image")
+        fields = {
+            "model": self.model,
+            "messages": chat,
+            "max_tokens": self.args.max_tokens,
+            "temperature": temperature,
+            "top_p": self.args.top_p,
+            "seed": request.seeds[sample],
+        }
+        return json.dumps(fields | ({"top_k": self.args.top_k} if self.args.top_k else {})).encode()
+
+    def try_once(self, empty: Reply, body: bytes, deadline: float) -> Outcome:
+        """Send a request. The tokens that it used are counted, whatever comes back."""
+        import httpx
+
+        used = 0, 0
+        try:
+            status, after, content = post(self.client, f"{self.url}/chat/completions", body, deadline)
+            if status != 200:
+                kind = "key" if status in KEY_STATUS else "refused"
+                kind = "again" if status in RETRY_STATUS else kind
+                said = content[:1000].decode("utf-8", "replace")
+                return self.failed(kind, empty, f"HTTP {status}: {said}", after)
+            answer = json.loads(content)
+            usage = answer.get("usage") or {}
+            used = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
+            finish = answer["choices"][0].get("finish_reason") or "stop"
+            text = answer["choices"][0]["message"]["content"]
+            if finish not in ("stop", "length") or not isinstance(text, str):
+                return self.failed("again", empty, f"no text, finish reason {finish!r}")
+            text = self.hide(text).strip()
+            reply = replace(empty, text=text, finish=finish, prompt_tokens=used[0], tokens=used[1])
+            return Outcome("answer", reply)
+        except httpx.HTTPError as error:
+            return self.failed("again", empty, type(error).__name__)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return self.failed("again", empty, "a reply that is no chat completion")
+        finally:
+            self.budget.add(*used)
+
+    def failed(self, kind: str, empty: Reply, reason: str, after: float | None = None) -> Outcome:
+        return Outcome(kind, replace(empty, reason=self.hide(reason)[:MAX_REASON]), after)
+
+    def hide(self, text: str) -> str:
+        """A server may repeat the key: cut it out. (A short one is a dummy for a local server, and a common
+        word.)
+        """
+        return text.replace(self.key, "***") if len(self.key) >= 8 else text
+
+
+def post(client, url: str, body: bytes, deadline: float) -> tuple[int, float | None, bytes]:
+    """(status, seconds to wait by Retry-After, content).
+
+    Raises httpx.HTTPError, also past the deadline: a server may send for ever.
+    """
+    import httpx
+
+    with client.stream("POST", url, content=body) as answer:
+        content = bytearray()
+        for chunk in answer.iter_bytes():
+            content += chunk
+            if len(content) > MAX_REPLY or time.monotonic() > deadline:
+                raise httpx.ReadTimeout("too long a reply")
+        return answer.status_code, retry_after(answer.headers.get("retry-after")), bytes(content)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds to wait by a Retry-After header, which holds seconds or a date, MAX_PAUSE at most.
+
+    None if it says nothing.
+    """
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (TypeError, ValueError):
+            return None
+    return min(MAX_PAUSE, max(0.0, seconds)) if seconds == seconds else None
+
+
+def count(value: object) -> int:
+    """A number of tokens as a server tells it, or 0 if it cannot be one."""
+    return value if isinstance(value, int) and 0 <= value < 1 << 32 else 0

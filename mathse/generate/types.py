@@ -1,0 +1,60 @@
+"""What the stages ask a model, and what it answers: the same for local models and endpoints."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass
+class Request:
+    """A prompt and its samples. `seeds[k]` is the seed of sample k; `row` is the caller's."""
+
+    row: dict
+    messages: list[dict]
+    seeds: dict[int, int]
+
+
+@dataclass
+class Reply:
+    """`finish`: stop, length (cut off at the token limit) or error (`text` is empty, `reason` says why).
+
+    `token_logprobs`: each new token's text and log-probability at temperature 1; of local models, on request.
+    """
+
+    row: dict
+    sample: int
+    text: str = ""
+    finish: str = "stop"
+    tokens: int = 0
+    prompt_tokens: int = 0
+    reason: str | None = None
+    seed: int = 0
+    token_logprobs: list[tuple[str, float]] = field(default_factory=list)
+
+    def record(self, spec: str) -> dict:
+        """The fields that a row gets (docs/RECORDS.md); `spec`: the model as the flag named it."""
+        fields = {
+            "sample": self.sample,
+            "response": self.text,
+            "finish": self.finish,
+            "tokens": self.tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "model": spec,
+            "seed": self.seed,
+        }
+        return fields | ({"reason": self.reason} if self.reason else {})
+
+
+class Generator(Protocol):
+    """An open model: requests in, a reply for each of their samples out, as it finishes, in any order.
+
+    `work` counts what was done, `spent()` is what a recipe notes of it: requests sent to an endpoint, and
+    their cost.
+    """
+
+    work: Counter
+
+    def __call__(self, requests: Iterable[Request], temperature: float | None = None) -> Iterator[Reply]: ...
+
+    def spent(self) -> dict: ...

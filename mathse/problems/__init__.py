@@ -1,0 +1,10 @@
+"""Where problems come from: files, hub data sets and benchmarks -> problem records; decontamination.
+
+python -m mathse.problems --help
+"""
+
+from mathse.problems.benchmarks import SPLITS
+from mathse.problems.official import RULES
+from mathse.problems.sources import load_problems, parse_fields
+
+__all__ = ["RULES", "SPLITS", "load_problems", "parse_fields"]

@@ -1,0 +1,151 @@
+"""Read and check a source of problems, and leave out those that a test set holds too.
+
+Reads:  --input              PATH.jsonl, NAME:PATH (a benchmark) or hf:NAME:SPLIT; every image is decoded once
+        --test               test sets, in the same forms
+Writes: problems.jsonl       id, question, images, answer, optional options, precision, solution, subject,
+                             source, level, query (a benchmark's own prompt)
+        images/              beside it: images that came inside rows
+        contamination.jsonl  beside it, for each contaminated problem: id, test_set and test_id of the nearest
+                             test problem, why (pixels, image or text: mathse/problems/decontaminate.py),
+                             distance (grey levels), images (the two that are alike), also (further ones)
+
+    python -m mathse.problems --input toy/train.jsonl --test toy/test.jsonl --output out/problems.jsonl
+    python -m mathse.problems --input hf:MathLLMs/MathVision:test --fields images=decoded_image \\
+        --output out/problems.jsonl --limit 100
+"""
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mathse.cli import Parser, add_output_flags, whole
+from mathse.jsonl import Output, remove, replace, stage_end
+from mathse.problems.decontaminate import HeldOut, ImageHash, hash_images
+from mathse.problems.sources import load_problems, parse_fields
+from mathse.recipe import Recipe
+from mathse.records import fail, row_key
+
+LISTING = "contamination.jsonl"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.prog = "python -m mathse.problems"
+    add = parser.add_argument
+    add("--input", required=True, help="the problems: PATH.jsonl, NAME:PATH or hf:NAME:SPLIT")
+    add("--output", type=Path, required=True, help="problems.jsonl to write")
+    add("--test", nargs="+", default=[], help="test sets, in the same forms (default: none)")
+    add(
+        "--contaminated",
+        choices=["drop", "warn"],
+        default="drop",
+        help="leave contaminated problems out, or list them only (default %(default)s)",
+    )
+    add("--fields", default="", help='columns of hub data sets, for example "question=problem images=image"')
+    add("--limit", type=whole(0), default=0, help="first N of each source (default %(default)s: all)")
+    add(
+        "--workers",
+        type=whole(1),
+        default=os.cpu_count(),
+        help="threads that decode images (default %(default)s: one a core)",
+    )
+    add_output_flags(parser)
+    return parser.parse_args()
+
+
+Source = tuple[str, str, Iterator[tuple[int, dict]]]  # spec, name, its problems with their row numbers
+
+
+def open_source(spec: str, args: argparse.Namespace) -> Source:
+    """A source up to --limit, its images saved beside the output. It is read when the rows are asked for."""
+    name, rows = load_problems(spec, args.output.parent / "images", parse_fields(args.fields))
+    return spec, name, enumerate(islice(rows, args.limit or None), 1)
+
+
+def hash_tests(tests: list[Source], workers: int) -> Iterator[tuple[str, dict, list[ImageHash]]]:
+    """(name of the test set, row, hashes of its images) of every test problem."""
+    for spec, name, rows in tests:
+        for row, hashes in hash_images(tqdm(rows, desc=name, unit="row", disable=None), spec, workers):
+            yield name, row, hashes
+
+
+def write_problems(source: Source, held_out: HeldOut, output: Output, workers: int) -> dict[str, str]:
+    """Write every problem that earlier calls did not, after the listing of a contaminated one.
+
+    Returns {key: id} of all problems, in order.
+    """
+    spec, _, rows = source
+    ids = {}
+
+    def missing() -> Iterator[tuple[int, dict]]:
+        for number, row in tqdm(rows, desc="problems", unit="row", disable=None):
+            ids[row_key(row)] = row["id"]
+            if row_key(row) not in output.done:
+                yield number, row
+
+    for row, hashes in hash_images(missing(), spec, workers):
+        if matches := held_out.matches(row, hashes):
+            also = [f"{match['test_set']}: {match['test_id']}" for match in matches[1:]]
+            # `benchmark` tells the listing from the problem, also by its key
+            output.write({"id": row["id"], "benchmark": LISTING} | matches[0] | {"also": also})
+        output.write(row)
+    return ids
+
+
+def read_listings(output: Output) -> list[dict]:
+    """The listings that were written, without what tells them from problems."""
+    listings = [row for row in output.rows() if row.get("benchmark") == LISTING]
+    return [{name: value for name, value in row.items() if name != "benchmark"} for row in listings]
+
+
+def main() -> None:
+    args = parse_args()
+    source = open_source(args.input, args)
+    tests = [open_source(spec, args) for spec in args.test]
+    if args.dry_run is not None:
+        return
+    recipe = Recipe(args.output, __file__, args, inputs=("input", "test"))
+    if recipe.is_done():
+        return
+    output, listing_path = Output(recipe), args.output.parent / LISTING
+    remove(listing_path)  # it belongs to an earlier output, perhaps of other test sets
+    try:
+        held_out = HeldOut(hash_tests(tests, args.workers))
+        ids = write_problems(source, held_out, output, args.workers)
+        listings = read_listings(output)
+        contaminated = {row["id"] for row in listings} if args.contaminated == "drop" else set()
+        kept = [key for key, name in ids.items() if name not in contaminated]
+        if not ids:
+            fail(f"{args.input}: no problems in it; give another source")
+        if not kept:
+            remedy = "train on others, or keep them by --contaminated warn"
+            fail(f"{args.input}: all its {len(ids)} problems are in the test sets; {remedy}")
+    except SystemExit as end:
+        if end.code == 2:  # a user error: mended, the source or a flag is another
+            remove(recipe.part)
+        raise
+    if listings:
+        part = recipe.part / "listing"
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in listings), "utf-8")
+        replace(part, listing_path)
+    output.finish(kept)
+    print(f"{args.output}: {len(kept)} problems kept, {summary(listings, listing_path)}")
+
+
+def summary(listings: list[dict], path: Path) -> str:
+    if not listings:
+        return "0 contaminated"
+    reasons = Counter(row["why"] for row in listings)
+    counts = ", ".join(f"{count} by {why}" for why, count in reasons.most_common())
+    return f"{len(listings)} contaminated ({counts}), listed in {path}"
+
+
+if __name__ == "__main__":
+    with stage_end():
+        main()

@@ -1,0 +1,137 @@
+"""The benchmarks: a row in a benchmark's own form -> a problem record.
+
+Another benchmark needs an adapter here and entries in BENCHMARKS, BENCHMARK_FILES and SPLITS.
+
+In the rows `image` is a path, a list of paths, or null. `query` is the benchmark's own prompt.
+"""
+
+import re
+
+from mathse.answers import LETTERS
+
+MATHVISION_QUERY = (
+    'Please solve the problem step by step and put your answer in one "\\boxed{}". '
+    'If it is a multiple choice question, only one letter is allowed in the "\\boxed{}".\n'
+)
+MATHVISTA_HINT = "Hint: Please answer the question {}, at the end."
+MATHVISTA_FORMS = {  # the form of answer that a hint asks for
+    "choice": "and provide the correct option letter, e.g., A, B, C, D",
+    "integer": "requiring an integer answer and provide the final value, e.g., 1, 2, 3",
+    "float 1": "requiring a floating-point number with one decimal place and provide the final value, "
+    "e.g., 1.2, 1.3, 1.4",
+    "float 2": "requiring a floating-point number with two decimal places and provide the final value, "
+    "e.g., 1.23, 1.34, 1.45",
+    "list": "requiring a Python list as an answer and provide the final list, "
+    "e.g., [1, 2, 3], [1.2, 1.3, 1.4]",
+}
+
+
+def mathvision(row: dict) -> dict:
+    """A row of MATH-V. A single <image1> mark is dropped; several, all drawn in one image, stay as text."""
+    question, options = row["question"], row.get("options") or []
+    drawn = options == list(LETTERS[: len(options)])  # the choices stand in the image
+    choices = "" if drawn else lettered(options)
+    query = f"{MATHVISION_QUERY}{question}\n{choices}"
+    if len(set(re.findall(r"<image\d+>", question))) == 1:
+        question = re.sub(r"\s*<image\d+>\s*", " ", question).strip()
+    return {
+        "id": f"mathvision/{row['id']}",
+        "question": question,
+        "images": row["image"],
+        "answer": row["answer"],
+        "options": options,
+        "subject": row.get("subject"),
+        "level": row.get("level"),
+        "source": "mathvision",
+        "query": query,
+    }
+
+
+def mathvista(row: dict) -> dict:
+    """A row of MathVista. Only its hint says which form of answer is wanted, so the question gets the hint.
+
+    A question with choices does without: the solve prompt asks for the letter.
+    """
+    choices = row.get("choices") or []
+    precision = None if row.get("precision") is None else int(row["precision"])
+    form = f"float {precision}" if row["answer_type"] == "float" else row["answer_type"]
+    hint = MATHVISTA_HINT.format(MATHVISTA_FORMS["choice" if choices else form])
+    question = row["question"] + (f" (Unit: {row['unit']})" if row.get("unit") else "")
+    listed = f"\nChoices:\n{lettered(choices)}".rstrip("\n") if choices else ""
+    return {
+        "id": f"mathvista/{row['pid']}",
+        "question": question if choices else f"{question}\n{hint}",
+        "images": row["image"],
+        "answer": row["answer"],
+        "options": choices,
+        "precision": precision,
+        "subject": row["metadata"]["task"],
+        "level": row["metadata"]["grade"],
+        "source": row["metadata"]["source"],
+        "query": f"{hint}\nQuestion: {question}{listed}",
+    }
+
+
+def lettered(options: list) -> str:
+    """A line for each option: (A) 3"""
+    return "".join(f"({letter}) {option}\n" for letter, option in zip(LETTERS, options))
+
+
+def mathverse(row: dict) -> dict:
+    """A row of MathVerse, of one of its five versions or text only."""
+    # its degree signs were once decoded as Chinese
+    text, answer = (re.sub(r"(?<=\d)掳", "°", row[name]) for name in ("question", "answer"))
+    question, *choices = re.split(r"\n(?:Choices:\n)?[A-H]:", text)
+    version = row["problem_version"]
+    return {
+        "id": f"mathverse/{row['problem_index']}/{version.lower().replace(' ', '-')}",
+        "question": question.strip() or "Solve the problem that stands in the image.",
+        "images": row["image"],
+        "answer": answer,
+        "options": choices,
+        "subject": row["metadata"]["subject"],
+        "level": row["metadata"]["subfield"],
+        "source": version,
+        "query": row.get("query_cot"),
+    }
+
+
+def mathvl(row: dict) -> dict:
+    """A row of MathVL-test, which is not public, in a form of ours: test.jsonl, one problem a line,
+
+    {"id": "1", "image": "images/1.png", "question": "...", "answer": "B", "options": ["...", "..."],
+     "type": "choice", "subject": "...", "grade": "..."}
+
+    options, type (choice, blank ...), subject (of knowledge) and grade are optional. Several blanks or
+    letters are one answer: "25; 0.5", "AC".
+    """
+    return {
+        "id": f"mathvl/{row['id']}",
+        "question": row["question"],
+        "images": row["image"],
+        "answer": row["answer"],
+        "options": row.get("options") or [],
+        "subject": row.get("subject"),
+        "level": row.get("grade"),
+        "source": row.get("type"),
+    }
+
+
+BENCHMARKS = {"mathvision": mathvision, "mathvista": mathvista, "mathverse": mathverse, "mathvl": mathvl}
+BENCHMARK_FILES = {  # in a benchmark's folder: the first file of each tuple that is there is read
+    "mathvision": [("problems.jsonl", "testmini.jsonl", "test.jsonl")],
+    "mathvista": [("testmini.json", "testmini.jsonl", "test.json")],
+    "mathverse": [("testmini.json",), ("testmini_text_only.json", "testmini_text_only.jsonl")],
+    "mathvl": [("test.jsonl", "problems.jsonl")],
+}
+IMAGE_FOLDERS = {"mathverse": "images"}  # what `image` is relative to, where it is not the benchmark's folder
+# (configuration, split) on the hub, where it is not (None, "testmini")
+HUB_PARTS = {"mathverse": [("testmini", "testmini"), ("testmini_text_only", "testmini_text_only")]}
+SPLITS = {  # by what each benchmark is reported: name -> field of the problem. None: any other test set
+    "mathvision": {"subject": "subject", "level": "level"},
+    # "GPS" of the papers is the task "geometry problem solving"
+    "mathvista": {"task": "subject", "grade": "level", "source": "source"},
+    "mathverse": {"version": "source", "subject": "subject", "subfield": "level"},
+    "mathvl": {"subject": "subject", "type": "source", "grade": "level"},
+    None: {"subject": "subject", "source": "source"},
+}

@@ -1,0 +1,188 @@
+"""Read a source of problems: a file, a benchmark, or a data set of the hub.
+
+PATH.jsonl         problem records (docs/RECORDS.md)
+NAME:PATH          a benchmark (benchmarks.py) in a folder, in its own form; NAME:OWNER/NAME on the hub
+hf:NAME:SPLIT      a data set that `datasets` loads from the hub or from a local folder, streamed; `fields`
+                   names its columns
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mathse.images import image_problem, save_image
+from mathse.problems.benchmarks import BENCHMARK_FILES, BENCHMARKS, HUB_PARTS, IMAGE_FOLDERS
+from mathse.records import PLACEHOLDERS, check_row, fail, json_lines, read_rows, shown
+
+PROBLEM_FIELDS = (
+    "id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level",
+)  # fmt: skip
+# what an adapter raises at a field that is missing or of another type
+WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError)
+
+
+def load_problems(
+    spec: str, image_folder: Path, fields: dict[str, str] | None = None
+) -> tuple[str, Iterator[dict]]:
+    """(name, problem records with absolute image paths) of a source, streamed and checked.
+
+    `image_folder`: where images that come inside rows are saved. `fields`: {our field: column of a data set}.
+    Ends the command in one line if the source cannot be read or a row is at fault.
+    """
+    name, _, path = spec.partition(":")
+    if name == "hf":
+        data_set, _, split = path.rpartition(":")
+        if not data_set:
+            fail(f"{spec}: a hub data set is written hf:NAME:SPLIT, for example hf:owner/name:train")
+        rows = hub_problems(spec, data_set, split, fields or {}, image_folder)
+        return re.sub("[/:]", "_", path.strip("/")), checked(rows, spec)
+    if name in BENCHMARKS:
+        is_folder = bool(path) and Path(path).is_dir()
+        if not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", path):
+            remedy = f"write {name}:PATH, or {name}:OWNER/NAME of the hub"
+            fail(f"{spec}: no folder {path or '(none given)'}; {remedy}")
+        rows = folder_rows(name, Path(path)) if is_folder else benchmark_hub_rows(name, path, image_folder)
+        return name, checked(map(BENCHMARKS[name], rows), spec)
+    if not Path(spec).is_file():
+        kinds = f"a problems.jsonl, hf:NAME:SPLIT, or NAME:PATH with NAME in {', '.join(BENCHMARKS)}"
+        fail(f"{spec}: no such file; a source is {kinds}")
+    stem = Path(spec).stem  # says little if it is one of these
+    return f"{Path(spec).parent.name}_{stem}" if stem in ("problems", "test") else stem, read_rows(spec)
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """ "question=problem images=image" -> {"question": "problem", "images": "image"}"""
+    fields = dict(pair.partition("=")[::2] for pair in text.split())
+    if unknown := [field for field in fields if field not in PROBLEM_FIELDS]:
+        names = ", ".join(PROBLEM_FIELDS)
+        fail(f"--fields: {unknown[0]}: not a field of a problem; they are {names}")
+    return fields
+
+
+def checked(rows: Iterator[dict], spec: str) -> Iterator[dict]:
+    """The records, each checked; the first fault ends the command."""
+    seen = set()
+    for number in itertools.count(1):
+        where = f"{spec}:{number}"
+        try:
+            row = next(rows, None)
+        except WRONG_FORM as error:
+            fail(f"{where}: {shown(error)}: the row is not in the source's own form; mend it")
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            # of `datasets`: the network, or an image that it cannot decode
+            fail(f"{where}: cannot be read: {error}", 1)
+        if row is None:
+            return
+        check_row(row, where, ("id", "question", "answer"), image_problem)
+        if row["id"] in seen:
+            fail(f"{where}: id: {shown(row['id'])} stands there already; make it unique")
+        seen.add(row["id"])
+        yield row
+
+
+# ---------------------------------------------------------------- benchmarks
+
+
+def folder_rows(name: str, folder: Path) -> Iterator[dict]:
+    """Rows of a benchmark's files, with absolute paths in `image`."""
+    paths = []
+    for names in BENCHMARK_FILES[name]:
+        paths += [folder / file for file in names if (folder / file).is_file()][:1]
+    if not paths:
+        names = ", ".join(file for names in BENCHMARK_FILES[name] for file in names)
+        fail(f"{folder}: none of {names} in it; give the folder of the benchmark's own files")
+    image_folder = folder.absolute() / IMAGE_FOLDERS.get(name, "")
+    for path in paths:
+        for row in file_rows(path):
+            images = row.get("image") or []
+            images = images if isinstance(images, list) else [images]
+            yield row | {"image": [str(image_folder / image) for image in images]}
+
+
+def file_rows(path: Path) -> Iterator[dict]:
+    """Rows of JSON lines, or (.json) of a list or an object of rows."""
+    if path.suffix == ".json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            fail(f"{path}: not JSON ({error}); fetch the file again")
+        content = list(content.values()) if isinstance(content, dict) else content
+        rows = [(str(path), row) for row in (content if isinstance(content, list) else [content])]
+    else:
+        rows = json_lines(path)
+    for where, row in rows:
+        if not isinstance(row, dict):
+            fail(f"{where}: a {type(row).__name__} instead of a row; give the benchmark's own file")
+        yield row
+
+
+def benchmark_hub_rows(name: str, source: str, image_folder: Path) -> Iterator[dict]:
+    """Rows of a benchmark on the hub, `source` being OWNER/NAME or OWNER/NAME:SPLIT.
+
+    The image is the column decoded_image or, where `image` itself is decoded, image.
+    """
+    data_set, _, wanted = source.partition(":")
+    for configuration, split in HUB_PARTS.get(name, [(None, wanted or "testmini")]):
+        if wanted not in ("", split):
+            continue
+        spec = f"{name}:{source}"
+        for number, row in enumerate(open_data_set(spec, data_set, split, configuration), 1):
+            image = row.get("decoded_image") or row.get("image")
+            yield row | {"image": saved_images(image or [], image_folder, f"{spec}:{number}")}
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def hub_problems(
+    spec: str, name: str, split: str, fields: dict[str, str], image_folder: Path
+) -> Iterator[dict]:
+    """Problem records of a data set on the hub. A row without an id gets one made of its content."""
+    for number, row in enumerate(open_data_set(spec, name, split), 1):
+        where = f"{spec}:{number}"
+        record = {field: row.get(fields.get(field, field)) for field in PROBLEM_FIELDS}
+        for column in (fields.get("question", "question"), fields.get("answer", "answer")):
+            if column not in row:
+                remedy = 'name the right ones in --fields, for example "question=problem"'
+                fail(f"{where}: {column}: no such column; it has {', '.join(row)}; {remedy}")
+        likely = [column for column in row if "image" in column.lower()]
+        if number == 1 and record["images"] is None and likely:
+            remedy = f'set --fields, for example "images={likely[0]}"'
+            fail(f"{spec}: images: not mapped, but there is a column {likely[0]!r}; {remedy}")
+        record["images"] = saved_images(record["images"], image_folder, where)
+        if record["id"] is None:
+            images = [os.path.relpath(image, image_folder) for image in record["images"]]
+            content = json.dumps([record["question"], record["options"], images], ensure_ascii=False)
+            record["id"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+        record["id"] = str(record["id"])
+        if record["images"] and isinstance(record["question"], str):
+            record["question"] = re.sub(rf"\s*(?:{PLACEHOLDERS.pattern})", "", record["question"]).strip()
+        answer = None if record["answer"] == "" else record["answer"]  # not known
+        known = {field: value for field, value in record.items() if value is not None}
+        source = record["source"] or name
+        yield known | {"question": record["question"], "answer": answer, "source": source}
+
+
+def open_data_set(spec: str, name: str, split: str, configuration: str | None = None):
+    """The rows of a data set, streamed."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, configuration, split=split, streaming=True)
+    except (OSError, ValueError) as error:  # not found, no such split, no network
+        fail(f"{spec}: cannot be loaded: {str(error).splitlines()[0]}")
+
+
+def saved_images(value: object, folder: Path, where: str) -> list[str]:
+    """The paths of a row's images (one, a list, or None), saved in `folder` if they came inside the row."""
+    values = value if isinstance(value, list) else [value]
+    try:
+        return [save_image(image, folder) for image in values if image is not None]
+    except ValueError as error:
+        fail(f"{where}: images: {error}; name the right column in --fields")

@@ -1,0 +1,217 @@
+"""What predictions and verdicts say: intervals, pass@k, paired comparisons, counts of an audit.
+
+A prediction is a row of predictions.jsonl (05_evaluate.py). A problem counts as right by the share of its
+samples that are right; the accuracy is the mean over problems. An undecided answer is not right.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mathse.records import written_rows
+
+Z = 1.959964  # of a 95 % interval
+RESAMPLES = 10_000  # of the bootstrap
+VERDICTS = ("correct", "wrong", "undecided")  # of the answer check and of the ORM
+# The transitions of the paper's Figure 2, from one set of predictions to another.
+CHANGES = (
+    "correct to correct",
+    "incorrect to incorrect",
+    "correct to incorrect",
+    "incorrect to correct",
+)
+# Conditions that a comparison may be about. If others differ, two scores are not comparable.
+MAY_DIFFER = {"model", "test", "limit", "seed", "blank_image"}
+DISAGREEMENTS = {  # by (answer check, ORM check)
+    ("wrong", "correct"): "orm_accepts_wrong",
+    ("correct", "wrong"): "orm_rejects_right",
+}
+EXAMPLES = 10  # of each disagreement, kept by an audit
+EXAMPLE_FIELDS = (
+    "id", "sample", "answer", "extracted", "response", "judge_reply", "error_line", "orm_confidence",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- one set of predictions
+
+
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share: within [0, 1], and accurate for shares near 0 and 1."""
+    if not n:
+        return 0.0, 1.0
+    share, spread = correct / n, Z * Z / n
+    centre = share + spread / 2
+    half = Z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
+    return round(max(0.0, low), 4), round(min(1.0, high), 4)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate that one of k samples is right, from n (Chen et al. 2021, arXiv 2107.03374)."""
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def predictions(folder: Path, keep: Callable[[dict], dict] = lambda row: row) -> dict[str, list[dict]]:
+    """{benchmark: predictions} of an evaluation's folder.
+
+    Each row goes through `keep`, so that the long fields need not be held in memory.
+    """
+    rows = defaultdict(list)
+    for row in written_rows(folder / "predictions.jsonl"):
+        rows[row["benchmark"]].append(keep(row))
+    return dict(rows)
+
+
+def checks_only(row: dict) -> dict:
+    """The fields of a prediction that compare() needs."""
+    return {name: row[name] for name in ("id", "sample", "answer_check")}
+
+
+def by_problem(rows: Iterable[dict]) -> dict[str, list[dict]]:
+    """{id: its predictions, ordered by sample}"""
+    problems = defaultdict(list)
+    for row in rows:
+        problems[row["id"]].append(row)
+    return {name: sorted(group, key=lambda row: row["sample"]) for name, group in problems.items()}
+
+
+def right_share(group: list[dict], field: str = "answer_check") -> float:
+    """Share of a problem's samples that are right by a field: "correct", or true."""
+    return sum(row[field] in ("correct", True) for row in group) / len(group)
+
+
+def share_of(groups: list[list[dict]], field: str = "answer_check") -> dict:
+    """{n, accuracy, interval} of some problems."""
+    correct = sum(right_share(group, field) for group in groups)
+    accuracy = round(correct / len(groups), 4)
+    return {"n": len(groups), "accuracy": accuracy, "interval": wilson(correct, len(groups))}
+
+
+def split_by(groups: list[list[dict]], field: str) -> dict[str, dict]:
+    """{value of the field: {n, accuracy, interval} of its problems}"""
+    values = defaultdict(list)
+    for group in groups:
+        values[str(group[0].get(field))].append(group)
+    return {value: share_of(part) for value, part in sorted(values.items())}
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of at least one value, to four decimals."""
+    values = list(values)
+    return round(sum(values) / len(values), 4)
+
+
+def percent(share: dict) -> str:
+    """An accuracy with its interval, as text."""
+    low, high = share["interval"]
+    return f"{share['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+# ---------------------------------------------------------------- two sets of predictions
+
+
+def bootstrap(differences: list[float], seed: int) -> tuple[float, float]:
+    """Paired bootstrap: 95 % interval of the mean difference, problems drawn anew RESAMPLES times."""
+    import numpy as np
+
+    # drawing n problems is the same as drawing how often each value comes
+    values, counts = np.unique(np.asarray(differences), return_counts=True)
+    n = len(differences)
+    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
+    low, high = np.quantile(draws @ values / n, [0.025, 0.975])
+    return round(float(low), 4), round(float(high), 4)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """McNemar's exact test: two-sided p, from the problems on which two sets of predictions differ."""
+    n = lost + gained
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(lost, gained) + 1)) / 2**n)
+
+
+def compare(before: Iterable[dict], after: Iterable[dict], seed: int = 0) -> dict | None:
+    """The change between two sets of predictions of a benchmark, on the problems of both; None without any.
+
+    {n, only_before, only_after: numbers of problems; before, after: accuracy; change, interval: paired
+    bootstrap; p: McNemar's exact test; changes: counts of CHANGES}. p and changes are None unless both have
+    one sample a problem.
+    """
+    one, other = by_problem(before), by_problem(after)
+    common = [name for name in one if name in other]
+    if not common:
+        return None
+    shares = [(right_share(one[name]), right_share(other[name])) for name in common]
+    first = sum(share for share, _ in shares) / len(common)
+    second = sum(share for _, share in shares) / len(common)
+    result = {
+        "n": len(common),
+        "only_before": len(one) - len(common),
+        "only_after": len(other) - len(common),
+        "before": round(first, 4),
+        "after": round(second, 4),
+        "change": round(second - first, 4),
+        "interval": bootstrap([late - early for early, late in shares], seed),
+        "p": None,
+        "changes": None,
+    }
+    if all(len(group[name]) == 1 for name in common for group in (one, other)):
+        counts = Counter(shares)
+        lost, gained = counts[1, 0], counts[0, 1]
+        result["p"] = mcnemar(lost, gained)
+        result["changes"] = dict(zip(CHANGES, (counts[1, 1], counts[0, 0], lost, gained)))
+    return result
+
+
+def differing(before: dict, after: dict) -> list[str]:
+    """Names of the conditions that make two scores not comparable; also one that only one side has."""
+    names = (before.keys() | after.keys()) - MAY_DIFFER
+    return sorted(name for name in names if before.get(name) != after.get(name))
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def audit(rows: Iterable[dict]) -> dict:
+    """Counts of verified rows, {} if there are none.
+
+    {paths, status, "answer/orm": pairs of answer check and ORM check, by_subject: the same, judged: complete
+    paths with an ORM check, no_verdict: those of them without a verdict, error_steps: {given, found: in the
+    response}, examples: the first EXAMPLES of each disagreement}
+    """
+    pairs, status, subjects = Counter(), Counter(), defaultdict(Counter)
+    steps, judged, no_verdict, examples = Counter(), 0, 0, defaultdict(list)
+    for row in rows:
+        checks = row.get("answer_check"), row.get("orm_check")
+        pair = "/".join(map(str, checks))
+        pairs[pair] += 1
+        subjects[str(row.get("subject"))][pair] += 1
+        status[row["status"]] += 1
+        kind = DISAGREEMENTS.get(checks)
+        if checks[1]:
+            complete = row["finish"] == "stop"
+            undecided = complete and checks[1] == "undecided"
+            judged += complete
+            no_verdict += undecided
+            kind = "no_verdict" if undecided else kind
+            steps[row.get("error_line") is not None] += bool(row["error_step"])
+        if kind and len(examples[kind]) < EXAMPLES:
+            examples[kind].append({name: row.get(name) for name in EXAMPLE_FIELDS})
+    if not status:
+        return {}
+    return {
+        "paths": status.total(),
+        "status": dict(status),
+        "answer/orm": dict(pairs),
+        "by_subject": {name: dict(subjects[name]) for name in sorted(subjects)},
+        "judged": judged,
+        "no_verdict": no_verdict,
+        "error_steps": {"given": steps.total(), "found": steps[True]},
+        "examples": dict(examples),
+    }
+
+
+def right_rate(pairs: dict, check: str) -> tuple[float, tuple[float, float], int] | None:
+    """(share, interval, n): how often the ORM agrees on paths with this answer check; None without any."""
+    n = sum(pairs.get(f"{check}/{orm}", 0) for orm in VERDICTS)
+    count = pairs.get(f"{check}/{check}", 0)
+    return (count / n, wilson(count, n), n) if n else None

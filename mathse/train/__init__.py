@@ -1,0 +1,1 @@
+"""Fine-tuning: rows -> micro-batches, packed rows, models on several devices, checkpoints."""

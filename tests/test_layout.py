@@ -1,0 +1,104 @@
+"""The house: imports run one way, a stage imports no other stage, torch is imported only where it is
+needed.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# Rooms of the package; a module imports from its own room or from one further up.
+ROOMS = [
+    "images",
+    "answers",
+    "records",
+    "jsonl",
+    "recipe",
+    "chat",
+    "attention",
+    "cli",
+    "generate",
+    "train",
+    "problems",
+    "report",
+]
+STAGES = sorted(ROOT.glob("0?_*.py"))
+MODULES = sorted((ROOT / "mathse").rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of this project that a file imports, wherever the statement stands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in ("mathse", "common") or name[:1].isdigit()}
+
+
+def room(name: str) -> int:
+    """The place in ROOMS of a module's name; the package itself is further up than all."""
+    parts = name.split(".")
+    return ROOMS.index(parts[1]) if len(parts) > 1 and parts[0] == "mathse" else -1
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_every_module_has_a_room():
+    assert {name_of(path).split(".")[1] for path in MODULES if name_of(path) != "mathse"} == {*ROOMS}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_one_way(path):
+    assert "common" not in imported(path)
+    later = {name for name in imported(path) if room(name) > room(name_of(path))}
+    assert not later, f"{name_of(path)} imports from a later room: {later}"
+
+
+def test_no_circle():
+    """Also within a room no module imports, over others, itself."""
+    names = {name_of(path) for path in MODULES}
+    edges = {name_of(path): imported(path) & names - {name_of(path)} for path in MODULES}
+    while leaves := {name for name, others in edges.items() if not others & edges.keys()}:
+        edges = {name: others for name, others in edges.items() if name not in leaves}
+    assert not edges
+
+
+@pytest.mark.parametrize("path", [*STAGES, ROOT / "common.py"], ids=lambda path: path.name)
+def test_stages_do_not_import_each_other(path):
+    assert not {name for name in imported(path) if name[:1].isdigit()}
+    assert path.name != "common.py" or "common" not in imported(path)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in STAGES] + ["mathse.problems", "mathse.report"])
+def test_a_stage_starts_without_torch(name):
+    code = f"import importlib, sys; importlib.import_module({name!r}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_the_root_is_what_its_user_asked_for():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    if not listed:
+        pytest.skip("not a git checkout")
+    files = {name for name in listed if "/" not in name}
+    assert files == {path.name for path in STAGES} | {
+        "common.py", "run_rounds.sh", "README.md", "LICENSE", "requirements.txt", "ruff.toml", ".gitignore"
+    }  # fmt: skip
+    assert {name.split("/")[0] for name in listed if "/" in name} == {".ci", "docs", "mathse", "tests", "toy"}
+
+
+def test_sizes():
+    """Aims of the design that are kept; a file over them needs a reason."""
+    count = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in [*STAGES, *MODULES]}
+    assert {path.name: lines for path, lines in count.items() if path in MODULES and lines > 350} == {}
+    assert len((ROOT / "common.py").read_text().splitlines()) <= 120
+    assert len((ROOT / "run_rounds.sh").read_text().splitlines()) <= 100
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

@@ -1,0 +1,391 @@
+"""Where problems come from: files, benchmarks in their own form, data sets of the hub; bad sources end the
+command in one line; a source is read whole, also when a call is killed.
+"""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT, read_rows, write_rows
+from PIL import Image
+from server import Server, completion
+from test_bad_input import jpeg, problem, refused
+
+import mathse.problems.__main__ as command
+from mathse import problems
+from mathse.answers import AnswerChecker, check_rows
+from mathse.problems import benchmarks, sources
+
+DATA = ROOT.parent / "shared" / "data"
+
+
+def load(name, folder):
+    return list(problems.load_problems(f"{name}:{folder}", folder)[1])
+
+
+def blank(path, size=(9, 9)):
+    Image.new("RGB", size).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a sound image, x.png."""
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "x.png")
+    return tmp_path
+
+
+# ---------------------------------------------------------------- benchmarks
+
+
+def test_mathvision_rows(tmp_path):
+    blank(tmp_path / "1.png")
+    row = {"id": "1", "question": "How many?\n<image1>", "image": "1.png", "options": [], "answer": "6"}
+    row |= {"level": 2, "subject": "counting", "solution": None}
+    several = {"id": "2", "question": "<image1> or <image2>?", "options": ["A", "B"], "answer": "A"}
+    write_rows(tmp_path / "testmini.jsonl", [row, row | several])
+    name, rows = problems.load_problems(f"mathvision:{tmp_path}", tmp_path)
+    first, second = rows
+    assert name == "mathvision"
+    assert first["question"] == "How many?" and second["question"] == "<image1> or <image2>?"
+
+
+VISTA = {
+    "question": "How long?", "image": "images/1.jpg", "choices": None, "unit": "cm", "precision": 1.0,
+    "answer": "2.5", "question_type": "free_form", "answer_type": "float", "pid": "7",
+    "metadata": {"task": "geometry problem solving", "grade": "high school", "source": "GEOS"},
+}  # fmt: skip
+VERSE = {
+    "sample_index": "3", "problem_index": "1", "problem_version": "Text Lite", "image": "a.png",
+    "question": "Find x.\nChoices:\nA:4 cm\nB:5", "answer": "B",
+    "metadata": {"subject": "Plane Geometry", "subfield": "Angle"},
+}  # fmt: skip
+
+
+def test_mathvista_rows(tmp_path):
+    (tmp_path / "images").mkdir()
+    blank(tmp_path / "images/1.jpg")
+    (tmp_path / "testmini.json").write_text(json.dumps({"7": VISTA}))
+    (row,) = load("mathvista", tmp_path)
+    assert row["question"].startswith("How long? (Unit: cm)\nHint: ")
+    assert "one decimal place" in row["question"] and row["precision"] == 1
+    assert row["subject"] == "geometry problem solving"
+    assert row["query"].endswith("\nQuestion: How long? (Unit: cm)")
+    choice = {"answer_type": "text", "question_type": "multi_choice", "choices": ["2", "3"], "answer": "3"}
+    (tmp_path / "testmini.json").write_text(json.dumps([VISTA | choice | {"unit": None, "precision": None}]))
+    (row,) = load("mathvista", tmp_path)
+    assert row["question"] == "How long?" and "option letter" in row["query"]
+    assert row["query"].endswith("Question: How long?\nChoices:\n(A) 2\n(B) 3")
+
+
+def test_mathverse_rows(tmp_path):
+    (tmp_path / "images").mkdir()
+    blank(tmp_path / "images/a.png")
+    versions = ["Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only"]
+    rows = [VERSE | {"problem_version": version} for version in versions]
+    rows[-1]["question"] = ""
+    (tmp_path / "testmini.json").write_text(json.dumps(rows))
+    text_only = {"problem_version": "Text Only", "image": "", "question": "A bearing?", "answer": "118掳T"}
+    write_rows(tmp_path / "testmini_text_only.jsonl", [VERSE | text_only])
+    rows = load("mathverse", tmp_path)
+    assert [row["source"] for row in rows] == [*versions, "Text Only"]
+    assert len({row["id"] for row in rows}) == 6
+    assert (rows[1]["question"], rows[1]["options"]) == ("Find x.", ["4 cm", "5"]) and rows[4]["question"]
+    assert not rows[5]["images"] and rows[5]["answer"] == "118°T"
+
+
+def test_mathvl_rows(tmp_path):
+    blank(tmp_path / "1.png")
+    one = {"id": "1", "image": "1.png", "question": "如图，求面积。", "answer": "B", "options": ["2", "4"]}
+    rows = [
+        one | {"type": "choice", "subject": "面积", "grade": "初二"},
+        {"id": "2", "image": ["1.png", "1.png"], "question": "填空", "answer": "25; 0.5", "type": "blank"},
+        {"id": "3", "image": None, "question": "1 + 1 = ?", "answer": 2},
+    ]
+    write_rows(tmp_path / "test.jsonl", rows)
+    one, two, three = load("mathvl", tmp_path)
+    assert (one["id"], one["options"]) == ("mathvl/1", ["2", "4"])
+    assert (one["source"], one["level"]) == ("choice", "初二")
+    assert len(two["images"]) == 2 and three["images"] == []
+    write_rows(tmp_path / "test.jsonl", [{"id": "1", "image": "1.png", "answer": "1"}])  # no question
+    with pytest.raises(SystemExit):
+        load("mathvl", tmp_path)
+
+
+def test_the_benchmarks_own_prompt(tmp_path, run):
+    """05_evaluate.py asks with it, and scores by the benchmark's rule and splits."""
+    blank(tmp_path / "1.png")
+    row = {
+        "id": "1",
+        "question": "How many?\n<image1>",
+        "image": "1.png",
+        "options": ["3", "6"],
+        "answer": "B",
+    }
+    write_rows(tmp_path / "testmini.jsonl", [row | {"level": 2, "subject": "counting"}])
+    server = Server(lambda number, body: (200, completion("\\boxed{B}"), {}))
+    flags = ["--output", tmp_path / "eval", "--model", server.spec, "--prompt", "benchmark"]
+    done = run("05_evaluate.py", "--test", f"mathvision:{tmp_path}", *flags)
+    assert done.returncode == 0, done.stderr
+    text = server.seen[0][1]["messages"][0]["content"][1]["text"]
+    assert text.startswith("Please solve the problem step by step and put your answer in one")
+    assert "(A) 3\n(B) 6" in text and "expert" not in text
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    figures = metrics["benchmarks"]["mathvision"]
+    assert metrics["conditions"]["prompt"] == "benchmark"
+    assert figures["official"]["accuracy"] == 1 and figures["splits"]["level"]["2"]["n"] == 1
+
+
+@pytest.mark.parametrize(
+    "response, answer, options, right",
+    [
+        ("So the answer is (B).", "B", ["3", "4"], True),
+        ("\\boxed{4}", "B", ["3", "4"], True),  # the option's value
+        ("\\boxed{4.0}", "B", ["3", "4"], True),
+        ("\\boxed{3}", "B", ["3", "4"], False),
+        ("\\boxed{\\frac{7}{3}}", "7/3", [], True),
+        ("The answer is 12. I am sure.", "12", [], True),
+        ("The area is 2.504", "2.5", [], True),
+        ("\\boxed{72 \\mathrm{~cm}}", "72", [], False),  # right, but not to this rule
+        ("\\boxed{\\text{(A) } 3}", "A", ["3", "4"], False),
+        ("", "12", [], False),
+    ],
+)
+def test_the_rule_of_mathvision(response, answer, options, right):
+    row = {"response": response, "answer": answer, "options": options, "question": ""}
+    with AnswerChecker() as checker:
+        assert problems.RULES["mathvision"](row, checker.same) == right
+
+
+def place_source(name, folder):
+    """The folder of a benchmark whose rows lie in DATA, or None; images that are not there are made."""
+    if name == "mathvision":
+        there = DATA / "mathv_testmini"
+        return there if there.exists() else None
+    file, target = {
+        "mathvista": ("mathvista_rows.jsonl", "testmini.jsonl"),
+        "mathverse": ("mathverse_text_only_rows.jsonl", "testmini_text_only.jsonl"),
+    }[name]
+    path = DATA / "benchmark_rows" / file
+    if not path.exists():
+        return None
+    (folder / target).write_bytes(path.read_bytes())
+    (folder / "images").mkdir()
+    for row in read_rows(path):
+        if row["image"]:
+            blank(folder / row["image"])
+    return folder
+
+
+@pytest.mark.parametrize("name, count", [("mathvista", 42), ("mathverse", 40), ("mathvision", 304)])
+def test_rows_of_the_sources(name, count, tmp_path):
+    """Every row becomes a problem whose reference answer our answer check and the benchmark's rule accept."""
+    place = place_source(name, tmp_path)
+    if place is None:
+        pytest.skip("no rows of the source here")
+    rows = load(name, place)
+    assert len(rows) == count
+    said = [row | {"response": f"The answer to this problem is {row['answer']}."} for row in rows]
+    with AnswerChecker() as checker:
+        for row, result in zip(rows, check_rows(said)):
+            assert result["answer_check"] == "correct", (row["question"], row["answer"], result["extracted"])
+            boxed = {"response": f"\\boxed{{{row['answer']}}}"}  # the form that MATH-V's prompt asks for
+            rule = problems.RULES.get(name)
+            assert rule is None or rule(result | boxed, checker.same), (name, row["answer"])
+            for field in problems.SPLITS[name].values():
+                assert row[field] is not None
+
+
+# ---------------------------------------------------------------- data sets of the hub
+# `datasets` reads a local folder the same way; the hub itself is not tried
+
+
+def test_a_benchmark_as_a_data_set(tmp_path):
+    """As the hub has it: the image in a column."""
+    datasets = pytest.importorskip("datasets")
+    table = {
+        "id": ["1", "2"],
+        "question": ["How many?\n<image1>", "Which?"],
+        "options": [[], ["A", "B"]],
+        "answer": ["6", "B"],
+        "level": [1, 2],
+        "subject": ["counting", "logic"],
+        "image": ["images/1.jpg", "images/2.jpg"],
+        "decoded_image": [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")],
+    }
+    texts = ("id", "question", "answer", "subject", "image")
+    features = {name: datasets.Value("string") for name in texts}
+    features |= {"level": datasets.Value("int64"), "decoded_image": datasets.Image()}
+    features["options"] = datasets.List(datasets.Value("string"))
+    made = datasets.Dataset.from_dict(table, features=datasets.Features(features))
+    made.to_parquet(tmp_path / "set" / "testmini.parquet")
+    configs = "- config_name: default\n  data_files:\n  - split: testmini\n    path: testmini.parquet"
+    (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n{configs}\n---\n")
+    hub_rows = sources.benchmark_hub_rows("mathvision", str(tmp_path / "set"), tmp_path / "images")
+    rows = [benchmarks.mathvision(row) for row in hub_rows]
+    assert [row["question"] for row in rows] == ["How many?", "Which?"]
+    assert [row["options"] for row in rows] == [[], ["A", "B"]]
+    assert [Image.open(row["images"][0]).size for row in rows] == [(20, 10)] * 2
+
+
+def make_data_set(folder, columns: dict) -> str:
+    """A data set of one split with text columns and, in `image`, images; returns its spec."""
+    datasets = pytest.importorskip("datasets")
+    kinds = {name: datasets.Value("string") for name in columns}
+    kinds |= {"image": datasets.Image()} if "image" in columns else {}
+    folder.mkdir()
+    made = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+    made.to_parquet(folder / "train.parquet")
+    return f"hf:{folder}:train"
+
+
+def test_hub_rows_write_images_once(tmp_path, run):
+    image = Image.new("RGB", (20, 10), "red")
+    columns = {"problem": ["one <image>", "two"], "answer": ["1", "2"], "image": [image, image]}
+    spec = make_data_set(tmp_path / "set", columns)
+    flags = ["--input", spec, "--fields", "question=problem images=image"]
+    made = []
+    for place in ("here", "there/deeper"):
+        done = run("-m", "mathse.problems", *flags, "--output", tmp_path / place / "problems.jsonl")
+        assert done.returncode == 0, done.stderr
+        made.append(read_rows(tmp_path / place / "problems.jsonl"))
+        assert len(list((tmp_path / place / "images").iterdir())) == 1
+    assert made[0] == made[1]  # the ids too, though the data set has none
+    assert [row["question"] for row in made[0]] == ["one", "two"]
+    assert made[0][0]["images"] == made[0][1]["images"] and not made[0][0]["images"][0].startswith("/")
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({}, (":1: question: no such column; it has problem, answer, number", "--fields")),
+        ({"question": "problem"}, ("images: not mapped, but there is a column 'image_name'", "--fields")),
+        ({"question": "problem", "images": "number"}, (":1: images: a int is not an image", "--fields")),
+    ],
+)
+def test_wrong_columns_are_refused(tmp_path, capsys, monkeypatch, fields, words):
+    row = {"problem": "one", "answer": "1", "number": 7, "image_name": "x"}
+    monkeypatch.setattr(sources, "open_data_set", lambda *_: [row])
+    refused(capsys, lambda: list(problems.load_problems("hf:a/b:train", tmp_path, fields)[1]), *words)
+
+
+# ---------------------------------------------------------------- bad sources
+
+
+def source(name: str, file: str, content: object):
+    """A benchmark's folder with one file of rows; returns its spec."""
+
+    def make(folder) -> str:
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / file).write_text(text)
+        return f"{name}:{folder}"
+
+    return make
+
+
+MATHV = {
+    "id": "1", "question": "How many?", "image": "x.png", "options": [], "answer": "6",
+    "subject": "counting", "level": 1,
+}  # fmt: skip
+# name: (what makes the source, words of the message)
+BAD_SOURCES = {
+    "unknown benchmark": (lambda folder: "nobench:there", "no such file; a source is"),
+    "no folder": (lambda folder: "mathvision:there", "no folder there; write mathvision:PATH"),
+    "no path": (lambda folder: "mathvision:", "no folder (none given); write mathvision:PATH"),
+    "an empty folder": (
+        lambda folder: f"mathvista:{folder}",
+        "none of testmini.json, testmini.jsonl, test.json in it; give the folder",
+    ),
+    "broken line": (source("mathvision", "test.jsonl", "{"), "test.jsonl:1: not a JSON object"),
+    "broken file": (source("mathvista", "testmini.json", "{"), "testmini.json: not JSON"),
+    "a list of numbers": (
+        source("mathvista", "testmini.json", [1, 2]),
+        "testmini.json: a int instead of a row",
+    ),
+    "a field of the source is missing": (
+        source("mathvision", "test.jsonl", {"id": "1"}),
+        ":1: KeyError('question'): the row is not in the source's own form",
+    ),
+    "a field of another type": (source("mathvista", "testmini.json", [{"precision": "x"}]), ":1: ValueError"),
+    "metadata is null": (source("mathverse", "testmini.json", [VERSE | {"metadata": None}]), ":1: TypeError"),
+    "missing image": (source("mathvision", "test.jsonl", MATHV | {"image": "no.png"}), ":1: images: "),
+    "answer not among the options": (
+        source("mathvision", "test.jsonl", MATHV | {"options": ["1", "2"]}),
+        ":1: answer: '6' is not among the options",
+    ),
+    "an id twice": (
+        source("mathvision", "test.jsonl", json.dumps(MATHV) + "\n" + json.dumps(MATHV)),
+        ":2: id: 'mathvision/1' stands there already",
+    ),
+    "a hub data set without its split": (lambda folder: "hf:train", "written hf:NAME:SPLIT"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD_SOURCES))
+def test_bad_sources(folder, capsys, case):
+    make, words = BAD_SOURCES[case]
+    spec = make(folder)
+    refused(capsys, lambda: list(problems.load_problems(spec, folder / "images")[1]), words)
+
+
+def test_an_unknown_field_is_refused(capsys):
+    words = "--fields: questoin: not a field of a problem; they are id, question"
+    refused(capsys, lambda: problems.parse_fields("questoin=problem"), words)
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def call(folder, monkeypatch):
+    """Call the command in this process on p.jsonl, with out.jsonl as output."""
+
+    def run(*flags: object) -> None:
+        words = ["--input", folder / "p.jsonl", "--output", folder / "out.jsonl", *flags]
+        monkeypatch.setattr(sys, "argv", ["mathse.problems", *map(str, words)])
+        command.main()
+
+    return run
+
+
+@pytest.mark.parametrize("content", [jpeg()[:-900], jpeg()[:700]], ids=["truncated JPEG", "half a JPEG"])
+def test_an_image_that_cannot_be_decoded_ends_the_import(folder, capsys, call, content):
+    """The stages look at headers only; this, the first step of a run, decodes every image once."""
+    (folder / "cut.jpg").write_bytes(content)
+    write_rows(folder / "p.jsonl", [problem(id="fine"), problem(images=["cut.jpg"])])
+    refused(capsys, call, "p.jsonl:2: images: ", "cannot be decoded", "repair the file or remove the row")
+    assert not list(folder.glob("out.jsonl*"))
+    write_rows(folder / "p.jsonl", [problem(id="fine")])  # the mended call is not refused
+    call()
+    assert [row["id"] for row in read_rows(folder / "out.jsonl")] == ["fine"]
+
+
+def test_image_paths_stay_relative_to_the_file(folder, run):
+    write_rows(folder / "p.jsonl", [problem(images=["x.png", str(folder / "x.png")])])
+    output = folder / "deeper" / "out.jsonl"
+    done = run("-m", "mathse.problems", "--input", folder / "p.jsonl", "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert read_rows(output)[0]["images"] == ["../x.png"] * 2
+
+
+def test_limit_holds_for_the_input_and_each_test_set(folder, call):
+    rows = [problem(id=str(number), question=f"{number} + 1?", images=[]) for number in range(6)]
+    write_rows(folder / "p.jsonl", rows)
+    write_rows(folder / "t.jsonl", rows[1:])
+    call("--limit", 3, "--test", folder / "t.jsonl")  # 0, 1, 2 without 1, 2, 3
+    assert [row["id"] for row in read_rows(folder / "out.jsonl")] == ["0"]
+
+
+def test_the_output_may_not_be_an_input(folder, capsys, call):
+    path = write_rows(folder / "out.jsonl", [problem()])
+    write_rows(folder / "p.jsonl", [problem()])
+    refused(capsys, lambda: call("--force", "--test", path), "--test: ", "out.jsonl: is the output too")
+    assert read_rows(path) == [problem()]
+
+
+def test_a_dry_run_checks_and_writes_nothing(folder, capsys, call):
+    write_rows(folder / "p.jsonl", [problem()])
+    before = sorted(folder.iterdir())
+    call("--dry-run", 0, "--test", folder / "p.jsonl")
+    assert sorted(folder.iterdir()) == before and capsys.readouterr() == ("", "")
+    refused(capsys, lambda: call("--dry-run", 0, "--test", folder / "no.jsonl"), "no.jsonl: no such file")
+    refused(capsys, lambda: call("--dry-run", 0, "--fields", "x=y"), "--fields: x: not a field")

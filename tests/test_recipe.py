@@ -1,0 +1,201 @@
+"""An output carries its recipe: the same one is skipped, another one is refused by name or made anew
+with --force.
+"""
+
+import json
+import shutil
+
+import pytest
+from conftest import ROOT, read_rows, write_rows
+from server import Server, completion, good
+
+from mathse import recipe
+
+SAMPLE = {"question": "What?", "images": [], "answer": "1", "finish": "stop"}
+
+
+@pytest.fixture
+def samples(tmp_path):
+    rows = [SAMPLE | {"id": f"p{k}", "sample": 0, "response": f"The answer is {k % 2}."} for k in range(4)]
+    return write_rows(tmp_path / "samples.jsonl", rows)
+
+
+@pytest.fixture
+def verify(samples, run):
+    """02_verify.py on the samples; the output is v.jsonl beside them."""
+
+    def call(*flags: object):
+        output = samples.parent / "v.jsonl"
+        return run("02_verify.py", "--input", samples, "--output", output, "--accept", "answer", *flags)
+
+    return call
+
+
+def one_line(done, *words: str) -> bool:
+    error = done.stderr
+    return done.returncode == 2 and len(error.splitlines()) == 1 and all(word in error for word in words)
+
+
+def test_the_same_recipe_is_skipped(verify, samples):
+    assert verify().returncode == 0
+    made = json.loads((samples.parent / "v.jsonl.recipe.json").read_text())
+    assert made["stage"] == "02_verify.py" and made["flags"]["accept"] == "answer" and made["rows"] == 4
+    assert {
+        "command",
+        "versions",
+        "git_commit",
+        "processes",
+        "seconds",
+        "tokens",
+        "requests",
+        "cost",
+    } <= made.keys()
+    output = samples.parent / "v.jsonl"
+    assert (
+        verify().stdout == f"skip {output}\n"
+        and verify("--workers", 2, "--force").stdout == f"skip {output}\n"
+    )
+    assert not list(samples.parent.glob("*.part"))
+
+
+def test_another_flag_is_refused_by_name_and_made_with_force(verify, samples):
+    assert verify().returncode == 0
+    done = verify("--limit", 2)
+    assert one_line(done, "v.jsonl: was made with other settings: limit was 0, is 2", "--force")
+    assert len(read_rows(samples.parent / "v.jsonl")) == 4
+    assert verify("--limit", 2, "--force").returncode == 0 and len(read_rows(samples.parent / "v.jsonl")) == 2
+    assert one_line(verify(), "limit was 2, is 0")
+
+
+def test_an_input_with_another_content_is_refused_by_name(verify, samples):
+    assert verify().returncode == 0
+    samples.write_text(samples.read_text().replace("answer is 0", "answer is 7"))
+    assert one_line(verify(), f"input {samples} has another content")
+    assert verify("--force").returncode == 0 and verify().stdout.startswith("skip ")
+
+
+def test_an_output_without_a_recipe_is_nobodys_to_overwrite(verify, samples):
+    (samples.parent / "v.jsonl").write_text("mine\n")
+    assert one_line(verify(), "stands there, but not how it was made")
+    assert (samples.parent / "v.jsonl").read_text() == "mine\n"
+    assert verify("--force").returncode == 0 and len(read_rows(samples.parent / "v.jsonl")) == 4
+
+
+def test_an_unfinished_output_is_not_gone_on_with_by_another_recipe(samples, run, tmp_path):
+    server = Server(good, seconds=0.0)
+    flags = ["--input", samples, "--output", tmp_path / "s.jsonl", "--model", server.spec]
+    assert run("01_sample.py", *flags, "--max-requests", 2, "--concurrency", 1).returncode == 3
+    assert one_line(
+        run("01_sample.py", *flags, "--top-p", 0.5), "s.jsonl.part: was made", "top_p was 1.0, is 0.5"
+    )
+    assert server.count == 2
+    done = run("01_sample.py", *flags, "--top-p", 0.5, "--force")
+    assert done.returncode == 0 and server.count == 6 and len(read_rows(tmp_path / "s.jsonl")) == 4
+    made = json.loads((tmp_path / "s.jsonl.recipe.json").read_text())
+    assert made["requests"] == 4 and made["tokens"] == [28, 12]
+
+
+def test_the_same_model_at_another_address_is_the_same(samples, run, tmp_path):
+    """A server has another port each time; another model behind it is another one."""
+    flags = ["--input", samples, "--output", tmp_path / "s.jsonl", "--model"]
+    one, other = Server(good, seconds=0.0), Server(good, seconds=0.0)
+    assert run("01_sample.py", *flags, one.spec).returncode == 0
+    assert run("01_sample.py", *flags, other.spec).stdout.startswith("skip ") and other.count == 0
+    assert one_line(run("01_sample.py", *flags, other.spec.replace("#m", "#n")), "model was", "#n")
+
+
+def test_a_prompt_that_was_edited_is_noticed(samples, tmp_path, stage, monkeypatch, capsys):
+    """The same command after an edit of SOLVE_PROMPT in common.py."""
+    server, module = Server(good, seconds=0.0), stage("01_sample")
+    flags = ["--input", samples, "--output", tmp_path / "s.jsonl", "--model", server.spec]
+    monkeypatch.setattr("sys.argv", ["01_sample.py", *map(str, flags)])
+    module.main()
+    monkeypatch.setattr(module, "SOLVE_PROMPT", "Solve: {question}")
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 2 and "SOLVE_PROMPT is another text" in capsys.readouterr().err
+
+
+def test_failed_rows_are_tried_again_and_others_kept(samples, run, tmp_path):
+    fails = [True]
+
+    def behave(number, body):
+        if fails[0] and "p1" in body["messages"][0]["content"][0]["text"]:
+            return 400, {"error": "no"}, {}
+        return 200, completion("The answer is 1."), {}
+
+    rows = [SAMPLE | {"id": f"p{k}", "question": f"p{k}?"} for k in range(4)]
+    problems, server = write_rows(tmp_path / "p.jsonl", rows), Server(behave, seconds=0.0)
+    flags = ["--input", problems, "--output", tmp_path / "s.jsonl", "--model", server.spec]
+    assert run("01_sample.py", *flags).returncode == 0
+    before, fails[0], server.count = read_rows(tmp_path / "s.jsonl"), False, 0
+    assert run("01_sample.py", *flags).stdout.startswith("skip ") and server.count == 0
+    assert run("01_sample.py", *flags, "--retry-errors").returncode == 0 and server.count == 1
+    after = read_rows(tmp_path / "s.jsonl")
+    assert [row["finish"] for row in after] == ["stop"] * 4
+    assert [row for row in after if row["id"] != "p1"] == [row for row in before if row["id"] != "p1"]
+    assert run("01_sample.py", *flags, "--retry-errors").stdout.startswith("skip ")
+
+
+# ---------------------------------------------------------------- fingerprints
+
+
+def test_a_folder_is_its_content(tmp_path):
+    """Not the names and sizes of its files; what tells times is not part of it."""
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors", "recipe.json", "train_log.jsonl"):
+        (tmp_path / "model" / name).write_text("0123456789")
+    found = {recipe.fingerprint(str(tmp_path / "model"))}
+    (tmp_path / "model" / "recipe.json").write_text("another")
+    (tmp_path / "model" / "train_log.jsonl").write_text("another")
+    assert {recipe.fingerprint(str(tmp_path / "model"))} == found
+    (tmp_path / "model" / "model.safetensors").write_text("0123456780")
+    found.add(recipe.fingerprint(str(tmp_path / "model")))
+    (tmp_path / "model" / "config.json").write_text("012345678X")
+    found.add(recipe.fingerprint(f"mathvision:{tmp_path / 'model'}"))
+    assert len(found) == 3 and recipe.fingerprint(f"mathvision:{tmp_path / 'model'}") in found
+
+
+def test_large_weights_are_told_apart_by_blocks(tmp_path, monkeypatch):
+    """A change of the start, the middle or the end; and nearly all of a file trained anew changes."""
+    monkeypatch.setattr(recipe, "BLOCKS", 8)
+    monkeypatch.setattr(recipe, "BLOCK", 100)
+    path, whole, found = tmp_path / "a.safetensors", bytearray(range(256)) * 40, set()
+    for place in (None, 0, 5000, len(whole) - 1):
+        changed = bytearray(whole)
+        if place is not None:
+            changed[place : place + 1500] = bytes(1500)[: len(whole) - place]
+        path.write_bytes(changed)
+        found.add(recipe.content_of(path))
+    assert len(found) == 4
+    path.write_bytes(whole + b"\0")
+    assert recipe.content_of(path) not in found
+
+
+def test_a_spec_that_is_no_file_is_its_text(tmp_path):
+    assert (
+        recipe.fingerprint("owner/model") == "owner/model"
+        and recipe.fingerprint("hf:a/b:train") == "hf:a/b:train"
+    )
+    assert recipe.fingerprint("http://127.0.0.1:8000/v1#m") == "#m"
+
+
+def test_a_model_that_was_trained_anew_is_noticed(run, tmp_path, toy_world):
+    """A sample of the old model is not one of the new: one weight file differs, of the same name and size."""
+    folder = tmp_path / "model"
+    shutil.copytree(ROOT / "toy" / "base", folder)
+    flags = [
+        "--input",
+        toy_world / "train.jsonl",
+        "--output",
+        tmp_path / "s.jsonl",
+        "--limit",
+        1,
+        "--max-tokens",
+        1,
+    ]
+    assert run("01_sample.py", *flags, "--model", folder).returncode == 0
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert one_line(run("01_sample.py", *flags, "--model", folder), f"model {folder} has another content")

@@ -1,0 +1,16 @@
+# The toy world's settings: run_rounds.sh sources this where MODEL is not set. What you set yourself holds;
+# of a flag that stands twice the last one does.
+: "${MODEL:=toy/base}" "${TEACHER:=toy}" "${DATA:=toy/train.jsonl}" "${TEST:=toy/test.jsonl}"
+: "${ROUNDS:=3}" "${SAMPLES:=3}" "${DISTILL:=0.08}"
+: "${INIT:=previous}"          # the toy has no time to start each round anew
+: "${REFLECT_ACCEPT:=answer}"  # its ORM has seen hardly any right path of the hardest families
+SAMPLE_FLAGS="--max-tokens 128 --batch-size 256 ${SAMPLE_FLAGS:-}"
+VERIFY_FLAGS="--batch-size 256 ${VERIFY_FLAGS:-}"
+EVALUATE_FLAGS="--max-tokens 128 --batch-size 256 ${EVALUATE_FLAGS:-}"
+if [[ $TEACHER$TEST == toytoy/test.jsonl ]]; then EVALUATE_FLAGS="--classify TEACHER $EVALUATE_FLAGS"; fi
+ORM_SAMPLE_FLAGS="--draw 0 --samples 8 ${ORM_SAMPLE_FLAGS:-}"
+ANNOTATE_FLAGS="--check-correct ${ANNOTATE_FLAGS:-}"
+FINETUNE_FLAGS="--epochs 3 --lr 1e-3 --batch-size 16 --micro-batch 16 --per-problem 1 ${FINETUNE_FLAGS:-}"
+DISTILL_FLAGS="--epochs 10 ${DISTILL_FLAGS:-}"  # M0's rows are few
+ORM_FLAGS="--epochs 4 --per-problem 4 ${ORM_FLAGS:-}"
+if [[ ! -e toy/train.jsonl || ! -e toy/test.jsonl ]]; then "$PYTHON" toy/problems.py --output toy; fi
