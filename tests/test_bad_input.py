@@ -937,7 +937,7 @@ def test_a_wrong_setting_is_refused_before_anything_runs(run, name):
     values, word = BAD_SETTINGS[name]
     others = {"DATA": "toy/train.jsonl", "TEST": "toy/test.jsonl"} if name == "MODEL" else {}
     for value in values:
-        done = run("run_rounds.sh", RUN="test-bad", **(others | {name: value}))
+        done = run("run_rounds.sh", **({"RUN": "test-bad"} | others | {name: value}))
         lines = done.stderr.splitlines()
         assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), (
             value,

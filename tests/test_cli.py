@@ -61,7 +61,7 @@ BAD = [
         "--test p.jsonl --model toy/base --judge no/such/judge",
         "--judge: no/such/judge: no such folder",
     ),
-    ("05_evaluate.py", "--test p.jsonl", "all three are needed"),
+    ("05_evaluate.py", "--test p.jsonl", "both are needed"),
     ("05_evaluate.py", "--test nobench:p --model toy/base", "nobench:p: no such file"),
     ("05_evaluate.py", "--test mathvision:none --model toy/base", "no folder none"),
     (

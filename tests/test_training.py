@@ -884,7 +884,7 @@ def test_an_unfinished_training_with_another_recipe_is_refused(
 
 
 def test_a_kill_before_the_last_rename_loses_nothing(tiny_model, mixed_file, tmp_path, monkeypatch, finetune):
-    """Killed when the recipe is complete but the folder not yet in its place: the same log, recipe, weights."""
+    """Killed when the recipe is complete and the folder not yet in its place: the same log and weights."""
     flags = ["--input", mixed_file, "--model", tiny_model("llava"), "--lr", "1e-3", "--batch-size", 2]
     flags += ["--save-steps", 3]
     finetune(*flags, "--output", tmp_path / "whole")

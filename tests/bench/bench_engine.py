@@ -13,11 +13,11 @@ Tasks:
                      and matrix products measured here
   fixed, log-normal  N samples a problem; generate(num_return_sequences=N), whose rows go on to the end of the
                      longest sample
-  judging            a verdict on each of N candidates a problem; the engine with nothing shared; generate() on
-                     as many whole prompts in one batch
+  judging            a verdict on each of N candidates a problem; the engine with nothing shared; generate()
+                     on as many whole prompts in one batch
   round              seconds of the stages' own commands: sample, check the answers, judge, fine-tune
-No EOS: every sample has a length given beforehand, all the same or drawn from a log-normal distribution. Before
-it is timed, each arm must give the same greedy tokens. Then the arms take turns; ratios are those of medians.
+No EOS: every sample has a length given beforehand, all the same or drawn from a log-normal distribution. Each
+arm must give the same greedy tokens first. Then the arms take turns; ratios are those of medians.
 """
 
 import argparse

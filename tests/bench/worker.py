@@ -1,8 +1,8 @@
 """Long-lived workers of a benchmark: arms that live in environments of their own take turns, one at a time,
 asked over a pipe.
 
-A script that starts workers is started again as `PYTHON SCRIPT --worker JOB` and answers each line on stdin by
-one on stdout.
+A script that starts workers is started again as `PYTHON SCRIPT --worker JOB` and answers each line on stdin
+by one on stdout.
 """
 
 import json
