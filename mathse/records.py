@@ -203,7 +203,7 @@ def check_row(
 
 def check_texts(row: dict, refuse: Refuse) -> None:
     """Strings that must be there, fields with few values, characters that no tokenizer or file takes."""
-    for field in ("id", "question", "response"):
+    for field in ("id", "question", "response", "prompt", "judge_prompt"):
         if field not in row:
             continue
         if not isinstance(row[field], str) or (field != "response" and not row[field].strip()):

@@ -1,6 +1,7 @@
 """The client of OpenAI-compatible endpoints, against small servers that misbehave."""
 
 import argparse
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -106,6 +107,24 @@ def test_rows_that_a_working_endpoint_refuses_are_records(status):
     replies = ask_all(server, 3)
     assert len(replies) == 3 and all("bad row" in reply.reason for reply in replies.values())
     assert "1 + 1" in str(server.seen[-1][1]["messages"])
+
+
+def test_what_is_in_flight_is_kept_when_the_endpoint_is_given_up(capsys):
+    """The key is refused in the middle: answers that are still coming are paid for and are yielded."""
+
+    def slow(number, body):
+        if number == 8:
+            return 401, {"error": "no credit"}, {}
+        if number > 8:
+            time.sleep(0.5)
+        return good(number, body)
+
+    server = Server(slow, seconds=0.0)
+    replies = list(open_model(server.spec, flags(concurrency=4), load)(questions(100)))
+    assert len(replies) == len(server.answered) and all(reply.finish == "stop" for reply in replies)
+    assert 9 <= len(replies) < 100
+    assert "stopped: --model" in (found := capsys.readouterr().err) and "no credit" in found
+    assert found.count("\n") == 1
 
 
 NEAR = [

@@ -96,27 +96,30 @@ class Endpoint:
             return
         temperature = self.args.temperature if temperature is None else temperature
         todo = ((request, sample) for request in requests for sample in request.seeds)
-        answered, failed = False, []  # failed: since the last answer; held back, the endpoint may be at fault
+        answered, given_up = False, False
+        failed = []  # since the last answer; held back, because the endpoint may be at fault
         for outcome in self.outcomes(todo, temperature):
             if outcome.kind == "answer":
                 answered = True
-                yield from failed
-                failed = []
+                if not given_up:
+                    yield from failed
+                    failed = []
                 yield outcome.reply
             elif outcome.kind == "row" or (outcome.kind == "refused" and answered):
                 yield outcome.reply
             else:
                 failed.append(outcome.reply)
-                if outcome.kind == "key" or len(failed) >= HOPELESS:
+                hopeless = outcome.kind == "key" or len(failed) >= HOPELESS
+                if hopeless and not given_up:  # and take what is in flight
                     self.give_up(failed, answered)
-                    return
+                    given_up = True
         if failed and not answered and not self.stop.is_set() and not self.is_alive():
             self.give_up(failed, answered)
         if not self.stop.is_set():
             yield from failed
-            return
-        more = " with more" if self.args.spent else ""
-        print(f"stopped: {self.budget.reached()}; call again{more} to go on", file=sys.stderr)
+        elif not given_up:
+            more = " with more" if self.args.spent else ""
+            print(f"stopped: {self.budget.reached()}; call again{more} to go on", file=sys.stderr)
 
     def outcomes(self, todo: Iterator[tuple[Request, int]], temperature: float) -> Iterator[Outcome]:
         """The outcomes of (request, sample) pairs as they come, --concurrency of them in flight."""

@@ -18,7 +18,13 @@ from mathse.cli import Parser
 from mathse.jsonl import stage_end, write_json
 from mathse.records import fail
 from mathse.report.metrics import (
-    collect, label, orm_folder, read_digest, read_json, read_settings, stage_folders,
+    collect,
+    label,
+    orm_folder,
+    read_digest,
+    read_json,
+    read_settings,
+    stage_folders,
 )  # fmt: skip
 from mathse.report.page import write_page
 from mathse.report.statistics import percent

@@ -111,7 +111,7 @@ def choose_tests(folders: list[Path]) -> dict[tuple[str, str], str]:
 
 
 def kind_of(right: list[bool]) -> str | None:
-    """The kind of a test problem by its stages: whether each has it right. None if the first and last have."""
+    """The kind of a test problem, from whether each stage has it right; None if the first and last have."""
     if right[-1]:
         return None if right[0] else "gained"
     return "lost" if any(right) else "never"
@@ -162,7 +162,7 @@ def verified_rows(folders: list[Path]) -> Iterator[tuple[Path, dict]]:
 
 
 def keep(chosen: dict, key: str, value: object, count: int) -> None:
-    """Put into `chosen`, which holds at most `count` keys: the first in random order, each with its last value."""
+    """Put into `chosen`, which holds the first `count` keys in random order, each with its last value."""
     chosen[key] = value
     if len(chosen) > count:
         del chosen[max(chosen, key=random_order)]

@@ -21,6 +21,7 @@ arm must give the same greedy tokens first. Then the arms take turns; ratios are
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -46,7 +47,6 @@ from mathse.records import derive_seed
 
 TEXT = "Step 1: The image shows a rectangle with sides 5 and 8. Step 2: The area is 5 * 8 = 40. "
 WORDS = (TEXT + "The answer to this problem is").split()
-JUDGE = "Problem: {question}\n\nSolution: {response}\n\nCheck each step of the solution. Reply in JSON."
 TASKS = ("decode", "fixed", "log-normal", "judging", "round")
 # pixels of an image's side; new tokens: of a sample, of a verdict
 SIZES = {"tiny": (64, 16, 8), "toy": (112, 48, 24), "5m": (112, 48, 24), "7b": (896, 128, 32)}
@@ -106,11 +106,11 @@ def sampling_requests(rows: list[dict], samples: int) -> list[Request]:
 
 def judging_requests(rows: list[dict], samples: int, alone: bool = False) -> list[Request]:
     """Candidates of each problem; `alone`: as if each were of another problem."""
-    made = []
+    made, judge = [], importlib.import_module("02_verify").judge_prompt
     for row in rows:
         for k in range(samples):
             response = " ".join([*WORDS[: 20 + k % 8], str(k)])
-            text = JUDGE.format(question=row["question"], response=response)
+            text = judge({"question": row["question"], "response": response})
             name = f"{row['id']} {k}" if alone else row["id"]
             made.append(Request(row | {"id": name, "sample": k}, user_message(text, row["images"]), {0: 0}))
     return made
