@@ -176,6 +176,7 @@ def draw_audit(stages: list[dict]) -> Callable:
 
 def draw_loss(logs: dict[str, list[dict]]) -> Callable:
     """Running means of the training loss; points are losses on held-out problems."""
+    from matplotlib.ticker import LogLocator
 
     def draw(axes) -> None:
         for index, (name, steps) in enumerate(logs.items()):
@@ -188,7 +189,9 @@ def draw_loss(logs: dict[str, list[dict]]) -> Callable:
             held_out = [step.get("validation_loss", math.nan) for step in steps]
             axes.plot(progress, held_out, ls="", marker="o", ms=4, color=colour)
         axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel("progress of the fine-tuning, %")
         axes.set_ylabel("loss, nats a token")
         axes.legend(loc="upper right", fontsize=8)

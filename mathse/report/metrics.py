@@ -69,15 +69,10 @@ def orm_folder(run: Path, settings: dict[str, str]) -> list[Path]:
 def recipes(run: Path, folders: list[Path]) -> Iterator[tuple[str, str, dict]]:
     """(stage, step, recipe) of each complete output in these folders, and of the run's own files ("run")."""
     for path in recipe_paths(run, folders):
-        inner = path.relative_to(run).parts
-        if len(inner) == 1:
-            stage, step = "run", inner[0]
-        elif path.name == "recipe.json":
-            stage, step = inner[0], path.parent.name
-        else:
-            stage, step = inner[0], inner[1] if len(inner) == 2 else "evaluation"
+        stage, *inner = path.relative_to(run).parts if path.parent != run else ("run", path.name)
+        step = {"eval": "evaluation"}.get(inner[0], inner[0].removesuffix(".recipe.json"))
         if recipe := read_recipe(path):
-            yield stage, step.removesuffix(".recipe.json").removesuffix(".jsonl"), recipe
+            yield stage, step.removesuffix(".jsonl"), recipe
 
 
 def recipe_paths(run: Path, folders: list[Path]) -> list[Path]:
