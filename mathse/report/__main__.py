@@ -25,7 +25,7 @@ from mathse.report.metrics import (
     read_json,
     read_settings,
     stage_folders,
-)  # fmt: skip
+)
 from mathse.report.page import write_page
 from mathse.report.statistics import percent
 
