@@ -94,7 +94,7 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
 
 if [[ $DRY_RUN != 0 ]]; then pass=dry; evolution; exit; fi
 pass=check; evolution > /dev/null  # a wrong setting is refused before anything runs
-settings="$(grep -o '^[A-Z_]*=' run_rounds.sh | tr -d =) $(compgen -v | grep _FLAGS || true)"
+settings="MODEL $(grep -o '^[A-Z_]*=' run_rounds.sh | tr -d =) $(compgen -v | grep _FLAGS || true)"
 "$PYTHON" -m mathse.recipe "$run/config.json" $settings
 pass=run; evolution
 "$PYTHON" -m mathse.report "$run"

@@ -73,7 +73,9 @@ def same_text(text: str) -> str:
 
 
 def relative_images(row: dict, folder: Path) -> dict:
-    """The row with its image paths relative to `folder`, where its new file lies."""
+    """The row with its image paths, if it has any, relative to `folder`, where its new file lies."""
+    if "images" not in row:
+        return row
     folder = os.path.realpath(folder)  # a run folder may be a link to another disk
     return row | {
         "images": [os.path.relpath(os.path.realpath(image), folder) for image in row.get("images", [])]
