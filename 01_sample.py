@@ -47,13 +47,8 @@ def parse_args() -> argparse.Namespace:
     add("--samples", type=whole(1), default=1, help="solutions a problem (default %(default)s)")
     add("--limit", type=whole(0), default=0, help="only the first N problems (default %(default)s: all)")
     add("--draw", type=real(), default=0, help="draw N problems by the seed, or a share below 1 (0: all)")
-    add(
-        "--unsolved-in",
-        nargs="*",
-        default=[],
-        help="verified.jsonl files; problems solved in them are left out",
-    )
-    add("--origin", default="sample", help="name of these paths, for the training file (default %(default)s)")
+    add("--unsolved-in", nargs="*", default=[], help="verified.jsonl files; what they solve is left out")
+    add("--origin", default="sample", help="name of these paths, for train.jsonl (default %(default)s)")
     add_generation_flags(parser, max_tokens=2048)
     add_output_flags(parser)
     return parser.parse_args()

@@ -91,38 +91,16 @@ def parse_args() -> argparse.Namespace:
     add("--input", nargs="+", required=True, help="samples.jsonl or reflected.jsonl files")
     add("--output", required=True, help="verified.jsonl to write")
     add("--accept", choices=["orm", "answer", "both"], default="both", help="decides (default %(default)s)")
-    add(
-        "--model",
-        help="the ORM; with --annotate the teacher. --accept answer needs none, and stores its verdicts",
-    )
+    add("--model", help="the ORM, or with --annotate the teacher; --accept answer works without")
     add("--annotate", action="store_true", help="write training data for an ORM instead of verdicts")
     add("--show-answer", action="store_true", help="show the ORM the reference answer (ablation)")
+    add("--orm-samples", type=whole(1), default=1, help="verdicts a path, by majority (default %(default)s)")
+    add("--orm-threshold", type=real(0, 1), default=0.0, help="verdicts of a lower probability are undecided")
     add(
-        "--orm-samples", type=whole(1), default=1, help="verdicts a path, majority wins (default %(default)s)"
+        "--retry-undecided", type=whole(0), default=0, help="more tries without verdict (default %(default)s)"
     )
-    add(
-        "--orm-threshold",
-        type=real(0, 1),
-        default=0.0,
-        help="less probable verdicts of a local ORM are undecided",
-    )
-    add(
-        "--retry-undecided",
-        type=whole(0),
-        default=0,
-        help="tries more where no verdict came (default %(default)s)",
-    )
-    add(
-        "--check-correct",
-        action="store_true",
-        help="with --annotate: ask about correct paths too, drop the lucky",
-    )
-    add(
-        "--add-correct",
-        nargs="*",
-        default=[],
-        help="with --annotate: add the correct rows of verified.jsonl files",
-    )
+    add("--check-correct", action="store_true", help="--annotate: drop correct paths with a wrong step")
+    add("--add-correct", nargs="*", default=[], help="--annotate: verified.jsonl files, their correct rows")
     add("--limit", type=whole(0), default=0, help="only the first N paths (default %(default)s: all)")
     add("--workers", type=whole(1), default=1, help="processes that compare answers (default %(default)s)")
     add_generation_flags(parser, max_tokens=512)

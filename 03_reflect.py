@@ -69,16 +69,11 @@ class Draft(NamedTuple):
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--input", nargs="+", required=True, help="verified.jsonl files; problems solved in one are left out")
+    add("--input", nargs="+", required=True, help="verified.jsonl files; what they solve is left out")
     add("--output", required=True, help="reflected.jsonl to write")
     add("--model", required=True, help="who reflects: the teacher, another model or the student itself")
     add("--drafts", type=whole(1), default=1, help="wrong paths a problem, at most (default %(default)s)")
-    add(
-        "--limit",
-        type=whole(0),
-        default=0,
-        help="only the first N unsolved problems (default %(default)s: all)",
-    )
+    add("--limit", type=whole(0), default=0, help="only N unsolved problems (default %(default)s: all)")
     add_generation_flags(parser, max_tokens=2048)
     add_output_flags(parser)
     return parser.parse_args()

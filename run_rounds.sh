@@ -36,6 +36,7 @@ check() { [[ ${!1} =~ ^($2)$ ]] || { echo "error: $1: ${!1}: must be $3" >&2; ex
 check RUN '[A-Za-z0-9._-]+' "letters, digits, dots, dashes and underscores"
 check REFLECT 'final|every|none' "final, every or none"
 check ROUNDS '[1-9][0-9]{0,5}' "a whole number of at least 1"
+teacher=$TEACHER; [[ $TEACHER != toy ]] || teacher=http://127.0.0.1:1/v1#teacher  # its port comes later
 run=runs/$RUN same=(--max-pixels "$MAX_PIXELS" --seed "$SEED") judge=(${VERIFY_FLAGS:-}) force=()
 asked=("${same[@]}" --spent "$run/spent.tsv" ${ENDPOINT_FLAGS:-})
 [[ $ORM == none ]] || judge=(--model "${ORM:-$run/orm/model}" --retry-undecided 1 "${asked[@]}" "${judge[@]}")
@@ -48,7 +49,7 @@ stage() {  # stage ROWS COMMAND...: run it; in the first pass check its flags, f
   [[ $GPUS == 1 || " ${words[*]} " != *" --model "* || " ${words[*]} " == *" --model http"* ]] ||
     launch=${LAUNCH:-$PYTHON -m torch.distributed.run --standalone --nproc_per_node $GPUS}
   if [[ $pass == run ]]; then $launch "${words[@]}" "${force[@]}"
-  else echo "+ $launch ${words[*]}"; "$PYTHON" "${words[@]}" --dry-run "$1"; fi
+  else printf '+ %s' "$launch"; printf ' %q' "${words[@]}"; echo; "$PYTHON" "${words[@]}" --dry-run "$1"; fi
 }
 sample() { stage "$rows" 01_sample.py --input "$D" --output "$run/$1/samples.jsonl" --model "$2" "${@:3}"; }
 verify() {  # verify ROWS STAGE INPUT OUTPUT POLICY FLAGS...
@@ -57,7 +58,7 @@ verify() {  # verify ROWS STAGE INPUT OUTPUT POLICY FLAGS...
 }
 reflect() {  # reflect STAGE OUTPUT: on what is still wrong
   stage "$rows" 03_reflect.py --input "${D_SFT[@]}" --output "$run/$1/reflected.jsonl" \
-    --model "${REFLECTOR/#student/$M}" "${asked[@]}"
+    --model "$([[ $REFLECTOR == student ]] && echo "$M" || echo "$REFLECTOR")" "${asked[@]}"
   verify "$rows" "$1" reflected.jsonl "$2" "$REFLECT_ACCEPT" "${judge[@]}"
 }
 finetune() { stage 0 04_finetune.py --model "$MODEL" --output "$run/$1/model" \
@@ -65,12 +66,12 @@ finetune() { stage 0 04_finetune.py --model "$MODEL" --output "$run/$1/model" \
 student() { finetune "$1" --input "${D_SFT[@]}" --init "$INIT" --previous "$M" "${@:2}"; M=$run/$1/model; }
 evaluate() { stage 1000 05_evaluate.py --test $TEST --output "$run/$1/eval" --model "$M" --limit "$LIMIT" \
   --fields "$FIELDS" "${asked[@]}" ${EVALUATE_FLAGS:-}; }
-
 evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct rows count; M: last model
-  local D=$run/problems.jsonl D_SFT=() M=$MODEL teacher=${TEACHER/#toy/http://127.0.0.1:1/v1#teacher} i
+  local D=$run/problems.jsonl D_SFT=() M=$MODEL i
   stage 0 -m mathse.problems --input "$DATA" --output "$D" --test $TEST --fields "$FIELDS" --limit "$LIMIT" \
     ${DATA_FLAGS:-}
-  [[ $pass$TEACHER != runtoy ]] || teacher=$("$PYTHON" toy/teacher.py --background $$ --problems "$D" $TEST)
+  [[ $pass$TEACHER != runtoy ]] ||
+    teacher=$("$PYTHON" toy/teacher.py --background $$ --seed "$SEED" --problems "$D" $TEST)
   evaluate base
   sample round_0 TEACHER --draw "$DISTILL" --origin teacher "${asked[@]}"                           # 1
   verify 0 round_0 samples.jsonl verified.jsonl answer
@@ -94,7 +95,6 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
 
 if [[ $DRY_RUN != 0 ]]; then pass=dry; evolution; exit; fi
 pass=check; evolution > /dev/null  # a wrong setting is refused before anything runs
-settings="MODEL $(grep -o '^[A-Z_]*=' run_rounds.sh | tr -d =) $(compgen -v | grep _FLAGS || true)"
-"$PYTHON" -m mathse.recipe "$run/config.json" $settings
+"$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
 pass=run; evolution
 "$PYTHON" -m mathse.report "$run"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -266,14 +267,17 @@ def provenance() -> dict:
     return {"versions": versions} | commit
 
 
-def write_settings(path: str, *names: str) -> None:
-    """Write these variables of the environment to a run's config.json: every setting, for people and the
-    report.
+def write_settings(path: str, script: str) -> None:
+    """Write a run's config.json, for people and the report: the variables of the environment that
+    `script` sets.
     """
+    text = Path(script).read_text(encoding="utf-8")
+    names = ["MODEL", *re.findall(r"^([A-Z_]+)=", text, re.MULTILINE)]
+    names += sorted({*re.findall(r"[A-Z_]+_FLAGS", text)})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(path), {"settings": {name: os.environ.get(name, "") for name in names}})
 
 
-if __name__ == "__main__":  # python -m mathse.recipe runs/NAME/config.json NAME...
+if __name__ == "__main__":  # python -m mathse.recipe runs/NAME/config.json run_rounds.sh
     with stage_end():
         write_settings(*sys.argv[1:])
