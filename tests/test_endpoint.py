@@ -129,7 +129,7 @@ def test_what_is_in_flight_is_kept_when_the_endpoint_is_given_up(capsys):
 
 NEAR = [
     (format_datetime(datetime.now(UTC) + timedelta(seconds=distance), usegmt=True), expected)
-    for distance, expected in ((600, 120), (-600, 0))
+    for distance, expected in ((86_400, 120), (-600, 0))
 ]
 
 

@@ -30,6 +30,12 @@ def test_the_loop_runs_to_its_end(small_run):
     }
     rows = [json.loads(line) for line in (folder / "problems.jsonl").read_text().splitlines()]
     assert len(rows) == 20
+    settings = json.loads((folder / "config.json").read_text())["settings"]
+    assert (
+        settings["MODEL"] == "toy/base"
+        and settings["LIMIT"] == "20"
+        and "--lr 1e-3" in settings["FINETUNE_FLAGS"]
+    )
 
 
 def test_records_grow_field_by_field(small_run):
