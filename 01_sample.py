@@ -33,7 +33,7 @@ from mathse.cli import (
     whole,
 )
 from mathse.generate import Request, open_model
-from mathse.jsonl import Output, expected_length, share, stage_end
+from mathse.jsonl import Output, expected_length, processes, share, stage_end
 from mathse.recipe import Recipe
 from mathse.records import derive_seed, fail, listed, read_rows, row_key
 
@@ -46,7 +46,12 @@ def parse_args() -> argparse.Namespace:
     add("--model", required=True, help="model folder, hub id or http://host:port/v1#model-name")
     add("--samples", type=whole(1), default=1, help="solutions a problem (default %(default)s)")
     add("--limit", type=whole(0), default=0, help="only the first N problems (default %(default)s: all)")
-    add("--draw", type=real(), default=0, help="draw N problems by the seed, or a share below 1 (0: all)")
+    add(
+        "--draw",
+        type=real(),
+        default=0,
+        help="N problems drawn by the seed, or a share below 1 (0: all)",
+    )
     add("--unsolved-in", nargs="*", default=[], help="verified.jsonl files; what they solve is left out")
     add("--origin", default="sample", help="name of these paths, for train.jsonl (default %(default)s)")
     add_generation_flags(parser, max_tokens=2048)
@@ -124,6 +129,7 @@ def main() -> None:
         inputs=("input", "unsolved_in", "model"),
         without={"batch_size"},
         constants={"SOLVE_PROMPT": SOLVE_PROMPT},
+        code=(choose, drawn, solve_prompt),
     )
     if recipe.is_done():
         return
@@ -140,7 +146,8 @@ def main() -> None:
         counts = write_samples(args, output, generate, missing)
         spent = generate.spent()
     output.finish([key for name in chosen for key in keys[name]], **spent)
-    print(f"{args.output}: {len(chosen)} problems x {args.samples}: {listed(counts)}")
+    if processes()[0] == 0:
+        print(f"{args.output}: {len(chosen)} problems x {args.samples}; this process: {listed(counts)}")
 
 
 if __name__ == "__main__":

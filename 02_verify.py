@@ -41,7 +41,16 @@ from mathse.cli import (
 from mathse.generate import Reply, Request, open_model
 from mathse.jsonl import Output, expected_length, processes, share, stage_end
 from mathse.recipe import Recipe
-from mathse.records import derive_seed, fail, is_endpoint, listed, read_rows, row_key, written_rows
+from mathse.records import (
+    VERDICT_FIELDS,
+    derive_seed,
+    fail,
+    is_endpoint,
+    listed,
+    read_rows,
+    row_key,
+    written_rows,
+)
 from mathse.report.statistics import VERDICTS, audit, right_rate
 
 # The ORM's prompt. Image and question come first, so that what is computed for them serves all candidates.
@@ -225,6 +234,12 @@ def judged(row: dict, replies: list[Reply], policy: str, threshold: float) -> di
     return row | fields | judge_tokens(replies)
 
 
+def drain(rows: list[dict]) -> Iterator[dict]:
+    """Rows that need no reply: they are collected while requests are made, and taken out here."""
+    while rows:
+        yield rows.pop()
+
+
 def judge_tokens(replies: list[Reply]) -> dict:
     """What the judge read and wrote, and why a reply could not be had, if one could not."""
     fields = {
@@ -255,7 +270,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
     def requests(rows: Iterator[dict], attempt: int) -> Iterator[Request]:
         for row in rows:
             if row["finish"] != "stop":
-                unfit.append(row)
+                unfit.append(judged(row, [], args.accept, args.orm_threshold))
                 continue
             names = [
                 (args.seed, "judge", row["id"], row["sample"], attempt, k) for k in range(args.orm_samples)
@@ -279,10 +294,8 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
                     undecided.append(reply.row)
                 else:
                     yield row
-            while unfit:
-                yield judged(unfit.pop(), [], args.accept, args.orm_threshold)
-        while unfit:
-            yield judged(unfit.pop(), [], args.accept, args.orm_threshold)
+            yield from drain(unfit)
+        yield from drain(unfit)
         rows = undecided
 
 
@@ -310,11 +323,9 @@ def annotate(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterat
                 yield Request(row, user_message(prompt, row["images"]), {0: seed})
 
     for reply in generate(requests()):
-        while unasked:
-            yield unasked.pop()
+        yield from drain(unasked)
         yield annotated(reply)
-    while unasked:
-        yield unasked.pop()
+    yield from drain(unasked)
 
 
 def annotated(reply: Reply) -> dict:
@@ -364,6 +375,8 @@ def read_paths(args: argparse.Namespace, check: bool) -> Iterator[dict]:
     """
     rows = ((path, row) for path in args.input for row in read_rows(path, NEEDED, check, may_be_empty=True))
     for path, row in islice(rows, args.limit or None):
+        for name in VERDICT_FIELDS & row.keys():  # of an earlier verification
+            del row[name]
         match row.get("draft_of"):
             case {"verified_in": str(place)} as draft:
                 place = os.path.join(os.path.dirname(path), place)
@@ -453,8 +466,10 @@ def main() -> None:
         return
     prompts = {"JUDGE_PROMPT": JUDGE_PROMPT} if args.model else {}
     prompts |= {"FEEDBACK_PROMPT": FEEDBACK_PROMPT} if args.annotate else {}
+    code = (annotated, gives_away) if args.annotate else (decide, parse_verdict, judged)
     inputs = ("input", "add_correct", "model")
-    recipe = Recipe(args.output, __file__, args, inputs, without={"batch_size"}, constants=prompts)
+    unused = set() if args.model else {*vars(args)} - {"input", "accept", "limit"}
+    recipe = Recipe(args.output, __file__, args, inputs, {"batch_size"} | unused, prompts, code)
     if recipe.is_done():
         return
     lengths = check_input(args)
@@ -475,7 +490,7 @@ def main() -> None:
     if processes()[0] == 0:
         if args.model and not args.annotate and (figures := audit(written_rows(Path(args.output)))):
             print_audit(figures)
-        print(f"{args.output}: {listed(counts)} of {len(keys)} paths")
+        print(f"{args.output}: {len(keys)} paths; this process: {listed(counts)}")
 
 
 if __name__ == "__main__":

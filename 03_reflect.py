@@ -25,9 +25,9 @@ from common import load
 from mathse.chat import fill, question_text, user_message
 from mathse.cli import Parser, add_generation_flags, add_output_flags, check_model, print_plan, whole
 from mathse.generate import Request, open_model
-from mathse.jsonl import Output, expected_length, share, stage_end
+from mathse.jsonl import Output, expected_length, processes, share, stage_end
 from mathse.recipe import Recipe
-from mathse.records import derive_seed, listed, read_rows, row_key, same_text
+from mathse.records import VERDICT_FIELDS, derive_seed, listed, read_rows, row_key, same_text
 
 REFLECT_PROMPT = """You are an expert mathematics teacher. A student's solution of the problem below \
 ends in a wrong answer.
@@ -45,11 +45,6 @@ certainly wrong. Look at the image again, think it all through once more, step b
 reconsidered solution, without a word about the earlier one. End with the sentence "The answer to this \
 problem is" and the final result (for a multiple-choice problem, the letter of the choice)."""
 
-# Fields of the draft's verdict, which are not the reflection's.
-VERDICT_FIELDS = {
-    "answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_line", "error_analysis",
-    "judge_reply", "judge_tokens", "orm_confidence", "judge_error", "reason",
-}  # fmt: skip
 NEEDED = ("id", "question", "prompt", "sample", "response", "status")
 
 
@@ -133,7 +128,7 @@ def write_reflections(args: argparse.Namespace, output: Output, generate, mine: 
     counts = Counter()
     replies = generate(requests(args, mine))
     for reply in tqdm(replies, total=len(mine), desc="reflect", unit="path", disable=None):
-        row = {name: value for name, value in reply.row.items() if name not in VERDICT_FIELDS}
+        row = {name: value for name, value in reply.row.items() if name not in VERDICT_FIELDS | {"reason"}}
         row |= {"draft": reply.row["response"], "origin": "reflection"}
         output.write(row | reply.record(args.model))
         counts.update({reply.finish: 1, "tokens": reply.tokens})
@@ -153,6 +148,7 @@ def main() -> None:
         inputs=("input", "model"),
         without={"batch_size"},
         constants={"REFLECT_PROMPT": REFLECT_PROMPT},
+        code=(choose_drafts, requests),
     )
     if recipe.is_done():
         return
@@ -166,7 +162,8 @@ def main() -> None:
         counts = write_reflections(args, output, generate, {keys[key]: drafts[keys[key]][0] for key in todo})
         spent = generate.spent()
     output.finish(keys, **spent)
-    print(f"{args.output}: reflected on {len(drafts)} drafts of unsolved problems: {listed(counts)}")
+    if processes()[0] == 0:
+        print(f"{args.output}: {len(drafts)} drafts of unsolved problems; this process: {listed(counts)}")
 
 
 if __name__ == "__main__":

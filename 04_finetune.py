@@ -20,6 +20,7 @@ Writes: OUTPUT/          a model folder that `from_pretrained` loads, with recip
 import importlib.util
 import json
 import math
+import os
 import random
 from argparse import Namespace
 from collections import defaultdict
@@ -30,7 +31,7 @@ from common import load_model, load_processor, setup_kernels
 from mathse.chat import harmless, user_message
 from mathse.cli import Parser, add_output_flags, check_model, real, whole
 from mathse.images import MAX_PIXELS
-from mathse.jsonl import hold, meet, processes, stage_end
+from mathse.jsonl import hold, meet, processes, refuse_held, stage_end
 from mathse.recipe import Recipe
 from mathse.records import fail, read_rows
 from mathse.train.checkpoints import KEEP, LOCK, remove_checkpoints
@@ -185,6 +186,11 @@ def make_optimizer(model):
     return AdamW([group for group in (matrices, vectors) if group["params"]], betas=BETAS, fused=True)
 
 
+# What decides the model, beside flags and inputs: an edit of it is noticed.
+CODE = (pick_diverse, likeness, balanced, is_usable, choose_rows, training_row)
+CODE += (token_loss, learning_rate, make_optimizer)
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -234,7 +240,7 @@ def main() -> None:
         return
     without = (*WITHOUT, "model", "previous")
     inputs = "input", source
-    recipe = Recipe(args.output, __file__, args, inputs, without, CONSTANTS, is_folder=True)
+    recipe = Recipe(args.output, __file__, args, inputs, without, CONSTANTS, CODE, is_folder=True)
     if recipe.is_done():
         remove_checkpoints(args.output)
         return
@@ -244,9 +250,17 @@ def main() -> None:
 
         join_processes()
     train_file = args.train_file or Path(f"{args.output}.train.jsonl")
+    places = [os.path.realpath(path) for path in args.input]
+    if len({*places}) < len(places):
+        fail("--input: a file is named twice; name each once")
+    if os.path.realpath(train_file) in places:
+        fail(f"--train-file: {train_file}: is an input too; choose another")
     if rank == 0:
+        refuse_held(recipe.part)
         choose, make = partial(choose_rows, args), partial(training_row, args=args)
         write_training_file(train_file, args.input, args.limit, choose, make)
+        # refuses --hold-out before --force removes a model
+        TrainingRows(train_file, args.hold_out, args.seed)
     recipe.start()
     if rank == 0:
         lock = (recipe.part / LOCK).open("a")

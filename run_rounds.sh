@@ -8,11 +8,10 @@ set -euo pipefail -o allexport
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source mathse/environment.sh
 if [[ -z ${MODEL:-} ]]; then source toy/settings.sh; fi
-
 RUN="${RUN:-default}"                # the run folder is runs/RUN
 TEACHER="${TEACHER:-toy}"            # http://host:port/v1#name or a model; toy: the problems' own solutions
-DATA="${DATA:?name the problems: problems.jsonl, NAME:FOLDER or hf:NAME:SPLIT}"
-TEST="${TEST:?name the test sets, separated by spaces}"
+DATA="${DATA:-}"                     # the problems: problems.jsonl, NAME:FOLDER or hf:NAME:SPLIT
+TEST="${TEST:-}"                     # the test sets, separated by spaces
 FIELDS="${FIELDS:-}"                 # columns of a hub data set: "question=problem images=image"
 LIMIT="${LIMIT:-0}"                  # first N problems of DATA and of each test set; 0: all
 ROUNDS="${ROUNDS:-2}"                # K, self-evolving rounds
@@ -30,22 +29,21 @@ GPUS="${GPUS:-1}"                    # processes of a local model; on several no
 DRY_RUN="${DRY_RUN:-0}"              # 1: print every command with its calls, tokens and cost; run nothing
 FORCE="${FORCE:-0}"                  # 1: make anew what changed settings concern
 # More flags: SAMPLE_FLAGS (01 in the rounds), VERIFY_FLAGS (02), EVALUATE_FLAGS (05), FINETUNE_FLAGS (04),
-# DISTILL_FLAGS (04 for M0), ORM_FLAGS (04 for the ORM), ORM_SAMPLE_FLAGS, ANNOTATE_FLAGS (01, 02 for its
-# paths), DATA_FLAGS (mathse.problems), ENDPOINT_FLAGS (every endpoint: "--max-cost 50 --concurrency 256").
+# DISTILL_FLAGS (04 for M0), REFLECT_FLAGS (03), ORM_FLAGS (04 for the ORM), ORM_SAMPLE_FLAGS, ANNOTATE_FLAGS
+# (01, 02 for its paths), DATA_FLAGS (mathse.problems), ENDPOINT_FLAGS (any endpoint: "--max-cost 50").
 check() { [[ ${!1} =~ ^($2)$ ]] || { echo "error: $1: ${!1}: must be $3" >&2; exit 2; }; }
-check RUN '[A-Za-z0-9._-]+' "letters, digits, dots, dashes and underscores"
+check RUN '[A-Za-z0-9_][A-Za-z0-9._-]*' "letters, digits, dots, dashes and underscores"
 check REFLECT 'final|every|none' "final, every or none"
-check ROUNDS '[1-9][0-9]{0,5}' "a whole number of at least 1"
+for name in ROUNDS GPUS; do check $name '[1-9][0-9]{0,5}' "a whole number of at least 1"; done
+for name in DATA TEST; do check $name '.*[^ ].*' "set, see run_rounds.sh"; done
 teacher=$TEACHER; [[ $TEACHER != toy ]] || teacher=http://127.0.0.1:1/v1#teacher  # its port comes later
-run=runs/$RUN same=(--max-pixels "$MAX_PIXELS" --seed "$SEED") judge=(${VERIFY_FLAGS:-}) force=()
-asked=("${same[@]}" --spent "$run/spent.tsv" ${ENDPOINT_FLAGS:-})
+run=runs/$RUN same=(--max-pixels "$MAX_PIXELS" --seed "$SEED") judge=(${VERIFY_FLAGS:-})
+asked=("${same[@]}" --spent "$run/spent.tsv" ${ENDPOINT_FLAGS:-}) force=($([[ $FORCE == 0 ]] || echo --force))
 [[ $ORM == none ]] || judge=(--model "${ORM:-$run/orm/model}" --retry-undecided 1 "${asked[@]}" "${judge[@]}")
-[[ $FORCE == 0 ]] || force=(--force)
-rows=$(cat "$DATA" 2> /dev/null | wc -l || true)  # of the dry run
+rows=$(head -n "${LIMIT/#0/999999999}" "$DATA" 2> /dev/null | wc -l || true)  # what a dry run counts with
 
 stage() {  # stage ROWS COMMAND...: run it; in the first pass check its flags, for about so many input rows
   local words=("${@:2}") launch=$PYTHON
-  words=("${words[@]/#TEACHER/$teacher}")
   [[ $GPUS == 1 || " ${words[*]} " != *" --model "* || " ${words[*]} " == *" --model http"* ]] ||
     launch=${LAUNCH:-$PYTHON -m torch.distributed.run --standalone --nproc_per_node $GPUS}
   if [[ $pass == run ]]; then $launch "${words[@]}" "${force[@]}"
@@ -57,15 +55,16 @@ verify() {  # verify ROWS STAGE INPUT OUTPUT POLICY FLAGS...
   D_SFT+=("$run/$2/$4")
 }
 reflect() {  # reflect STAGE OUTPUT: on what is still wrong
-  stage "$rows" 03_reflect.py --input "${D_SFT[@]}" --output "$run/$1/reflected.jsonl" \
-    --model "$([[ $REFLECTOR == student ]] && echo "$M" || echo "$REFLECTOR")" "${asked[@]}"
+  local by=$REFLECTOR; [[ $by != TEACHER ]] || by=$teacher; [[ $by != student ]] || by=$M
+  stage "$rows" 03_reflect.py --input "${D_SFT[@]}" --output "$run/$1/reflected.jsonl" --model "$by" \
+    "${asked[@]}" ${REFLECT_FLAGS:-}
   verify "$rows" "$1" reflected.jsonl "$2" "$REFLECT_ACCEPT" "${judge[@]}"
 }
 finetune() { stage 0 04_finetune.py --model "$MODEL" --output "$run/$1/model" \
   --train-file "$run/$1/train.jsonl" "${same[@]}" ${FINETUNE_FLAGS:-} "${@:2}"; }
 student() { finetune "$1" --input "${D_SFT[@]}" --init "$INIT" --previous "$M" "${@:2}"; M=$run/$1/model; }
 evaluate() { stage 1000 05_evaluate.py --test $TEST --output "$run/$1/eval" --model "$M" --limit "$LIMIT" \
-  --fields "$FIELDS" "${asked[@]}" ${EVALUATE_FLAGS:-}; }
+  --fields "$FIELDS" "${asked[@]}" ${EVALUATE_FLAGS:+${EVALUATE_FLAGS//TEACHER/$teacher}}; }
 evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct rows count; M: last model
   local D=$run/problems.jsonl D_SFT=() M=$MODEL i
   stage 0 -m mathse.problems --input "$DATA" --output "$D" --test $TEST --fields "$FIELDS" --limit "$LIMIT" \
@@ -73,14 +72,14 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
   [[ $pass$TEACHER != runtoy ]] ||
     teacher=$("$PYTHON" toy/teacher.py --background $$ --seed "$SEED" --problems "$D" $TEST)
   evaluate base
-  sample round_0 TEACHER --draw "$DISTILL" --origin teacher "${asked[@]}"                           # 1
+  sample round_0 "$teacher" --draw "$DISTILL" --origin teacher "${asked[@]}"                        # 1
   verify 0 round_0 samples.jsonl verified.jsonl answer
   student round_0 ${DISTILL_FLAGS:-}; evaluate round_0                                              # 2
   if [[ -z $ORM ]]; then  # train one on paths of M0: wrong ones, explained by the teacher, and correct ones
     sample orm "$M" --origin orm --draw 15000 --samples 4 --temperature 1.0 "${same[@]}" ${SAMPLE_FLAGS:-} \
       ${ORM_SAMPLE_FLAGS:-}
-    stage "$rows" 02_verify.py --annotate --input "$run/orm/samples.jsonl" --add-correct "${D_SFT[@]}" \
-      --output "$run/orm/annotated.jsonl" --model TEACHER "${asked[@]}" ${ANNOTATE_FLAGS:-}
+    stage $((rows * 4)) 02_verify.py --annotate --input "$run/orm/samples.jsonl" --add-correct "${D_SFT[@]}" \
+      --output "$run/orm/annotated.jsonl" --model "$teacher" "${asked[@]}" ${ANNOTATE_FLAGS:-}
     finetune orm --orm --input "$run/orm/annotated.jsonl" ${ORM_FLAGS:-}
   fi
   for ((i = 1; i <= ROUNDS; i++)); do                                                               # 4
@@ -95,6 +94,7 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
 
 if [[ $DRY_RUN != 0 ]]; then pass=dry; evolution; exit; fi
 pass=check; evolution > /dev/null  # a wrong setting is refused before anything runs
-"$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
+[[ -e $run/config.json ]] || "$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
 pass=run; evolution
+"$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
 "$PYTHON" -m mathse.report "$run"

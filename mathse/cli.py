@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import sys
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -61,12 +60,16 @@ def real(low: float = 0.0, high: float = math.inf, above: bool = False) -> Calla
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every command that writes an output."""
     group = parser.add_argument_group("output")
-    group.add_argument("--force", action="store_true", help="replace an output that was made otherwise")
+    group.add_argument(
+        "--force",
+        action="store_true",
+        help="make anew an output of another recipe; the same recipe is skipped",
+    )
     group.add_argument(
         "--dry-run",
         type=whole(0),
         metavar="ROWS",
-        help="check the flags, print the model calls, tokens and cost for so many input rows, and end",
+        help="check the flags, print model calls, tokens and cost for so many input rows, and end",
     )
 
 
@@ -94,7 +97,7 @@ def add_generation_flags(parser: argparse.ArgumentParser, max_tokens: int) -> No
         "--max-pixels",
         type=whole(0),
         default=MAX_PIXELS,
-        help="scale larger images down (default %(default)s)",
+        help="pixels; larger images are scaled down, 0: never (default %(default)s)",
     )
     add(
         "--batch-size",
@@ -216,10 +219,9 @@ def print_plan(args: argparse.Namespace, calls: int, spec: str | None = None) ->
     """The line of a dry run: model calls, tokens by the assumptions above, and what an endpoint would
     cost.
     """
-    image = args.max_pixels // PIXELS_A_TOKEN
+    image = (args.max_pixels or MAX_PIXELS) // PIXELS_A_TOKEN
     read, written = calls * (PROMPT_TOKENS + image), calls * min(args.max_tokens, REPLY_TOKENS)
     prices = price("PRICE_IN"), price("PRICE_OUT")
     cost = (read * prices[0] + written * prices[1]) / 1e6
     paid = f", about ${cost:,.2f}" if any(prices) and is_endpoint(spec or args.model or "") else ""
     print(f"    about {calls:,} model calls, {read:,} tokens in and {written:,} out{paid}", flush=True)
-    sys.stdout.flush()

@@ -1,9 +1,9 @@
-# Sourced by run_rounds.sh and tests/run.sh: sets PYTHON to the one given, to that of an active environment, or to that
-# of .venv, which is made from requirements.txt.
+# Sourced by run_rounds.sh and tests/run.sh. Sets PYTHON: the one given, that of an active environment, or that of
+# .venv, which is made from requirements.txt.
 if [[ -z ${PYTHON:-} && -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then PYTHON=python3; fi
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=.venv/bin/python
-  if [[ ! -e .venv/complete ]]; then
+  if [[ ! .venv/complete -nt requirements.txt ]]; then
     python3 -m venv .venv
     .venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
     touch .venv/complete

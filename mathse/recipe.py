@@ -5,8 +5,10 @@ it makes the output anew. Inputs enter by a fingerprint of their content, so tha
 noticed downstream. While an output is made, its recipe stands in OUT.part/.
 """
 
+import ast
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -14,9 +16,10 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,7 +31,7 @@ WITHOUT_EFFECT = {
     "output", "force", "dry_run", "retry_errors", "workers", "concurrency", "timeout",
     "max_requests", "max_cost", "spent", "trust_remote_code",
 }  # fmt: skip
-NO_CONTENT = {"recipe.json", "train_log.jsonl"}  # files of a model folder that hold times, not the model
+NO_CONTENT = {"recipe.json", "train_log.jsonl", "lock", "unused.json"}  # of a model folder: not the model
 BLOCKS, BLOCK = 256, 1 << 16  # bytes of a large weights file that are read: so many blocks, evenly spaced
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")
 
@@ -38,7 +41,8 @@ class Recipe:
 
     `inputs`: flags that name files, folders or models, of which the content counts, not the name.
     `without`: further flags that do not change this stage's output.
-    `constants`: what a forker edits in the script, such as its prompts.
+    `constants`: what a forker edits in the script: {name: text}, such as its prompts.
+    `code`: functions of the script that decide the output; comments and layout do not count.
     """
 
     def __init__(
@@ -49,84 +53,95 @@ class Recipe:
         inputs: Iterable[str] = (),
         without: Iterable[str] = (),
         constants: dict[str, str] | None = None,
+        code: Iterable[Callable] = (),
         is_folder: bool = False,
     ):
         self.output, self.part = Path(output), Path(f"{output}.part")
         self.path = self.output / "recipe.json" if is_folder else Path(f"{output}.recipe.json")
         self.force, self.retry_errors = args.force, getattr(args, "retry_errors", False)
-        for name in inputs:  # --force would remove it
-            specs = getattr(args, name) or []
-            for spec in specs if isinstance(specs, list) else [specs]:
-                if os.path.realpath(spec) == os.path.realpath(self.output):
-                    fail(f"--{name.replace('_', '-')}: {spec}: is the output too; choose another --output")
-        flags = {
-            name: value
-            for name, value in vars(args).items()
-            if name not in WITHOUT_EFFECT | {*inputs} | {*without}
-        }
+        given = {name: getattr(args, name) for name in inputs if getattr(args, name)}
+        for name, value in given.items():
+            self.refuse_inside(name, value if isinstance(value, list) else [value])
+        decide = vars(args).keys() - WITHOUT_EFFECT - {*inputs} - {*without}
+        flags = {name: getattr(args, name) for name in sorted(decide)}
         self.content = {
             "stage": name_of(script),
             "flags": {
                 name: str(value) if isinstance(value, Path) else value for name, value in flags.items()
             },
-            "inputs": {name: fingerprints(getattr(args, name)) for name in inputs if getattr(args, name)},
+            "inputs": {name: fingerprints(value) for name, value in given.items()},
             "constants": {name: digest(text) for name, text in (constants or {}).items()},
         }
+        self.content["constants"] |= {f"{part.__name__}()": code_digest(part) for part in code}
         self.begun = time.monotonic()
+
+    def refuse_inside(self, name: str, specs: list) -> None:
+        """End the command if an input is the output or lies in it: --force would remove it."""
+        output = Path(os.path.realpath(self.output))
+        for spec in specs:
+            place = Path(os.path.realpath(spec))
+            if output == place or output in place.parents:
+                fail(f"--{name.replace('_', '-')}: {spec}: is the output too; choose another --output")
 
     def is_done(self) -> bool:
         """Whether the output stands already, made by this recipe.
 
-        Another recipe without --force ends the command.
+        Another recipe ends the command, unless --force is given.
         """
-        for place, what in ((self.path, self.output), (self.part / "recipe.json", self.part)):
-            if not what.exists() or (what.is_dir() and not any(what.iterdir())):
-                continue
-            other = read_recipe(place)
-            if other is None and what is self.output:
-                remedy = "choose another --output, remove it, or let --force replace it"
-                if not self.force:
-                    fail(f"{what}: stands there, but not how it was made ({place.name}); {remedy}")
+        if self.output.exists() and not is_empty_folder(self.output):
+            made_by = read_recipe(self.path)
+            if made_by is None:
+                self.refuse_foreign()
                 return False
-            if other is not None and (changed := self.differences(other)):
-                if self.force:
-                    return False
-                remedy = "set it back, choose another --output, or make it anew with --force"
-                fail(f"{what}: was made with other settings: {'; '.join(changed)}; {remedy}")
-            if what is self.output:
-                if self.retry_errors and failed_rows(self.output):
-                    return False
-                if processes()[0] == 0:
-                    print(f"skip {self.output}", flush=True)
-                    if self.part != self.output:
-                        remove(self.part)
-                return True
+            if not self.is_same(made_by, self.output):
+                return False
+            if self.retry_errors and failed_rows(self.output):
+                return False
+            if processes()[0] == 0:
+                print(f"skip {self.output}", flush=True)
+                remove(self.part)
+            return True
+        if begun_by := read_recipe(self.part / "recipe.json"):
+            self.is_same(begun_by, self.part)
         return False
+
+    def refuse_foreign(self) -> None:
+        """End the command on an output that no stage made; --force replaces a file, or a model folder."""
+        model = self.path.parent == self.output and (self.output / "config.json").is_file()
+        if self.output.is_dir() and not model:
+            fail(f"{self.output}: a folder that no stage made; choose another --output, or remove it")
+        if not self.force:
+            remedy = "choose another --output, remove it, or let --force replace it"
+            fail(f"{self.output}: stands there, but not how it was made ({self.path.name}); {remedy}")
+
+    def is_same(self, other: dict, place: Path) -> bool:
+        """Whether another recipe is this one; if not, and without --force, the command ends."""
+        changed = self.differences(other)
+        if changed and not self.force:
+            remedy = "set it back, choose another --output, or make it anew with --force"
+            fail(f"{place}: was made with other settings: {'; '.join(changed)}; {remedy}")
+        return not changed
 
     def differences(self, other: dict) -> list[str]:
         """In words what another recipe has otherwise."""
-        ours, theirs = self.content, other
         changed = []
-        if ours["stage"] != theirs.get("stage"):
-            changed.append(f"stage was {theirs.get('stage')}, is {ours['stage']}")
-        for name in sorted(ours["flags"].keys() | theirs.get("flags", {}).keys()):
-            before, now = theirs.get("flags", {}).get(name), ours["flags"].get(name)
-            if before != now:
-                changed.append(f"{name} was {before!r}, is {now!r}")
-        for name in sorted(ours["inputs"].keys() | theirs.get("inputs", {}).keys()):
-            before, now = theirs.get("inputs", {}).get(name, []), ours["inputs"].get(name, [])
-            if len(before) != len(now):
-                changed.append(f"{name} was {len(before)} files, is {len(now)}")
-                continue
-            changed += [
-                f"{name} {new['name']} has another content" if new["name"] == old["name"]
-                else f"{name} was {old['name']}, is {new['name']}"
-                for old, new in zip(before, now) if old["content"] != new["content"]
-            ]  # fmt: skip
-        for name in sorted(ours["constants"].keys() | theirs.get("constants", {}).keys()):
-            if theirs.get("constants", {}).get(name) != ours["constants"].get(name):
-                changed.append(f"{name} is another text")
+        if self.content["stage"] != other.get("stage"):
+            changed.append(f"stage was {other.get('stage')}, is {self.content['stage']}")
+        for name, before, now in self.pairs(other, "flags"):
+            changed.append(f"{name} was {before!r}, is {now!r}")
+        for name, before, now in self.pairs(other, "inputs"):
+            changed += input_changes(name, before or [], now or [])
+        for name, _, _ in self.pairs(other, "constants"):
+            changed.append(f"{name} was edited")
         return changed
+
+    def pairs(self, other: dict, part: str) -> list[tuple[str, object, object]]:
+        """(name, before, now) of what differs in a part of the recipes."""
+        before, now = other.get(part, {}), self.content[part]
+        names = sorted(before.keys() | now.keys())
+        return [
+            (name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)
+        ]
 
     # ------------------------------------------------------------ while the output is made
 
@@ -189,6 +204,24 @@ class Recipe:
         remove(self.part)
 
 
+def input_changes(name: str, before: list[dict], now: list[dict]) -> list[str]:
+    """In words how the files of a flag differ; [] if only their names do."""
+    if len(before) != len(now):
+        return [f"{name} was {len(before)} files, is {len(now)}"]
+    changed = []
+    for old, new in zip(before, now):
+        if old["content"] != new["content"]:
+            other = f"{name} was {old['name']}, is {new['name']}"
+            changed.append(
+                f"{name} {new['name']} has another content" if old["name"] == new["name"] else other
+            )
+    return changed
+
+
+def is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def name_of(script: str) -> str:
     """A stage as one calls it: 01_sample.py, or -m mathse.problems."""
     path = Path(script)
@@ -210,6 +243,14 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
+def code_digest(function: Callable) -> str:
+    """A digest of what a function does: its source without comments, layout and docstring."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    if ast.get_docstring(tree.body[0]) is not None:
+        tree.body[0].body.pop(0)
+    return digest(ast.dump(tree))
+
+
 def fingerprints(value: object) -> list[dict]:
     """[{"name", "content"}] of what a flag names: one spec or a list of them."""
     specs = value if isinstance(value, list) else [value]
@@ -222,13 +263,20 @@ def fingerprint(spec: str) -> str:
     """
     if is_endpoint(spec):
         return "#" + spec.partition("#")[2]  # the same model at another address is the same model
-    place = Path(spec) if os.path.exists(spec) else Path(spec.partition(":")[2])
-    if place.is_file():
+    names = spec, spec.partition(":")[2], spec.partition(":")[2].rpartition(":")[0]  # hf:FOLDER:SPLIT
+    place = next((Path(name) for name in names if name and os.path.exists(name)), None)
+    if place and place.is_file():
         return content_of(place)
-    if str(place) != "." and place.is_dir():
-        files = sorted(path for path in place.rglob("*") if path.is_file() and path.name not in NO_CONTENT)
+    if place and place.is_dir():
+        files = [path for path in sorted(place.rglob("*")) if path.is_file() and is_content(path, place)]
         return digest(json.dumps([(str(path.relative_to(place)), content_of(path)) for path in files]))
     return spec
+
+
+def is_content(path: Path, folder: Path) -> bool:
+    """Whether a file is part of what a folder holds: not times, nor what a killed training left."""
+    inside = path.relative_to(folder).parts[0]
+    return path.name not in NO_CONTENT and not (inside.startswith("checkpoint") and inside != path.name)
 
 
 def content_of(path: Path) -> str:

@@ -38,6 +38,11 @@ MISSPELT = {  # a field that looks like one of ours: passed over, it would lose 
     **dict.fromkeys(("choice", "choices", "option"), "options"),
 }
 VALUES = {"finish": ("stop", "length", "error"), "status": ("correct", "wrong", "undecided")}
+# What a verdict adds to a row: not the reflection's, and made anew when a verified file is verified again.
+VERDICT_FIELDS = {
+    "answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_line", "error_analysis",
+    "judge_reply", "judge_tokens", "orm_confidence", "judge_error",
+}  # fmt: skip
 Refuse = Callable[[str, str], NoReturn]  # (field, problem and remedy)
 
 

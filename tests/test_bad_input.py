@@ -922,12 +922,13 @@ BAD_SETTINGS = {
     "ORM_SAMPLE_FLAGS": (["--samples 0"], "--samples"),
     "ENDPOINT_FLAGS": (["--max-cost -1", "--concurrency 0", "--timeout x"], "--"),
     "DATA_FLAGS": (["--contaminated yes"], "--contaminated"),
-    "RUN": (["a/b"], "RUN"),
+    "RUN": (["a/b", "..", "."], "RUN"),
+    "GPUS": (["0", "two"], "GPUS"),
     "MODEL": (["no/such/folder", "http://127.0.0.1:9/v1#m"], "--model"),
     "TEACHER": (["localhost:8000/v1#m"], "no such folder"),
     "REFLECTOR": (["http://host/v1"], "an endpoint is written"),  # it is used days later
     "ORM": (["./no"], "no such folder"),
-    "TEST": (["toy/test.jsonl nobench:x"], "nobench:x: no such file"),
+    "TEST": (["toy/test.jsonl nobench:x", " "], ""),
     "DATA": (["no.jsonl"], "no.jsonl: no such file"),
 }
 

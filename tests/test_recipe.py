@@ -2,6 +2,7 @@
 with --force.
 """
 
+import importlib
 import json
 import shutil
 
@@ -113,7 +114,58 @@ def test_a_prompt_that_was_edited_is_noticed(samples, tmp_path, stage, monkeypat
     monkeypatch.setattr(module, "SOLVE_PROMPT", "Solve: {question}")
     with pytest.raises(SystemExit) as ended:
         module.main()
-    assert ended.value.code == 2 and "SOLVE_PROMPT is another text" in capsys.readouterr().err
+    assert ended.value.code == 2 and "SOLVE_PROMPT was edited" in capsys.readouterr().err
+
+
+def test_an_edit_of_what_decides_is_noticed(samples, tmp_path, stage, monkeypatch, capsys):
+    """Another decide() makes other verdicts; a comment does not."""
+    module = stage("02_verify")
+    flags = ["--input", samples, "--output", tmp_path / "v.jsonl", "--accept", "answer"]
+    monkeypatch.setattr("sys.argv", ["02_verify.py", *map(str, flags)])
+    module.main()
+
+    def decide(policy: str, answer_check: str | None, orm_check: str | None) -> str:
+        return "correct"
+
+    monkeypatch.setattr(module, "decide", decide)
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "decide() was edited" in capsys.readouterr().err
+
+
+def test_comments_are_no_edit(tmp_path, monkeypatch):
+    texts = {
+        "one": 'def f(a):\n    """A docstring."""\n    return a + 1  # a comment\n',
+        "two": "def f(a):\n    return (a +\n        1)\n",
+        "three": "def f(a):\n    return a + 2\n",
+    }
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in texts.items():
+        (tmp_path / f"module_{name}.py").write_text(text)
+    one, two, three = (recipe.code_digest(importlib.import_module(f"module_{name}").f) for name in texts)
+    assert one == two != three
+
+
+def test_force_removes_nothing_that_no_stage_made(verify, samples, run):
+    """A folder of somebody's files; an input that is the output, or lies in it."""
+    folder = samples.parent / "precious"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    flags = ["02_verify.py", "--accept", "answer", "--force"]
+    done = run(*flags, "--input", samples, "--output", folder)
+    assert one_line(done, "a folder that no stage made")
+    done = run(*flags, "--input", samples, "--output", samples)
+    assert one_line(done, f"--input: {samples}: is the output too")
+    done = run(*flags, "--input", samples, "--output", samples.parent)
+    assert one_line(done, f"--input: {samples}: is the output too")
+    assert (folder / "mine.txt").read_text() == "mine" and len(read_rows(samples)) == 4
+
+
+def test_flags_without_effect_are_no_part_of_it(verify):
+    """Without a model nothing is generated."""
+    assert verify().returncode == 0 and verify("--temperature", 1, "--max-tokens", 9).stdout.startswith(
+        "skip "
+    )
 
 
 def test_failed_rows_are_tried_again_and_others_kept(samples, run, tmp_path):

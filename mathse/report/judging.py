@@ -54,7 +54,9 @@ def ask(judging: Judging, spec: str, args: Namespace, load: Callable, script: st
     inputs, without = ("predictions", "model"), vars(args).keys() - DECIDING
     constants = {"prompt": judging.prompt}
     recipe = Recipe(args.output / judging.file, script, asked, inputs, without, constants)
-    if recipe.is_done():
+    done = recipe.is_done()
+    meet()  # no process looks while the first one already writes
+    if done:
         return
     if not alone or processes()[0] == 0:
         rows = filter(judging.wanted, read_rows(predictions, check=False))
@@ -117,13 +119,17 @@ def start_predictions(recipe: Recipe) -> Output:
 
 def keep_replies(folder: Path) -> None:
     """Put replies aside while failed predictions are tried again."""
+    now = fingerprint(str(folder / PREDICTIONS))
     for name in (JUDGED, ERRORS):
         part = folder / f"{name}.part"
-        if (folder / name).is_file() and (recipe := current_recipe(folder, name)):
+        is_complete = (folder / name).is_file()
+        recipe = read_recipe(folder / f"{name}.recipe.json" if is_complete else part / "recipe.json")
+        if recipe and asked_about(recipe) == now:
             recipe["inputs"]["predictions"][0]["content"] = RETRIED
             part.mkdir(exist_ok=True)
             write_json(part / "recipe.json", recipe)
-            (folder / name).replace(part / "earlier.jsonl")
+            if is_complete:
+                (folder / name).replace(part / "earlier.jsonl")
 
 
 def go_on_with_replies(folder: Path, name: str) -> None:
