@@ -1,5 +1,5 @@
-# Sourced by run_rounds.sh and tests/run.sh. Sets PYTHON: the one given, that of an active environment, or that of
-# .venv, which is made from requirements.txt.
+# Sourced by run_rounds.sh and tests/run.sh. Sets PYTHON: the one given, that of an active environment, or
+# that of .venv, which is made from requirements.txt.
 if [[ -z ${PYTHON:-} && -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then PYTHON=python3; fi
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=.venv/bin/python

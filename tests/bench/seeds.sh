@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The tables of docs/RESULTS.md: the default run with several seeds; each ORM, and one trained on the same data
-# with the status alone (--binary), on M0's paths of test problems, as many right as wrong ones (the form of the
-# paper's Table 5).
+# The tables of docs/RESULTS.md: the default run with several seeds; each ORM, and one trained on the same
+# data with the status alone (--binary), on M0's paths of test problems, as many right as wrong ones (the form
+# of the paper's Table 5).
 #   bash tests/bench/seeds.sh 0 1 2        # writes runs/seed-N; prints a few lines a seed
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -10,7 +10,8 @@ for seed in "${@:-0}"; do
   run=runs/seed-$seed
   mkdir -p "$run"
   SEED=$seed RUN=seed-$seed bash run_rounds.sh >> "$run/log" 2>&1 || { tail -5 "$run/log" >&2; exit 1; }
-  train=$("$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["command"])' < "$run/orm/model/recipe.json")
+  recipe=$run/orm/model/recipe.json
+  train=$("$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["command"])' < "$recipe")
   binary=${train//"$run/orm/model"/"$run/binary/model"}  # the run's own command, with another output
   binary=${binary//"$run/orm/train.jsonl"/"$run/binary/train.jsonl"}
   { "$PYTHON" ${binary#python } --binary
