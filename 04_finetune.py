@@ -40,7 +40,7 @@ from mathse.train.rows import TrainingRows, write_training_file
 # AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128. Qwen2-VL: 1e-5 with
 # warm-up 0.1, CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
-SUBJECT_RATIO = 2  # see balanced()
+SUBJECT_RATIO = 4  # see balanced()
 CONSTANTS = {"optimizer": f"{BETAS} {WEIGHT_DECAY} {CLIP}", "SUBJECT_RATIO": f"{SUBJECT_RATIO}"}
 WITHOUT = ("train_file", "micro_batch", "recompute", "save_steps", "log_with")
 

@@ -1137,7 +1137,7 @@ def test_training_rows_name_where_they_come_from(stage, tmp_path):
 
 
 def test_balance_of_an_orms_training_data(stage):
-    """As many correct as wrong ones; no subject tells the verdict: at most two of one kind for each of
+    """As many correct as wrong ones; no subject tells the verdict: at most four of one kind for each of
     the other.
     """
     keys = {
@@ -1152,9 +1152,9 @@ def test_balance_of_an_orms_training_data(stage):
     kinds = Counter(key[:2] for key in chosen)
     assert (
         len(set(chosen)) == len(chosen)
-        and kinds["ec"] + kinds["hc"] == kinds["ew"] + kinds["hw"] + kinds["uw"] == 26
+        and kinds["ec"] + kinds["hc"] == kinds["ew"] + kinds["hw"] + kinds["uw"] == 32
     )
-    assert kinds["ew"] <= 20 and kinds["hw"] <= 4 and kinds["uw"] <= 2
+    assert kinds["ew"] <= 20 and kinds["hw"] <= 8 and kinds["uw"] <= 4
     assert balanced(keys, 0) == chosen != balanced(keys, 1)
     assert balanced({("correct", "a"): ["x"]}, 0) == []
 

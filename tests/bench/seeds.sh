@@ -16,7 +16,8 @@ for seed in "${@:-0}"; do
   binary=${binary//"$run/orm/train.jsonl"/"$run/binary/train.jsonl"}
   { "$PYTHON" ${binary#python } --binary
     "$PYTHON" 01_sample.py --input toy/test.jsonl --output "$run/heldout/samples.jsonl" \
-      --model "$run/round_0/model" --samples 4 --temperature 1.0 --max-tokens 128 --batch-size 256 --seed "$seed" --origin heldout
+      --model "$run/round_0/model" --samples 4 --temperature 1.0 --max-tokens 128 --batch-size 256 \
+      --seed "$seed" --origin heldout
     for orm in orm binary; do
       "$PYTHON" 02_verify.py --input "$run/heldout/samples.jsonl" --output "$run/heldout/$orm.jsonl" \
         --model "$run/$orm/model" --batch-size 256
