@@ -934,7 +934,7 @@ BAD_SETTINGS = {
 
 
 @pytest.mark.parametrize("name", list(BAD_SETTINGS))
-def test_a_wrong_setting_is_refused_before_anything_runs(run, name):
+def test_a_wrong_setting_is_refused_before_anything_runs(run, toy_data, name):
     values, word = BAD_SETTINGS[name]
     others = {"DATA": "toy/train.jsonl", "TEST": "toy/test.jsonl"} if name == "MODEL" else {}
     for value in values:
