@@ -466,7 +466,8 @@ def main() -> None:
         return
     prompts = {"JUDGE_PROMPT": JUDGE_PROMPT} if args.model else {}
     prompts |= {"FEEDBACK_PROMPT": FEEDBACK_PROMPT} if args.annotate else {}
-    code = (annotated, gives_away) if args.annotate else (decide, parse_verdict, judged)
+    reads = (parse_verdict, string_field, match_step)
+    code = (annotated, gives_away, *reads) if args.annotate else (decide, judged, *reads)
     inputs = ("input", "add_correct", "model")
     unused = set() if args.model else {*vars(args)} - {"input", "accept", "limit"}
     recipe = Recipe(args.output, __file__, args, inputs, {"batch_size"} | unused, prompts, code)

@@ -37,7 +37,7 @@ from mathse.generate import Reply, Request, open_model
 from mathse.images import blank_image
 from mathse.jsonl import expected_length, processes, share, stage_end, write_json
 from mathse.problems import RULES, SPLITS, load_problems, parse_fields
-from mathse.recipe import Recipe, fingerprint
+from mathse.recipe import Recipe, code_digest, fingerprint
 from mathse.records import derive_seed, fail, row_key
 from mathse.report import judging
 from mathse.report.comparison import print_change
@@ -293,6 +293,9 @@ def write_metrics(args: Namespace) -> None:
     standing = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
     files = [name for name in (PREDICTIONS, JUDGED, ERRORS) if (args.output / name).is_file()]
     made_from = {name: fingerprint(str(args.output / name)) for name in files}
+    made_from["score"] = " ".join(
+        map(code_digest, (score, majority, pass_at, judge_score, share_of, right_share))
+    )
     if standing.get("made_from") == made_from:
         print(f"skip {args.output}", flush=True)
         return
@@ -352,7 +355,7 @@ def check_args(args: Namespace) -> None:
     """End the command on flags that do not go together, before anything is read."""
     compare_only = args.against and not args.test and (args.output / "metrics.json").is_file()
     if not compare_only and not (args.test and args.model):
-        needed = "both are needed (--output and --against alone compare two evaluations)"
+        needed = "both are needed; to compare two evaluations with --against, --output must be one"
         fail(f"--test and --model: {needed}")
     if args.against and not (args.against / "metrics.json").is_file():
         fail(f"--against: {args.against}: no metrics.json in it; name the --output of another evaluation")

@@ -85,10 +85,11 @@ def print_totals(metrics: dict) -> None:
 
 def main() -> None:
     parser = Parser(__doc__)
+    parser.prog = "python -m mathse.report"
     parser.add_argument("run", type=Path, help="a run folder, for example runs/default (no default)")
     run = parser.parse_args().run
     if not run.is_dir():
-        fail(f"{run}: no such folder; name a run, for example runs/default")
+        fail(f"{run}: no such folder; bash run_rounds.sh makes runs/default")
     metrics = report(run)
     print_table(metrics)
     print_totals(metrics)
