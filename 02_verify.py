@@ -26,7 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import load
-from mathse.answers import LETTERS, check_rows, option_values, reference_letters
+from mathse.answers import LETTERS, check_rows, check_version, option_values, reference_letters
 from mathse.chat import fill, question_text, user_message
 from mathse.cli import (
     Parser,
@@ -464,13 +464,14 @@ def main() -> None:
     if args.dry_run is not None:
         print_plan(args, args.dry_run * args.orm_samples if args.model else 0)
         return
-    prompts = {"JUDGE_PROMPT": JUDGE_PROMPT} if args.model else {}
-    prompts |= {"FEEDBACK_PROMPT": FEEDBACK_PROMPT} if args.annotate else {}
+    constants = {"answer check": check_version()}
+    constants |= {"JUDGE_PROMPT": JUDGE_PROMPT} if args.model else {}
+    constants |= {"FEEDBACK_PROMPT": FEEDBACK_PROMPT} if args.annotate else {}
     reads = (parse_verdict, string_field, match_step)
     code = (annotated, gives_away, *reads) if args.annotate else (decide, judged, *reads)
     inputs = ("input", "add_correct", "model")
     unused = set() if args.model else {*vars(args)} - {"input", "accept", "limit"}
-    recipe = Recipe(args.output, __file__, args, inputs, {"batch_size"} | unused, prompts, code)
+    recipe = Recipe(args.output, __file__, args, inputs, {"batch_size"} | unused, constants, code)
     if recipe.is_done():
         return
     lengths = check_input(args)

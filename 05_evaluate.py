@@ -16,28 +16,25 @@ Writes: OUTPUT/predictions.jsonl   problem + benchmark, prompt, sample, response
     python 05_evaluate.py --output runs/default/final/eval --against runs/default/round_0/eval
 """
 
-import hashlib
 import json
 import re
 from argparse import Namespace
 from collections import Counter, deque
 from collections.abc import Iterator
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
-import mathse.answers
 from common import SOLVE_PROMPT, load, solve_prompt
 from mathse import cli
-from mathse.answers import AnswerChecker, check_rows
+from mathse.answers import AnswerChecker, check_rows, check_version
 from mathse.chat import harmless, user_message
 from mathse.generate import Reply, Request, open_model
 from mathse.images import blank_image
 from mathse.jsonl import expected_length, processes, share, stage_end, write_json
 from mathse.problems import RULES, SPLITS, load_problems, parse_fields
-from mathse.recipe import Recipe, code_digest, fingerprint
+from mathse.recipe import Recipe, code_digest, digest, fingerprint
 from mathse.records import derive_seed, fail, row_key
 from mathse.report import judging
 from mathse.report.comparison import print_change
@@ -156,14 +153,8 @@ def conditions_of(args: Namespace) -> dict:
     """What a score depends on beside the test set. Scores under other conditions are not comparable."""
     names = ("model", "test", "limit", "samples", "temperature", "top_p", "top_k", "max_tokens", "max_pixels")
     conditions = {name: getattr(args, name) for name in (*names, "blank_image", "seed")}
-    prompt = f"solve {short_digest(SOLVE_PROMPT)}" if args.prompt == "solve" else "benchmark"
-    files = sorted(Path(mathse.answers.__file__).parent.glob("*.py"))
-    code = short_digest("".join(file.read_text(encoding="utf-8") for file in files))
-    return conditions | {"prompt": prompt, "rule": f"answers {code}, math-verify {version('math-verify')}"}
-
-
-def short_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    prompt = f"solve {digest(SOLVE_PROMPT)[:8]}" if args.prompt == "solve" else "benchmark"
+    return conditions | {"prompt": prompt, "rule": check_version()}
 
 
 # ---------------------------------------------------------------- answers
@@ -220,8 +211,7 @@ def checked(args: Namespace, replies: Iterator[Reply]) -> Iterator[dict]:
 
 def predict(args: Namespace) -> None:
     """Write predictions.jsonl, a row a problem and sample."""
-    conditions = conditions_of(args)
-    constants = {"answer check": conditions["rule"]}
+    constants = {"answer check": check_version()}
     if args.prompt == "solve":
         constants["SOLVE_PROMPT"] = SOLVE_PROMPT
     without = {"batch_size", "judge", "classify", "against"}

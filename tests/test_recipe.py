@@ -133,6 +133,18 @@ def test_an_edit_of_what_decides_is_noticed(samples, tmp_path, stage, monkeypatc
     assert "decide() was edited" in capsys.readouterr().err
 
 
+def test_another_answer_check_is_noticed(samples, tmp_path, stage, monkeypatch, capsys):
+    """Verdicts of an edited mathse/answers, or of another math-verify, are not those that stand there."""
+    module = stage("02_verify")
+    flags = ["--input", samples, "--output", tmp_path / "v.jsonl", "--accept", "answer"]
+    monkeypatch.setattr("sys.argv", ["02_verify.py", *map(str, flags)])
+    module.main()
+    monkeypatch.setattr(module, "check_version", lambda: "another")
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "answer check was edited" in capsys.readouterr().err
+
+
 def test_comments_are_no_edit(tmp_path, monkeypatch):
     texts = {
         "one": 'def f(a):\n    """A docstring."""\n    return a + 1  # a comment\n',

@@ -11,7 +11,7 @@ time is up: math-verify's own time limits are signals, of no use in threads or a
 Imports nothing else of the package: a worker must start fast.
 """
 
-from mathse.answers.check import check_answer
+from mathse.answers.check import check_answer, check_version
 from mathse.answers.compare import LETTERS, option_values, reference_letters
 from mathse.answers.find import find_answer
 from mathse.answers.workers import AnswerChecker, check_rows
@@ -21,6 +21,7 @@ __all__ = [
     "AnswerChecker",
     "check_answer",
     "check_rows",
+    "check_version",
     "find_answer",
     "option_values",
     "reference_letters",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mathse.answers import check_version
 from mathse.chat import fill, question_text, user_message
 from mathse.generate import Reply, Request, open_model
 from mathse.jsonl import Output, expected_length, failed_rows, meet, processes, remove, share, write_json
@@ -52,8 +53,8 @@ def ask(judging: Judging, spec: str, args: Namespace, load: Callable, script: st
     asked = {"predictions": str(predictions), "model": spec, "temperature": 0.0, "max_tokens": MAX_TOKENS}
     asked = Namespace(**vars(args) | asked)
     inputs, without = ("predictions", "model"), vars(args).keys() - DECIDING
-    constants = {"prompt": judging.prompt}
-    recipe = Recipe(args.output / judging.file, script, asked, inputs, without, constants)
+    constants = {"prompt": judging.prompt, "answer check": check_version()}
+    recipe = Recipe(args.output / judging.file, script, asked, inputs, without, constants, (judging.read,))
     done = recipe.is_done()
     meet()  # no process looks while the first one already writes
     if done:
