@@ -20,7 +20,7 @@ from itertools import islice
 
 from tqdm import tqdm
 
-from common import SOLVE_PROMPT, load, solve_prompt
+from common import load, solve_prompt
 from mathse.chat import user_message
 from mathse.cli import (
     Parser,
@@ -128,8 +128,7 @@ def main() -> None:
         args,
         inputs=("input", "unsolved_in", "model"),
         without={"batch_size"},
-        constants={"SOLVE_PROMPT": SOLVE_PROMPT},
-        code=(choose, drawn, solve_prompt),
+        code=(choose, requests),
     )
     if recipe.is_done():
         return

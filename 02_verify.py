@@ -465,10 +465,7 @@ def main() -> None:
         print_plan(args, args.dry_run * args.orm_samples if args.model else 0)
         return
     constants = {"answer check": check_version()}
-    constants |= {"JUDGE_PROMPT": JUDGE_PROMPT} if args.model else {}
-    constants |= {"FEEDBACK_PROMPT": FEEDBACK_PROMPT} if args.annotate else {}
-    reads = (parse_verdict, string_field, match_step)
-    code = (annotated, gives_away, *reads) if args.annotate else (decide, judged, *reads)
+    code = (annotate, read_correct) if args.annotate else (verify if args.model else decide,)
     inputs = ("input", "add_correct", "model")
     unused = set() if args.model else {*vars(args)} - {"input", "accept", "limit"}
     recipe = Recipe(args.output, __file__, args, inputs, {"batch_size"} | unused, constants, code)

@@ -147,7 +147,6 @@ def main() -> None:
         args,
         inputs=("input", "model"),
         without={"batch_size"},
-        constants={"REFLECT_PROMPT": REFLECT_PROMPT},
         code=(choose_drafts, requests),
     )
     if recipe.is_done():

@@ -41,7 +41,6 @@ from mathse.train.rows import TrainingRows, write_training_file
 # warm-up 0.1, CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
 SUBJECT_RATIO = 4  # see balanced()
-CONSTANTS = {"optimizer": f"{BETAS} {WEIGHT_DECAY} {CLIP}", "SUBJECT_RATIO": f"{SUBJECT_RATIO}"}
 WITHOUT = ("train_file", "micro_batch", "recompute", "save_steps", "log_with")
 
 
@@ -187,8 +186,7 @@ def make_optimizer(model):
 
 
 # What decides the model, beside flags and inputs: an edit of it is noticed.
-CODE = (pick_diverse, likeness, balanced, is_usable, choose_rows, training_row)
-CODE += (token_loss, learning_rate, make_optimizer)
+CODE = (choose_rows, training_row, token_loss, learning_rate, make_optimizer)
 
 
 # ---------------------------------------------------------------- training
@@ -240,7 +238,8 @@ def main() -> None:
         return
     without = (*WITHOUT, "model", "previous")
     inputs = "input", source
-    recipe = Recipe(args.output, __file__, args, inputs, without, CONSTANTS, CODE, is_folder=True)
+    constants = {"CLIP": str(CLIP)}
+    recipe = Recipe(args.output, __file__, args, inputs, without, constants, CODE, is_folder=True)
     if recipe.is_done():
         remove_checkpoints(args.output)
         return

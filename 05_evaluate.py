@@ -34,7 +34,7 @@ from mathse.generate import Reply, Request, open_model
 from mathse.images import blank_image
 from mathse.jsonl import expected_length, processes, share, stage_end, write_json
 from mathse.problems import RULES, SPLITS, load_problems, parse_fields
-from mathse.recipe import Recipe, code_digest, digest, fingerprint
+from mathse.recipe import Recipe, code_digests, digest, fingerprint
 from mathse.records import derive_seed, fail, row_key
 from mathse.report import judging
 from mathse.report.comparison import print_change
@@ -212,10 +212,9 @@ def checked(args: Namespace, replies: Iterator[Reply]) -> Iterator[dict]:
 def predict(args: Namespace) -> None:
     """Write predictions.jsonl, a row a problem and sample."""
     constants = {"answer check": check_version()}
-    if args.prompt == "solve":
-        constants["SOLVE_PROMPT"] = SOLVE_PROMPT
+    code = (solve_prompt,) if args.prompt == "solve" else ()
     without = {"batch_size", "judge", "classify", "against"}
-    recipe = Recipe(args.output / PREDICTIONS, __file__, args, ("test", "model"), without, constants)
+    recipe = Recipe(args.output / PREDICTIONS, __file__, args, ("test", "model"), without, constants, code)
     if recipe.is_done():
         return
     lengths = {(row["benchmark"], row["id"]): expected_length(row) for row in test_problems(args)}
@@ -283,9 +282,7 @@ def write_metrics(args: Namespace) -> None:
     standing = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
     files = [name for name in (PREDICTIONS, JUDGED, ERRORS) if (args.output / name).is_file()]
     made_from = {name: fingerprint(str(args.output / name)) for name in files}
-    made_from["score"] = " ".join(
-        map(code_digest, (score, majority, pass_at, judge_score, share_of, right_share))
-    )
+    made_from |= code_digests((score, judge_score, share_of, right_share))
     if standing.get("made_from") == made_from:
         print(f"skip {args.output}", flush=True)
         return

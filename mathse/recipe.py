@@ -41,8 +41,9 @@ class Recipe:
 
     `inputs`: flags that name files, folders or models, of which the content counts, not the name.
     `without`: further flags that do not change this stage's output.
-    `constants`: what a forker edits in the script: {name: text}, such as its prompts.
-    `code`: functions of the script that decide the output; comments and layout do not count.
+    `code`: functions that decide the output. With them count the functions and constants of the stages'
+    folder that they name, such as prompts; comments and layout do not.
+    `constants`: what else decides it: {name: text}.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Recipe:
             "inputs": {name: fingerprints(value) for name, value in given.items()},
             "constants": {name: digest(text) for name, text in (constants or {}).items()},
         }
-        self.content["constants"] |= {f"{part.__name__}()": code_digest(part) for part in code}
+        self.content["constants"] |= code_digests(code)
         self.begun = time.monotonic()
 
     def refuse_inside(self, name: str, specs: list) -> None:
@@ -243,12 +244,26 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def code_digest(function: Callable) -> str:
-    """A digest of what a function does: its source without comments, layout and docstring."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    if ast.get_docstring(tree.body[0]) is not None:
-        tree.body[0].body.pop(0)
-    return digest(ast.dump(tree))
+def code_digests(functions: Iterable[Callable]) -> dict[str, str]:
+    """{name: digest} of functions and of what they reach by name in their own folder: functions by their
+    source without comments, layout and docstring, constants (in capitals) by their value."""
+    found, waiting = {}, [*functions]
+    while waiting:
+        function = waiting.pop()
+        if (name := f"{function.__name__}()") in found:
+            continue
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        if ast.get_docstring(tree.body[0]) is not None:
+            tree.body[0].body.pop(0)
+        found[name] = digest(ast.dump(tree))
+        folder = Path(inspect.getfile(function)).parent
+        for named in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}:
+            value = function.__globals__.get(named)
+            if inspect.isfunction(value) and Path(inspect.getfile(value)).parent == folder:
+                waiting.append(value)
+            elif named.isupper() and isinstance(value, str | int | float | tuple | dict | re.Pattern):
+                found[named] = digest(json.dumps(value, default=lambda some: getattr(some, "pattern", "")))
+    return found
 
 
 def fingerprints(value: object) -> list[dict]:

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, read_rows, write_rows
 from server import Server, completion, good
 
+import common
 from mathse import recipe
 
 SAMPLE = {"question": "What?", "images": [], "answer": "1", "finish": "stop"}
@@ -111,7 +112,7 @@ def test_a_prompt_that_was_edited_is_noticed(samples, tmp_path, stage, monkeypat
     flags = ["--input", samples, "--output", tmp_path / "s.jsonl", "--model", server.spec]
     monkeypatch.setattr("sys.argv", ["01_sample.py", *map(str, flags)])
     module.main()
-    monkeypatch.setattr(module, "SOLVE_PROMPT", "Solve: {question}")
+    monkeypatch.setattr(common, "SOLVE_PROMPT", "Solve: {question}")
     with pytest.raises(SystemExit) as ended:
         module.main()
     assert ended.value.code == 2 and "SOLVE_PROMPT was edited" in capsys.readouterr().err
@@ -150,12 +151,18 @@ def test_comments_are_no_edit(tmp_path, monkeypatch):
         "one": 'def f(a):\n    """A docstring."""\n    return a + 1  # a comment\n',
         "two": "def f(a):\n    return (a +\n        1)\n",
         "three": "def f(a):\n    return a + 2\n",
+        "four": "def f(a):\n    return g(a)\n\n\ndef g(a):\n    return a + B\n\n\nB, C = 1, 2\n",
     }
     monkeypatch.syspath_prepend(tmp_path)
     for name, text in texts.items():
         (tmp_path / f"module_{name}.py").write_text(text)
-    one, two, three = (recipe.code_digest(importlib.import_module(f"module_{name}").f) for name in texts)
+    modules = {name: importlib.import_module(f"module_{name}") for name in texts}
+    one, two, three, four = (recipe.code_digests([module.f]) for module in modules.values())
     assert one == two != three
+    assert four.keys() == {"f()", "g()", "B"}  # what f names counts too
+    monkeypatch.setattr(modules["four"], "B", 3)
+    edited = recipe.code_digests([modules["four"].f])
+    assert {name for name in four if four[name] != edited[name]} == {"B"}
 
 
 def test_force_removes_nothing_that_no_stage_made(verify, samples, run):
