@@ -263,7 +263,7 @@ def code_digests(functions: Iterable[Callable]) -> dict[str, str]:
                 waiting.append(value)
             elif named.isupper() and isinstance(value, str | int | float | tuple | dict | re.Pattern):
                 found[named] = digest(json.dumps(value, default=lambda some: getattr(some, "pattern", "")))
-    return found
+    return dict(sorted(found.items()))  # the order of a set differs between processes
 
 
 def fingerprints(value: object) -> list[dict]:
