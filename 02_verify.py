@@ -51,6 +51,7 @@ from mathse.records import (
     row_key,
     written_rows,
 )
+from mathse.replies import Field, Found, find_lines, find_objects, thought_end
 from mathse.report.statistics import VERDICTS, audit, right_rate
 
 # The ORM's prompt. Image and question come first, so that what is computed for them serves all candidates.
@@ -82,9 +83,8 @@ The explanation must not reveal the right final answer."""
 
 NEEDED = ("id", "question", "sample", "response", "finish")
 WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
-STATUS = re.compile(  # not the form itself, `"CORRECT" or "WRONG"`
-    r"""["']?\bstatus["']?\s*:\s*["']?(CORRECT|WRONG|INCORRECT)\b(?!["']?\s*(?:or\b|[/|]))""", re.IGNORECASE
-)
+NO_STEP = {"", "-", "-1", "n/a", "na", "nil", "none", "null", "no error", "no errors", "[]", "{}", "false"}
+ALTERNATIVES = re.compile(r"\s*(?:or|[,/|])\s*")  # between two objects, of which then neither is the last
 CHOICE = (  # LETTER is named as a choice
     r"\(LETTER\)|(?:\b(?i:option|choice|answer)(?i: is| should be| must be)?|选项?|答案[为是]?)"
     r"[\s:：(*\"']*LETTER(?![\w'])"
@@ -148,35 +148,69 @@ def parse_verdict(reply: str) -> dict:
     """{"verdict", "error_step", "error_analysis"} from a judge's reply.
 
     Forgiving about what is around the fields (fences, prose, quotes, commas, a cut-off end), strict about the
-    verdict: no status, or two different ones, is `undecided`.
+    verdict: no plain status, two different ones, or CORRECT with an error step is `undecided`.
     """
-    verdicts = {WORDS[status.upper()] for status in STATUS.findall(reply)}
-    verdict = verdicts.pop() if len(verdicts) == 1 else "undecided"
-    step, analysis = (string_field(reply, name) for name in ("error_step", "error_analysis"))
+    fields = read_fields(reply)
+    verdict = status_of(fields)
+    step, analysis = (field_text(fields, name) for name in ("errorstep", "erroranalysis"))
+    if verdict == "correct" and step:
+        verdict = "undecided"
     if verdict != "wrong":
         step = analysis = None
     return {"verdict": verdict, "error_step": step, "error_analysis": analysis}
 
 
-def string_field(reply: str, name: str) -> str | None:
-    """The text or number behind a field's name, also of JSON that is cut off or in single quotes."""
-    value = r"""(?:"((?:[^"\\]|\\.)*)|'((?:[^'\\]|\\.)*)|(\d+))"""
-    found = re.search(rf"""["']{name}["']\s*:\s*{value}""", reply)
-    text = next((group for group in found.groups() if group), None) if found else None
+def read_fields(reply: str) -> list[Field]:
+    """The fields of the last object that has a status, behind all thinking. A status inside another object,
+    or quoted in a text, is not the reply's."""
+    place = thought_end(reply)
+    if place is None:
+        return []
+    objects = find_objects(reply, place)
+    if not objects:
+        return find_lines(reply, place, "status|error step|error analysis")
+    stated = [found for found in objects if "status" in found.names()]
+    if not stated:
+        return []
+    last = stated.pop()
+    fields = list(last.fields)
+    while stated and is_one_statement(stated[-1], last, reply):
+        last = stated.pop()
+        fields += last.fields
+    return fields
 
-    def unescape(match: re.Match) -> str:
-        known = {"n": "\n", "t": "\t"} | {char: char for char in "\"'\\/"}
-        return known.get(match[1], match[0])
 
-    return re.sub(r"\\(.)", unescape, text) if text else None
+def is_one_statement(first: Found, second: Found, reply: str) -> bool:
+    """Whether neither of two objects has the last word: alternatives, or a first that breaks off."""
+    between = reply[first.end : second.start]
+    return bool(ALTERNATIVES.fullmatch(between)) or not (first.whole or between.strip())
+
+
+def status_of(fields: list[Field]) -> str:
+    """The verdict that every field `status` gives in one word."""
+    values = [field.value if field.whole else None for field in fields if field.name == "status"]
+    words = [value.strip(" \t\r\n.!*") if isinstance(value, str) else "" for value in values]
+    verdicts = {WORDS.get(word.upper(), "undecided") for word in words}
+    return verdicts.pop() if len(verdicts) == 1 else "undecided"
+
+
+def field_text(fields: list[Field], name: str) -> str | None:
+    """The text of the first field of this name that has one; what a list or an object holds is joined."""
+    for field in fields:
+        if field.name == name and field.value is not None:
+            text = ", ".join(field.value) if isinstance(field.value, list) else field.value.strip()
+            if text.strip(" .").lower() not in NO_STEP:
+                return text
+    return None
 
 
 def status_probability(reply: Reply) -> float | None:
     """The model's own probability of the status it gives: the geometric mean over the word's tokens."""
-    found = STATUS.search("".join(text for text, _ in reply.token_logprobs))
+    fields = read_fields("".join(text for text, _ in reply.token_logprobs))
+    status = next((field for field in fields if field.name == "status"), None)
     logprobs, place = [], 0
-    for text, logprob in reply.token_logprobs if found else ():
-        if place < found.end(1) and place + len(text) > found.start(1):
+    for text, logprob in reply.token_logprobs if status else ():
+        if place < status.end and place + len(text) > status.start:
             logprobs.append(logprob)
         place += len(text)
     return round(math.exp(sum(logprobs) / len(logprobs)), 4) if logprobs else None

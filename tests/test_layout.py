@@ -18,6 +18,7 @@ ROOMS = [
     "jsonl",
     "recipe",
     "chat",
+    "replies",
     "attention",
     "cli",
     "generate",
