@@ -33,9 +33,12 @@ PLACEHOLDERS = re.compile(
     r"<image>|<\|image_pad\|>|<\|vision_start\|>|<\|vision_end\|>|<IMG_CONTEXT>|<fake_token_around_image>"
     r"|<video>|<\|video_pad\|>|<\|im_start\|>|<\|im_end\|>"
 )
-MISSPELT = {  # a field that looks like one of ours: passed over, it would lose an image or the options
-    **dict.fromkeys(("image", "img", "image_path", "image_paths", "picture", "pictures"), "images"),
-    **dict.fromkeys(("choice", "choices", "option"), "options"),
+LOOKALIKES = {  # of fields of ours: passed over, one would lose the images, the options or the answer
+    "images": r"(decoded)?(image|img|picture|pic|photo|figure)s?(path|file|filename|name|url)?s?\d*",
+    "options": r"(multiple|answer)?(choice|option)s?(list|text)?s?|(choice|option)[a-h1-8]",
+    "answer": r"answers|(gt|gold|correct|reference|standard)answers?|groundtruth|gold",
+    "question": "question",
+    "id": "id",
 }
 VALUES = {"finish": ("stop", "length", "error"), "status": ("correct", "wrong", "undecided")}
 # What a verdict adds to a row: not the reflection's, and made anew when a verified file is verified again.
@@ -188,9 +191,10 @@ def check_row(
     def refuse(field: str, problem: str) -> NoReturn:
         fail(f"{where}: {field}: {problem}")
 
-    for field in row.keys() & MISSPELT.keys():
-        if MISSPELT[field] not in row:
-            refuse(field, f"not a field of a problem; call it {MISSPELT[field]!r}")
+    for field in row:
+        meant = meant_field(field)
+        if meant and (meant not in row or (row[field] and row[meant] in (None, "", []))):
+            refuse(field, f"not a field of a problem; call it {meant!r}")
     for field in required:
         if field not in row:
             refuse(field, f"missing; this stage needs {', '.join(required)}")
@@ -206,6 +210,16 @@ def check_row(
     for image in images or []:
         if problem := find_problem(Path(where.rsplit(":", 1)[0]).parent / image):
             refuse("images", f"{shown(image) if len(image) > 200 else image}: {problem}")
+
+
+@lru_cache(maxsize=1 << 10)
+def meant_field(name: str) -> str | None:
+    """The field of ours that a name of another spelling seems to mean: `images` for image_path or Images."""
+    plain = re.sub(r"[\W_]", "", name).lower()
+    if name in LOOKALIKES:
+        return None
+    alike = (field for field, names in LOOKALIKES.items() if plain == field or re.fullmatch(names, plain))
+    return next(alike, None)
 
 
 def check_texts(row: dict, refuse: Refuse) -> None:

@@ -268,6 +268,35 @@ BAD_LINES = {
         "call it 'images'",
     ),
     "options by another name": (line(choices=["1", "2"]), 1, "choices", "not a field", "call it 'options'"),
+    "an image beside an empty list": (
+        line(image_path="x.png", images=[]),
+        1,
+        "image_path",
+        "not a field",
+        "call it 'images'",
+    ),
+    "choices beside null": (
+        line(Choices=["1", "2"], options=None),
+        1,
+        "Choices",
+        "not a field",
+        "call it 'options'",
+    ),
+    "an option a field": (line(option_a="1"), 1, "option_a", "not a field", "call it 'options'"),
+    "an answer by another name": (
+        line(ground_truth="1", answer=None),
+        1,
+        "ground_truth",
+        "not a field",
+        "call it 'answer'",
+    ),
+    "a capital": (
+        line(Answer="1").replace('"answer": "1", ', ""),
+        1,
+        "Answer",
+        "not a field",
+        "call it 'answer'",
+    ),
     "answer is blank": (line(answer=" "), 1, "answer", "is empty", "write null"),
 }
 
