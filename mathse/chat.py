@@ -27,11 +27,13 @@ def harmless(text: str) -> str:
 
 
 def question_text(problem: dict) -> str:
-    """Question and lettered options; options that bring their own letters keep them."""
+    """Question and lettered options; options that bring their own letters keep them. What the image shows
+    (`options_drawn`) is not told again.
+    """
     text = problem["question"].strip()
     options = [str(option) for option in problem.get("options") or []]
     letters = [chr(65 + index) for index in range(len(options))]
-    if not options or options == letters:  # the choices are drawn in the image
+    if not options or options == letters or problem.get("options_drawn"):
         return text
     lettered = all(re.match(rf"\(?{letter}[).:]", option) for letter, option in zip(letters, options))
     lines = options if lettered else [f"{letter}. {option}" for letter, option in zip(letters, options)]

@@ -6,6 +6,7 @@ In the rows `image` is a path, a list of paths, or null. `query` is the benchmar
 """
 
 import re
+from collections.abc import Iterator
 
 from mathse.answers import LETTERS
 
@@ -79,21 +80,50 @@ def lettered(options: list) -> str:
 
 def mathverse(row: dict) -> dict:
     """A row of MathVerse, of one of its five versions or text only."""
-    # its degree signs were once decoded as Chinese
-    text, answer = (re.sub(r"(?<=\d)掳", "°", row[name]) for name in ("question", "answer"))
-    question, *choices = re.split(r"\n(?:Choices:\n)?[A-H]:", text)
+    question, *choices = verse_parts(row["question"])
+    drawn = [] if choices else row.get("choices", [])
     version = row["problem_version"]
     return {
         "id": f"mathverse/{row['problem_index']}/{version.lower().replace(' ', '-')}",
         "question": question.strip() or "Solve the problem that stands in the image.",
         "images": row["image"],
-        "answer": answer,
-        "options": choices,
+        "answer": degrees(row["answer"]),
+        "options": choices or drawn,
+        **({"options_drawn": True} if drawn else {}),
         "subject": row["metadata"]["subject"],
         "level": row["metadata"]["subfield"],
         "source": version,
         "query": row.get("query_cot"),
     }
+
+
+def verse_parts(text: str) -> list[str]:
+    """[question, its choices ...]"""
+    return re.split(r"(?:^|\n)(?:Choices:\s*\n)?[A-H]:", degrees(text))
+
+
+def degrees(text: str) -> str:
+    """A text of MathVerse, whose degree signs were once decoded as Chinese."""
+    return re.sub(r"(?<=\d)掳", "°", text)
+
+
+def with_choices(rows: Iterator[dict]) -> Iterator[dict]:
+    """Rows of MathVerse, those of Vision Only with `choices`: their images show them, and they stand in the
+    text for the evaluation or in another version of the problem. A row before such a version is put last.
+    """
+    known, waiting = {}, []
+    for row in rows:
+        index, texts = row["problem_index"], (row["question"], row.get("question_for_eval") or "")
+        choices = next((choices for _, *choices in map(verse_parts, texts) if choices), [])
+        known[index] = known.get(index) or choices
+        if row["problem_version"] != "Vision Only" or row.get("question_type") == "free-form":
+            yield row
+        elif known[index]:
+            yield row | {"choices": known[index]}
+        else:
+            waiting.append(row)
+    for row in waiting:
+        yield row | {"choices": known[row["problem_index"]]}
 
 
 def mathvl(row: dict) -> dict:
@@ -118,6 +148,8 @@ def mathvl(row: dict) -> dict:
 
 
 BENCHMARKS = {"mathvision": mathvision, "mathvista": mathvista, "mathverse": mathverse, "mathvl": mathvl}
+# what completes a row from the rows around it, before its adapter
+COMPLETED = {"mathverse": with_choices}
 BENCHMARK_FILES = {  # in a benchmark's folder: the first file of each tuple that is there is read
     "mathvision": [("problems.jsonl", "testmini.jsonl", "test.jsonl")],
     "mathvista": [("testmini.json", "testmini.jsonl", "test.json")],

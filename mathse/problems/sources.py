@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mathse.images import image_problem, save_image
-from mathse.problems.benchmarks import BENCHMARK_FILES, BENCHMARKS, HUB_PARTS, IMAGE_FOLDERS
+from mathse.problems.benchmarks import BENCHMARK_FILES, BENCHMARKS, COMPLETED, HUB_PARTS, IMAGE_FOLDERS
 from mathse.records import PLACEHOLDERS, check_row, fail, json_lines, read_rows, shown
 
 PROBLEM_FIELDS = (
@@ -46,7 +46,7 @@ def load_problems(
             remedy = f"write {name}:PATH, or {name}:OWNER/NAME of the hub"
             fail(f"{spec}: no folder {path or '(none given)'}; {remedy}")
         rows = folder_rows(name, Path(path)) if is_folder else benchmark_hub_rows(name, path, image_folder)
-        return name, checked(map(BENCHMARKS[name], rows), spec)
+        return name, checked(map(BENCHMARKS[name], COMPLETED.get(name, iter)(rows)), spec)
     if not Path(spec).is_file():
         kinds = f"a problems.jsonl, hf:NAME:SPLIT, or NAME:PATH with NAME in {', '.join(BENCHMARKS)}"
         fail(f"{spec}: no such file; a source is {kinds}")

@@ -87,7 +87,8 @@ def write_replies(
 def requests(judging: Judging, args: Namespace, todo: set[str]) -> Iterator[Request]:
     for row in read_rows(args.predictions, check=False):
         if row_key(row) in todo:
-            texts = {"question": question_text(row), "answer": row["answer"], "response": row["response"]}
+            question = question_text(row | {"options_drawn": False})  # a judge may not see the image
+            texts = {"question": question, "answer": row["answer"], "response": row["response"]}
             images = row["images"] if judging.shows_images else []
             seed = derive_seed(args.seed, Path(judging.file).stem, row["id"], row["sample"])
             messages = user_message(fill(judging.prompt, **texts), images)
