@@ -1,6 +1,6 @@
 """Evaluate a model on test sets, with the same answer check as the training data.
 
-Reads:  problems.jsonl files, benchmarks (mathvision:FOLDER or hub id) or hub data sets (hf:NAME:SPLIT)
+Reads:  problems.jsonl, parquet files, benchmarks (mathvision:FOLDER or hub id), hub data sets (hf:NAME:SPLIT)
 Writes: OUTPUT/predictions.jsonl   problem + benchmark, prompt, sample, response, finish, tokens,
                                    answer_check, extracted, rule, official (by MATH-V's own rule)
         OUTPUT/judged.jsonl        --judge: id, sample, benchmark, judge_extracted, judge_check, judge_reply,
@@ -89,7 +89,7 @@ ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision
 def parse_args() -> Namespace:
     parser = cli.Parser(__doc__)
     add, whole = parser.add_argument, cli.whole
-    add("--test", "--input", nargs="+", default=[], help="problems.jsonl, NAME:FOLDER, hf:NAME:SPLIT")
+    add("--test", "--input", nargs="+", default=[], help="x.jsonl, x.parquet, NAME:FOLDER or hf:NAME:SPLIT")
     add("--output", type=Path, required=True, help="folder to write")
     add("--model", help="model folder, hub id or http://host:port/v1#model-name")
     add("--samples", type=whole(1), default=1, help="answers a problem, for pass@k (default %(default)s)")
@@ -100,7 +100,7 @@ def parse_args() -> Namespace:
     add("--classify", help="a model that names each wrong answer's error type (default: none)")
     add("--against", type=Path, help="folder of another evaluation: print the change from it")
     add("--workers", type=whole(1), default=1, help="processes that compare answers (default %(default)s)")
-    add("--fields", default="", help='columns of hub data sets, such as "question=problem images=image"')
+    add("--fields", default="", help='columns of tables, such as "question=problem images=image"')
     cli.add_generation_flags(parser, max_tokens=2048)
     cli.add_output_flags(parser)
     return parser.parse_args()

@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh
 RUN="${RUN:-default}"                # the run folder is runs/RUN
 TEACHER="${TEACHER:-toy}"            # http://host:port/v1#name or a model; toy: the problems' own solutions
-DATA="${DATA:-}"                     # the problems: problems.jsonl, NAME:FOLDER or hf:NAME:SPLIT
+DATA="${DATA:-}"                     # the problems: problems.jsonl, x.parquet, NAME:FOLDER, hf:NAME:SPLIT
 TEST="${TEST:-}"                     # the test sets, separated by spaces
 FIELDS="${FIELDS:-}"                 # columns of a hub data set: "question=problem images=image"
 LIMIT="${LIMIT:-0}"                  # first N problems of DATA and of each test set; 0: all
@@ -40,7 +40,7 @@ run=runs/$RUN same=(--max-pixels "$MAX_PIXELS" --seed "$SEED") judge=(${VERIFY_F
 asked=("${same[@]}" --spent "$run/spent.tsv" ${ENDPOINT_FLAGS:-}) force=($([[ $FORCE == 0 ]] || echo --force))
 [[ $ORM == none ]] || judge=(--model "${ORM:-$run/orm/model}" --retry-undecided 1 "${asked[@]}" "${judge[@]}")
 rows=$(head -n "${LIMIT/#0/999999999}" "$DATA" 2> /dev/null | wc -l || true)  # what a dry run counts with
-[[ -f $DATA ]] || rows=$([[ $LIMIT =~ ^[1-9] ]] && echo "$LIMIT" || echo 341346)  # the paper's MathVL
+[[ -f ${DATA%.parquet} ]] || rows=$([[ $LIMIT =~ ^[1-9] ]] && echo "$LIMIT" || echo 341346)  # MathVL's
 
 stage() {  # stage ROWS COMMAND...: run it; in the first pass check its flags, for about so many input rows
   local words=("${@:2}") launch=$PYTHON

@@ -112,10 +112,10 @@ def save_image(value: object, folder: Path) -> str:
     """
     if isinstance(value, str):
         return str(Path(value).absolute())
-    if isinstance(value, dict) and not value.get("bytes"):
-        return str(Path(value["path"]).absolute())
-    if isinstance(value, dict):
-        data, ending = value["bytes"], ".img"
+    if isinstance(value, dict):  # as `datasets` stores an image
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        data, ending = value, ".img"
     elif hasattr(value, "save"):
         buffer, ending = io.BytesIO(), ".png"
         value.save(buffer, "PNG")

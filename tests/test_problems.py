@@ -2,6 +2,7 @@
 command in one line; a source is read whole, also when a call is killed.
 """
 
+import io
 import json
 import sys
 
@@ -14,6 +15,7 @@ from test_bad_input import jpeg, problem, refused
 import mathse.problems.__main__ as command
 from mathse import problems
 from mathse.answers import AnswerChecker, check_rows
+from mathse.chat import question_text
 from mathse.problems import benchmarks, sources
 
 DATA = ROOT.parent / "shared" / "data"
@@ -80,9 +82,8 @@ def test_mathvista_rows(tmp_path):
 def test_mathverse_rows(tmp_path):
     (tmp_path / "images").mkdir()
     blank(tmp_path / "images/a.png")
-    versions = ["Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only"]
-    rows = [VERSE | {"problem_version": version} for version in versions]
-    rows[-1]["question"] = ""
+    rows = verse_versions()
+    versions = [row["problem_version"] for row in rows]
     (tmp_path / "testmini.json").write_text(json.dumps(rows))
     text_only = {"problem_version": "Text Only", "image": "", "question": "A bearing?", "answer": "118掳T"}
     write_rows(tmp_path / "testmini_text_only.jsonl", [VERSE | text_only])
@@ -91,6 +92,45 @@ def test_mathverse_rows(tmp_path):
     assert len({row["id"] for row in rows}) == 6
     assert (rows[1]["question"], rows[1]["options"]) == ("Find x.", ["4 cm", "5"]) and rows[4]["question"]
     assert not rows[5]["images"] and rows[5]["answer"] == "118°T"
+
+
+def verse_versions() -> list[dict]:
+    """A problem of MathVerse in its five versions; Vision Only has neither question nor choices."""
+    versions = ["Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only"]
+    rows = [VERSE | {"problem_version": name, "question_type": "multi-choice"} for name in versions]
+    rows[-1]["question"] = ""
+    return rows
+
+
+@pytest.mark.parametrize("case", ["in order", "Vision Only first", "Vision Only alone"])
+def test_every_version_of_a_mathverse_problem_has_its_choices(tmp_path, case):
+    """The answer check reads an option's text in all versions; a prompt tells only what its version tells."""
+    (tmp_path / "images").mkdir()
+    blank(tmp_path / "images/a.png")
+    rows = verse_versions()
+    rows += [row | {"problem_index": "2", "question": row["question"].replace("5", "7")} for row in rows]
+    if case == "Vision Only first":
+        rows.reverse()
+    if case == "Vision Only alone":
+        rows = [rows[4] | {"question_for_eval": VERSE["question"]}]
+    (tmp_path / "testmini.json").write_text(json.dumps(rows))
+    found = {row["id"]: row for row in load("mathverse", tmp_path)}
+    assert len(found) == len(rows)
+    for name, row in found.items():
+        assert row["options"] == ["4 cm", "7" if "/2/" in name else "5"]
+        assert ("Choices" in question_text(row)) == ("vision-only" not in name)
+    row = found["mathverse/1/vision-only"]
+    said = [row | {"response": f"The answer to this problem is {text}."} for text in ("5", "4 cm", "B")]
+    checks = [result["answer_check"] for result in check_rows(said)]
+    assert checks == ["correct", "wrong", "correct"]
+
+
+def test_mathverse_without_choices_anywhere(tmp_path):
+    (tmp_path / "images").mkdir()
+    blank(tmp_path / "images/a.png")
+    (tmp_path / "testmini.json").write_text(json.dumps(verse_versions()[4:]))
+    (row,) = load("mathverse", tmp_path)
+    assert row["options"] == [] and row["answer"] == "B" and "options_drawn" not in row
 
 
 def test_mathvl_rows(tmp_path):
@@ -252,6 +292,118 @@ def test_hub_rows_write_images_once(tmp_path, run):
     assert made[0] == made[1]  # the ids too, though the data set has none
     assert [row["question"] for row in made[0]] == ["one", "two"]
     assert made[0][0]["images"] == made[0][1]["images"] and not made[0][0]["images"][0].startswith("/")
+
+
+# ---------------------------------------------------------------- parquet files
+
+
+def png(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_table(path, **columns: list) -> str:
+    """A parquet file as any program writes it; returns its path."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def pictures(*values: object) -> list:
+    return [{"bytes": value, "path": "x.png"} if isinstance(value, bytes) else value for value in values]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        pictures(png("red"), png("blue")),
+        [pictures(png("red")), pictures(png("blue"), png("red"))],
+        [png("red"), png("blue")],
+        [{"bytes": None, "path": "pictures/red.png"}, {"bytes": png("blue"), "path": None}],
+        ["pictures/red.png", "pictures/blue.png"],
+    ],
+    ids=["struct", "lists of structs", "bytes", "a path or bytes", "paths"],
+)
+def test_a_parquet_file_with_images(tmp_path, run, images):
+    for colour in ("red", "blue"):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        (tmp_path / "pictures" / f"{colour}.png").write_bytes(png(colour))
+    table = make_table(
+        tmp_path / "train.parquet",
+        problem=["one <image>", "two"],
+        answer=["1", "B"],
+        images=images,
+        choices=[None, ["3", "4"]],
+    )
+    flags = ["--input", table, "--fields", "question=problem options=choices"]
+    done = run("-m", "mathse.problems", *flags, "--output", tmp_path / "out" / "problems.jsonl")
+    assert done.returncode == 0, done.stderr
+    one, two = read_rows(tmp_path / "out" / "problems.jsonl")
+    assert (one["question"], two["options"], one["source"]) == ("one", ["3", "4"], "train")
+    colours = [Image.open(tmp_path / "out" / row["images"][0]).getpixel((0, 0)) for row in (one, two)]
+    assert colours == [(255, 0, 0), (0, 0, 255)]
+
+
+def parts(folder) -> str:
+    for number in range(2):
+        path = folder / "data" / f"train-0000{number}-of-00002.parquet"
+        values = {"question": [f"{number}?"], "answer": [number], "image": pictures(png("red"))}
+        make_table(path, **values)
+    return str(folder)
+
+
+def test_a_folder_of_parquet_files(tmp_path):
+    spec = parts(tmp_path / "set")
+    name, rows = problems.load_problems(spec, tmp_path / "images", {"images": "image"})
+    rows = list(rows)
+    assert name == "set" and [(row["question"], row["answer"]) for row in rows] == [("0?", 0), ("1?", 1)]
+    assert len({row["images"][0] for row in rows}) == 1
+    name, rows = problems.load_problems(spec, tmp_path / "images", {"images": ""})  # without, on purpose
+    assert [row["images"] for row in rows] == [[], []]
+
+
+def test_a_data_set_saved_by_datasets(tmp_path):
+    columns = {"question": ["one", "two"], "answer": ["1", "2"], "image": [Image.new("RGB", (20, 10)), None]}
+    make_data_set(tmp_path / "set", columns)
+    rows = problems.load_problems(str(tmp_path / "set"), tmp_path / "images", {"images": "image"})[1]
+    assert [len(row["images"]) for row in rows] == [1, 0]
+
+
+BAD_TABLES = {
+    "no parquet": (lambda path: path.write_bytes(b"PAR1x") and None, {}, "cannot be read"),
+    "images by another name": ({"image": pictures(png("red"))}, {}, "images: not mapped"),
+    "pictures": ({"picture": pictures(png("red"))}, {}, "there is a column 'picture'"),
+    "choices": ({"choices": [["1", "2"]]}, {}, "options: not mapped, but there is a column 'choices'; set"),
+    "mapped to no column": ({"image": ["x"]}, {"images": "imgae"}, "there is a column 'image'"),
+    "choices as text": ({"options": ["['1', '2']"]}, {}, "options: must be a list of strings"),
+    "bytes that are no image": ({"images": pictures(b"GIF")}, {}, "images: "),
+    "an image that is not there": ({"images": ["no.png"]}, {}, "images: "),
+    "no answer": ({"answer": None}, {}, "answer: no such column; it has question"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD_TABLES))
+def test_bad_tables(tmp_path, capsys, case):
+    columns, fields, words = BAD_TABLES[case]
+    path = tmp_path / "t.parquet"
+    if callable(columns):
+        columns(path)
+    else:
+        columns = {"question": ["one"], "answer": ["1"]} | columns
+        make_table(path, **{name: values for name, values in columns.items() if values})
+    call = lambda: list(problems.load_problems(str(path), tmp_path / "images", fields)[1])  # noqa: E731
+    refused(capsys, call, words, "t.parquet")
+
+
+def test_a_folder_of_several_splits_is_refused(tmp_path, capsys):
+    for split in ("train", "test"):
+        make_table(tmp_path / f"{split}-00000-of-00001.parquet", question=["one"], answer=["1"])
+    words = "holds several splits (test, train); give one file, or write hf:"
+    refused(capsys, lambda: problems.load_problems(str(tmp_path), tmp_path / "images"), words)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,8 @@ def main() -> None:
 
     @functools.cache
     def read() -> Teacher:
-        return Teacher([path for path in args.problems if path.is_file()], args.wrong, args.seed)
+        files = [path for path in args.problems if path.is_file() and path.suffix != ".parquet"]
+        return Teacher(files, args.wrong, args.seed)
 
     lock = threading.Lock()
 

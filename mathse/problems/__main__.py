@@ -1,9 +1,10 @@
 """Read and check a source of problems, and leave out those that a test set holds too.
 
-Reads:  --input              PATH.jsonl, NAME:PATH (a benchmark) or hf:NAME:SPLIT; every image is decoded once
+Reads:  --input              PATH.jsonl, PATH.parquet (or a folder of them), NAME:PATH (a benchmark) or
+                             hf:NAME:SPLIT; every image is decoded once
         --test               test sets, in the same forms
 Writes: problems.jsonl       id, question, images, answer, optional options, precision, solution, subject,
-                             source, level, query (a benchmark's own prompt)
+                             source, level, query (a benchmark's own prompt), options_drawn (in the image)
         images/              beside it: images that came inside rows
         contamination.jsonl  beside it, for each contaminated problem: id, test_set and test_id of the nearest
                              test problem, why (pixels, image or text: mathse/problems/decontaminate.py),
@@ -38,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.prog = "python -m mathse.problems"
     add = parser.add_argument
-    add("--input", required=True, help="the problems: PATH.jsonl, NAME:PATH or hf:NAME:SPLIT")
+    add("--input", required=True, help="the problems: PATH.jsonl, PATH.parquet, NAME:PATH or hf:NAME:SPLIT")
     add("--output", type=Path, required=True, help="problems.jsonl to write")
     add("--test", nargs="+", default=[], help="test sets, in the same forms (default: none)")
     add(
@@ -47,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         default="drop",
         help="leave contaminated problems out, or list them only (default %(default)s)",
     )
-    add("--fields", default="", help='columns of hub data sets, for example "question=problem images=image"')
+    add("--fields", default="", help='columns of tables, for example "question=problem images=image"')
     add("--limit", type=whole(0), default=0, help="first N of each source (default %(default)s: all)")
     add(
         "--workers",

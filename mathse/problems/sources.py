@@ -1,9 +1,10 @@
 """Read a source of problems: a file, a benchmark, or a data set of the hub.
 
 PATH.jsonl         problem records (docs/RECORDS.md)
+PATH.parquet       a table, or a folder of such files; images inside it, or as paths from its folder
 NAME:PATH          a benchmark (benchmarks.py) in a folder, in its own form; NAME:OWNER/NAME on the hub
 hf:NAME:SPLIT      a data set that `datasets` loads from the hub or from a local folder, streamed; `fields`
-                   names its columns
+                   names its columns, and those of a table
 """
 
 import hashlib
@@ -16,11 +17,12 @@ from pathlib import Path
 
 from mathse.images import image_problem, save_image
 from mathse.problems.benchmarks import BENCHMARK_FILES, BENCHMARKS, COMPLETED, HUB_PARTS, IMAGE_FOLDERS
-from mathse.records import PLACEHOLDERS, check_row, fail, json_lines, read_rows, shown
+from mathse.records import PLACEHOLDERS, check_row, fail, json_lines, meant_field, read_rows, shown
 
 PROBLEM_FIELDS = (
     "id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level",
 )  # fmt: skip
+SPLIT_NAMES = {"train", "test", "testmini", "val", "valid", "validation", "dev"}  # of parquet files
 # what an adapter raises at a field that is missing or of another type
 WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError)
 
@@ -38,7 +40,8 @@ def load_problems(
         data_set, _, split = path.rpartition(":")
         if not data_set:
             fail(f"{spec}: a hub data set is written hf:NAME:SPLIT, for example hf:owner/name:train")
-        rows = hub_problems(spec, data_set, split, fields or {}, image_folder)
+        rows = open_data_set(spec, data_set, split)
+        rows = table_problems(rows, spec, data_set, fields or {}, image_folder)
         return re.sub("[/:]", "_", path.strip("/")), checked(rows, spec)
     if name in BENCHMARKS:
         is_folder = bool(path) and Path(path).is_dir()
@@ -47,11 +50,18 @@ def load_problems(
             fail(f"{spec}: no folder {path or '(none given)'}; {remedy}")
         rows = folder_rows(name, Path(path)) if is_folder else benchmark_hub_rows(name, path, image_folder)
         return name, checked(map(BENCHMARKS[name], COMPLETED.get(name, iter)(rows)), spec)
-    if not Path(spec).is_file():
-        kinds = f"a problems.jsonl, hf:NAME:SPLIT, or NAME:PATH with NAME in {', '.join(BENCHMARKS)}"
+    files = parquet_files(Path(spec))
+    if not files and not Path(spec).is_file():
+        names = ", ".join(BENCHMARKS)
+        kinds = f"a problems.jsonl, a parquet file, hf:NAME:SPLIT, or NAME:PATH with NAME in {names}"
         fail(f"{spec}: no such file; a source is {kinds}")
-    stem = Path(spec).stem  # says little if it is one of these
-    return f"{Path(spec).parent.name}_{stem}" if stem in ("problems", "test") else stem, read_rows(spec)
+    name = Path(spec).absolute().name if Path(spec).is_dir() else Path(spec).stem
+    if name in ("problems", "test"):  # which say little
+        name = f"{Path(spec).parent.name}_{name}"
+    if not files:
+        return name, read_rows(spec)
+    rows = table_problems(parquet_rows(files), spec, name, fields or {}, image_folder, files[0].parent)
+    return name, checked(rows, spec)
 
 
 def parse_fields(text: str) -> dict[str, str]:
@@ -137,25 +147,26 @@ def benchmark_hub_rows(name: str, source: str, image_folder: Path) -> Iterator[d
             yield row | {"image": saved_images(image or [], image_folder, f"{spec}:{number}")}
 
 
-# ---------------------------------------------------------------- the hub
+# ---------------------------------------------------------------- tables: the hub, parquet files
 
 
-def hub_problems(
-    spec: str, name: str, split: str, fields: dict[str, str], image_folder: Path
+def table_problems(
+    rows: Iterator[dict],
+    spec: str,
+    name: str,
+    fields: dict[str, str],
+    image_folder: Path,
+    place: Path | None = None,
 ) -> Iterator[dict]:
-    """Problem records of a data set on the hub. A row without an id gets one made of its content."""
-    for number, row in enumerate(open_data_set(spec, name, split), 1):
+    """Problem records of a table's rows. A row without an id gets one made of its content.
+
+    `place`: the folder from which paths of images count, if the table has one.
+    """
+    for number, row in enumerate(rows, 1):
         where = f"{spec}:{number}"
+        check_columns(row, fields, where)
         record = {field: row.get(fields.get(field, field)) for field in PROBLEM_FIELDS}
-        for column in (fields.get("question", "question"), fields.get("answer", "answer")):
-            if column not in row:
-                remedy = 'name the right ones in --fields, for example "question=problem"'
-                fail(f"{where}: {column}: no such column; it has {', '.join(row)}; {remedy}")
-        likely = [column for column in row if "image" in column.lower()]
-        if number == 1 and record["images"] is None and likely:
-            remedy = f'set --fields, for example "images={likely[0]}"'
-            fail(f"{spec}: images: not mapped, but there is a column {likely[0]!r}; {remedy}")
-        record["images"] = saved_images(record["images"], image_folder, where)
+        record["images"] = saved_images(record["images"], image_folder, where, place)
         if record["id"] is None:
             images = [os.path.relpath(image, image_folder) for image in record["images"]]
             content = json.dumps([record["question"], record["options"], images], ensure_ascii=False)
@@ -169,19 +180,68 @@ def hub_problems(
         yield known | {"question": record["question"], "answer": answer, "source": source}
 
 
-def open_data_set(spec: str, name: str, split: str, configuration: str | None = None):
-    """The rows of a data set, streamed."""
+def check_columns(row: dict, fields: dict[str, str], where: str) -> None:
+    """End the command if question or answer is not there, or a column is passed over that looks like images
+    or options; `options=` in --fields leaves them out on purpose."""
+    for column in (fields.get("question", "question"), fields.get("answer", "answer")):
+        if column not in row:
+            remedy = 'name the right ones in --fields, for example "question=problem"'
+            fail(f"{where}: {column}: no such column; it has {', '.join(row)}; {remedy}")
+    for column in row:
+        field = "images" if "image" in column.lower() else meant_field(column)
+        if field in ("images", "options") and fields.get(field, field) not in ("", *row):
+            remedy = f'set --fields, for example "{field}={column}", or "{field}=" to do without'
+            fail(f"{where}: {field}: not mapped, but there is a column {column!r}; {remedy}")
+
+
+def open_data_set(spec: str, name: str, split: str, configuration: str | None = None) -> Iterator[dict]:
+    """The rows of a data set, streamed; opened when the first is asked for."""
     from datasets import load_dataset
 
     try:
-        return load_dataset(name, configuration, split=split, streaming=True)
+        rows = load_dataset(name, configuration, split=split, streaming=True)
     except (OSError, ValueError) as error:  # not found, no such split, no network
         fail(f"{spec}: cannot be loaded: {str(error).splitlines()[0]}")
+    yield from rows
 
 
-def saved_images(value: object, folder: Path, where: str) -> list[str]:
+def parquet_files(path: Path) -> list[Path]:
+    """The parquet files that a path means: itself, or those in a folder, which must be of one split."""
+    if path.is_file():
+        return [path] if path.suffix == ".parquet" else []
+    files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+    # train-00000-of-00002 is of train
+    splits = sorted({re.sub(r"\W\d+(?:-of-\d+)?$", "", file.stem) for file in files})
+    if len(splits) > 1 and SPLIT_NAMES & {*splits}:
+        remedy = f"give one file, or write hf:{path}:{splits[0]}"
+        fail(f"{path}: holds several splits ({', '.join(splits)}); {remedy}")
+    return files
+
+
+def parquet_rows(files: list[Path]) -> Iterator[dict]:
+    """The rows of parquet files, of which a few are in memory at a time."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    for path in files:
+        try:
+            with ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=16):
+                    yield from batch.to_pylist()
+        except ArrowException as error:
+            fail(f"{path}: cannot be read: {str(error).splitlines()[0]}; fetch the file again")
+
+
+def saved_images(value: object, folder: Path, where: str, place: Path | None = None) -> list[str]:
     """The paths of a row's images (one, a list, or None), saved in `folder` if they came inside the row."""
     values = value if isinstance(value, list) else [value]
+    # {"bytes", "path"}, as `datasets` stores an image; bytes or path, or both, are null
+    values = [
+        image["path"] if isinstance(image, dict) and not image.get("bytes") and "path" in image else image
+        for image in values
+    ]
+    if place:
+        values = [str(place / image) if isinstance(image, str) else image for image in values]
     try:
         return [save_image(image, folder) for image in values if image is not None]
     except ValueError as error:
