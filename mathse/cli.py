@@ -17,6 +17,7 @@ from mathse.records import fail, is_endpoint
 # For the dry run: what a prompt holds beside its image, and the length of a reply, in tokens. Assumed, not
 # measured.
 PROMPT_TOKENS, REPLY_TOKENS, PIXELS_A_TOKEN = 300, 500, 28 * 28
+KEY_IN_QUERY = re.compile(r"[?&]([^=&]*(key|token|secret|password)[^=&]*|sig)=", re.IGNORECASE)
 SEES = re.compile(r"vision|visual|image|patch|vit_|vq_")  # keys of a config.json that speak of images
 
 
@@ -186,7 +187,8 @@ def check_model(args: argparse.Namespace, spec: str, flag: str = "--model", trai
 
 
 def check_address(spec: str, flag: str) -> None:
-    if "@" in spec.partition("#")[0]:  # the spec stands in records and messages
+    address = spec.partition("#")[0]
+    if "@" in address or KEY_IN_QUERY.search(address):  # the spec stands in records and messages
         remedy = "would be written to files; put the key into OPENAI_API_KEY"
         fail(f"{flag}: a name or key in an endpoint's address {remedy}")
     with contextlib.suppress(ValueError):  # a port that is no number, a broken IPv6 address

@@ -42,19 +42,13 @@ FAULTS = {
 class Server:
     """Answers each chat completion by `behave(number of the request, body)` -> (status, content, headers).
 
-    `seen`: (Authorization, body) of every request; `answered`: bodies of those that got a whole completion;
-    `peak`: in flight at once.
+    `seen`: (Authorization, body) of every request; `heads`: (path, headers); `answered`: bodies of those that
+    got a whole completion; `peak`: in flight at once. `models`: the status of GET /models.
     """
 
-    def __init__(self, behave, seconds: float = 0.05):
-        self.count, self.running, self.peak, self.seen, self.answered, lock = (
-            0,
-            0,
-            0,
-            [],
-            [],
-            threading.Lock(),
-        )
+    def __init__(self, behave, seconds: float = 0.05, models: int = 200):
+        self.count, self.running, self.peak = 0, 0, 0
+        self.seen, self.heads, self.answered, lock = [], [], [], threading.Lock()
         self.behave, self.seconds, outer = behave, seconds, self
 
         class Handler(BaseHTTPRequestHandler):
@@ -77,13 +71,14 @@ class Server:
                 self.close_connection = status == CUT
 
             def do_GET(self):
-                self.send(200, {"data": []}, {})
+                self.send(models, {"data": []}, {})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     number, outer.count, outer.running = outer.count, outer.count + 1, outer.running + 1
                     outer.peak = max(outer.peak, outer.running)
+                    outer.heads.append((self.path, self.headers))
                     outer.seen.append((self.headers.get("Authorization"), body))
                 time.sleep(outer.seconds)
                 status, content, headers = outer.behave(number, body)

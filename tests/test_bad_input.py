@@ -811,6 +811,7 @@ def test_a_model_with_a_tokenizer_but_no_processor(tmp_path, capsys):
         ("http://127.0.0.1:9/v1", "an endpoint is written http://host:port/v1#model-name"),
         ("http://127.0.0.1:9/v1#", "an endpoint is written"),
         ("http://#m", "an endpoint is written"),
+        ("https://h/d?api-version=1", "an endpoint is written"),
         ("http://host:port/v1#m", "an endpoint is written"),
         ("http://[::1/v1#m", "an endpoint is written"),
     ],

@@ -1,6 +1,7 @@
 """The client of OpenAI-compatible endpoints, against small servers that misbehave."""
 
 import argparse
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -8,8 +9,10 @@ from email.utils import format_datetime
 import pytest
 from server import FAULTS, Server, good
 
-from mathse.generate import Request, endpoint, open_model
+from mathse.cli import check_address
+from mathse.generate import Request, connection, endpoint, open_model
 from mathse.generate.spending import read_spent
+from mathse.recipe import fingerprint
 
 LIMITS = {"timeout": 5.0, "max_requests": 0, "max_cost": 0.0, "spent": None}
 SAMPLING = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 12, "max_pixels": 1000}
@@ -148,12 +151,12 @@ NEAR = [
     + NEAR,
 )
 def test_retry_after(value, seconds):
-    assert endpoint.retry_after(value) == seconds
+    assert connection.retry_after(value) == seconds
 
 
 def test_retry_after_a_date_that_is_near():
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert 50 <= endpoint.retry_after(date) <= 60
+    assert 50 <= connection.retry_after(date) <= 60
 
 
 def test_an_image_that_breaks_is_not_the_endpoints_fault(tmp_path):
@@ -188,3 +191,85 @@ def test_a_limit_stops_the_stage(limit, monkeypatch, capsys):
     assert 0 < len(replies) <= 12 and all(reply.finish == "stop" for reply in replies)
     assert "stopped: --max" in capsys.readouterr().err
     assert list(generate(questions(3))) == [] and server.count == len(replies)
+
+
+@pytest.mark.parametrize("status", [403, 404, 405, 500])
+def test_models_that_are_not_told_are_no_reason_to_stop(status):
+    assert len(ask_all(Server(good, models=status), 3)) == 3
+
+
+def test_a_refused_key_is_told_before_anything_is_asked(capsys):
+    server = Server(good, models=401)
+    with pytest.raises(SystemExit):
+        open_model(server.spec, flags(), load)
+    assert "refuses the key (HTTP 401)" in capsys.readouterr().err and server.count == 0
+
+
+# ---------------------------------------------------------------- the way to a server
+
+AZURE = "/openai/deployments/d/chat/completions?api-version=2024-10-21"
+
+
+@pytest.mark.parametrize(
+    "address, path",
+    [
+        ("/v1", "/v1/chat/completions"),
+        ("/v1/", "/v1/chat/completions"),
+        ("", "/chat/completions"),
+        ("/v1/chat/completions", "/v1/chat/completions"),
+        ("/openai/deployments/d?api-version=2024-10-21", AZURE),
+        ("/openai/deployments/d/?api-version=2024-10-21", AZURE),
+        (AZURE, AZURE),
+    ],
+)
+def test_addresses(address, path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    server = Server(good)
+    spec = server.spec.replace("/v1#m", f"{address}#gpt-4o")
+    check_address(spec, "--model")
+    replies = list(open_model(spec, flags(), load)(questions(1)))
+    assert replies[0].finish == "stop" and fingerprint(spec) == "#gpt-4o"
+    (asked, sent), body = server.heads[0], server.seen[0][1]
+    assert asked == path and body["model"] == "gpt-4o" and sent["Authorization"] == "Bearer sk-secret"
+    assert sent["api-key"] == ("sk-secret" if "api-version" in path else None)
+
+
+@pytest.mark.parametrize(
+    "address, expected",
+    [("http://localhost:1/v1", True), ("http://127.8.0.1/v1", True), ("http://[::1]:1/v1", True)]
+    + [("http://a.localhost/v1", True), ("http://10.0.0.1/v1", False), ("https://localhost.org/v1", False)],
+)
+def test_what_is_on_this_machine(address, expected):
+    assert connection.is_loopback(address) == expected
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """Sets the environment's proxy, and nothing that excepts an address from it."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def use(address: str) -> None:
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, address)
+            monkeypatch.setenv(name.upper(), address)
+
+    return use
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_no_proxy_leads_to_this_machine(address, proxy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    proxy(address)
+    assert len(ask_all(Server(good), 3)) == 3
+
+
+@pytest.mark.parametrize("address", ["socks5://127.0.0.1:9", "gopher://user:sk-secret@127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_told(address, proxy, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "socksio", None)  # the package that httpx needs for it
+    proxy(address)
+    with pytest.raises(SystemExit) as ended:
+        open_model("http://example.invalid/v1#m", flags(), load)
+    found = capsys.readouterr().err
+    assert ended.value.code == 2 and found.count("\n") == 1 and "the proxy" in found
+    assert "sk-secret" not in found

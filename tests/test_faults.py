@@ -197,7 +197,11 @@ def test_a_key_that_is_none(sample, key, message):
     assert done.returncode == 2 and message in done.stderr and key not in done.stderr
 
 
-def test_a_key_in_the_address_is_refused(run, problems):
+@pytest.mark.parametrize(
+    "address",
+    [f"user:{KEY}@example.org/v1", f"example.org/v1?api-version=1&api-key={KEY}", f"h/v1?sig={KEY}"],
+)
+def test_a_key_in_the_address_is_refused(run, problems, address):
     done = run(
         "01_sample.py",
         "--input",
@@ -205,7 +209,7 @@ def test_a_key_in_the_address_is_refused(run, problems):
         "--output",
         problems.parent / "o.jsonl",
         "--model",
-        f"https://user:{KEY}@example.org/v1#m",
+        f"https://{address}#m",
     )
     assert (
         done.returncode == 2

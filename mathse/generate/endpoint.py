@@ -9,7 +9,6 @@ answered is kept, and the same command goes on later.
 import argparse
 import itertools
 import json
-import os
 import queue
 import random
 import sys
@@ -18,21 +17,17 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from mathse.chat import chat_parts
+from mathse.generate.connection import Connection
 from mathse.generate.spending import Budget
 from mathse.generate.types import Reply, Request
 from mathse.images import data_url
 from mathse.records import fail
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 TRIES = 8  # of one request
 DEADLINE = 3  # times --timeout: the longest that all tries of one request take together
 HOPELESS = 20  # requests that failed in a row, after which an endpoint is given up
-MAX_PAUSE = 120.0  # seconds between two tries, also where the server asks for more
-MAX_REPLY = 32 << 20  # bytes
 MAX_REASON = 300  # characters
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 KEY_STATUS = {401, 402, 403}  # the key or the account, not the request, is refused
@@ -52,39 +47,17 @@ class Outcome:
 
 
 class Endpoint:
-    """A server as a Generator: see types.py.
-
-    The key is read from the environment and is in no message, log or file.
-    """
+    """A server as a Generator: see types.py."""
 
     def __init__(self, spec: str, args: argparse.Namespace):
         """Reach the server once. Ends the command if it cannot be reached or refuses the key."""
-        import httpx
-
         self.spec = spec
         self.args = args
-        address, _, self.model = spec.partition("#")
-        self.url = address.rstrip("/")
-        self.key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not (self.key.isascii() and self.key.isprintable()):
-            fail(f"{KEY_VARIABLE}: holds a character that no key has; set it anew")
+        self.model = spec.partition("#")[2]
         self.work = Counter()
         self.budget = Budget(args)
         self.stop = threading.Event()  # nothing more is asked
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        timeout = httpx.Timeout(args.timeout, connect=10)
-        limits = httpx.Limits(max_connections=args.concurrency)
-        self.client = httpx.Client(timeout=timeout, limits=limits, headers=headers)
-        try:
-            with self.client.stream("GET", f"{self.url}/models", timeout=30) as answer:
-                status = answer.status_code
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            problem = f"the endpoint cannot be reached ({type(error).__name__}); is the server running?"
-            fail(f"--model: {spec}: {problem}")
-        if status in KEY_STATUS:
-            fail(f"--model: {spec}: the endpoint refuses the key (HTTP {status}); set {KEY_VARIABLE}")
+        self.connection = Connection(spec, args)
 
     def spent(self) -> dict:
         return self.budget.spent()
@@ -226,7 +199,7 @@ class Endpoint:
 
         used = 0, 0
         try:
-            status, after, content = post(self.client, f"{self.url}/chat/completions", body, deadline)
+            status, after, content = self.connection.post(body, deadline)
             if status != 200:
                 kind = "key" if status in KEY_STATUS else "refused"
                 kind = "again" if status in RETRY_STATUS else kind
@@ -239,7 +212,7 @@ class Endpoint:
             text = answer["choices"][0]["message"]["content"]
             if finish not in ("stop", "length") or not isinstance(text, str):
                 return self.failed("again", empty, f"no text, finish reason {finish!r}")
-            text = self.hide(text).strip()
+            text = self.connection.hide(text).strip()
             reply = replace(empty, text=text, finish=finish, prompt_tokens=used[0], tokens=used[1])
             return Outcome("answer", reply)
         except httpx.HTTPError as error:
@@ -250,44 +223,7 @@ class Endpoint:
             self.budget.add(*used)
 
     def failed(self, kind: str, empty: Reply, reason: str, after: float | None = None) -> Outcome:
-        return Outcome(kind, replace(empty, reason=self.hide(reason)[:MAX_REASON]), after)
-
-    def hide(self, text: str) -> str:
-        """A server may repeat the key: cut it out. (A short one is a dummy for a local server, and a common
-        word.)
-        """
-        return text.replace(self.key, "***") if len(self.key) >= 8 else text
-
-
-def post(client, url: str, body: bytes, deadline: float) -> tuple[int, float | None, bytes]:
-    """(status, seconds to wait by Retry-After, content).
-
-    Raises httpx.HTTPError, also past the deadline: a server may send for ever.
-    """
-    import httpx
-
-    with client.stream("POST", url, content=body) as answer:
-        content = bytearray()
-        for chunk in answer.iter_bytes():
-            content += chunk
-            if len(content) > MAX_REPLY or time.monotonic() > deadline:
-                raise httpx.ReadTimeout("too long a reply")
-        return answer.status_code, retry_after(answer.headers.get("retry-after")), bytes(content)
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds to wait by a Retry-After header, which holds seconds or a date, MAX_PAUSE at most.
-
-    None if it says nothing.
-    """
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        try:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (TypeError, ValueError):
-            return None
-    return min(MAX_PAUSE, max(0.0, seconds)) if seconds == seconds else None
+        return Outcome(kind, replace(empty, reason=self.connection.hide(reason)[:MAX_REASON]), after)
 
 
 def count(value: object) -> int:
