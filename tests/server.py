@@ -25,11 +25,13 @@ FAULTS = {
     "429": (429, {}, {}),
     "429 with seconds": (429, {}, {"Retry-After": "0.2"}),
     "429 with a date": (429, {}, lambda: {"Retry-After": formatdate(time.time() + 1, usegmt=True)}),
+    "429 as 200": (200, {"error": {"message": "slow down", "code": 429}}, {}),
+    "too many a minute": (429, {"error": {"message": "exceeded your quota, see billing details"}}, {}),
     "500": (500, b"oops", {}),
     "reset connection": (RESET, b"", {}),
     "reply after 60 s": (HANG, b"", {}),
     "no choices": (200, {"choices": []}, {}),
-    "refusal": (200, completion(None, "content_filter"), {}),
+    "a text broken off": (200, completion("x", "error"), {}),
     "junk": (200, b"\x00\xff junk", {}),
     "truncated JSON": (200, json.dumps(completion("x")).encode()[:40], {}),
     "truncated body": (CUT, json.dumps(completion("x")).encode(), {}),
@@ -87,8 +89,8 @@ class Server:
                     if (
                         status == 200
                         and isinstance(content, dict)
-                        and content["choices"]
-                        and content["choices"][0]["message"]["content"] is not None
+                        and content.get("choices")
+                        and content["choices"][0]["finish_reason"] != "error"
                     ):
                         outer.answered.append(body)
                 if status == HANG:

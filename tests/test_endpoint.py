@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from server import FAULTS, Server, good
+from PIL import Image
+from server import FAULTS, Server, completion, good
 
 from mathse.cli import check_address
 from mathse.generate import Request, connection, endpoint, open_model
@@ -62,6 +63,7 @@ def test_passing_faults_are_tried_again(fault):
     server = Server(lambda number, body: FAULTS[fault] if number < 10 else good(number, body), seconds=0.0)
     replies = ask_all(server, timeout=1.0)
     assert all(reply.finish == "stop" for reply in replies.values()) and len(replies) == 20
+    assert all(reply.text == f"reply to q{name}" for name, reply in replies.items())
 
 
 def test_a_request_that_always_fails_is_a_record():
@@ -191,6 +193,192 @@ def test_a_limit_stops_the_stage(limit, monkeypatch, capsys):
     assert 0 < len(replies) <= 12 and all(reply.finish == "stop" for reply in replies)
     assert "stopped: --max" in capsys.readouterr().err
     assert list(generate(questions(3))) == [] and server.count == len(replies)
+
+
+# ---------------------------------------------------------------- what servers send
+
+
+def message(content, finish="stop", **fields) -> dict:
+    """A completion whose message has further fields."""
+    reply = completion(content, finish)
+    reply["choices"][0]["message"] |= fields
+    return reply
+
+
+def error(text: str, **fields) -> dict:
+    return {"error": {"message": text} | fields}
+
+
+PARTS = [{"type": "text", "text": "x = "}, {"type": "output_text", "text": "3"}, " cm"]
+THOUGHTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "3"}]
+# (what a server sends, how the reply finishes, its text or a part of its reason)
+FORMS = [
+    *((message("3", finish), "stop", "3") for finish in ("stop", "eos", "STOP", "end_turn", "tool_calls")),
+    *((message("3", finish), "stop", "3") for finish in (None, "stop_sequence", 7, {"type": "stop"})),
+    *((message("3", finish), "length", "3") for finish in ("length", "MAX_TOKENS", "max_tokens")),
+    (message("3", "max_output_tokens"), "length", "3"),
+    (message(PARTS), "stop", "x = 3 cm"),
+    (message(THOUGHTS), "stop", "3"),
+    (message("3", refusal=None, reasoning_content="hm"), "stop", "3"),
+    (message(None, "length", reasoning_content="hm"), "length", ""),
+    (message("", "length"), "length", ""),
+    (message(None, reasoning_content="hm"), "error", "no text, only reasoning"),
+    (message("", reasoning="hm"), "error", "no text, only reasoning"),
+    (message(None, refusal="I cannot help"), "error", "the model refuses: I cannot help"),
+    (message(""), "error", "no text, finish reason 'stop'"),
+    (message(" \n"), "error", "no text, finish reason 'stop'"),
+    (message([]), "error", "no text"),
+    (message(None, None), "error", "no text, finish reason None"),
+    (message("3", "content_filter"), "error", "finish reason 'content_filter'"),
+    (message(None, "content_filter"), "error", "finish reason 'content_filter'"),
+    (error("image too large"), "error", "image too large"),
+    (error("image too large", code=400), "error", "HTTP 400: image too large"),
+    (error("image too large", code="bad_image", status=422), "error", "HTTP 422: image too large"),
+    ({"error": "image too large"}, "error", "image too large"),
+    ({"object": "error", "message": "image too large", "code": 400}, "error", "HTTP 400: image too large"),
+    ([error("image too large", code=400)], "error", "HTTP 400: image too large"),
+]
+
+
+def test_every_form_of_a_reply_is_read_once():
+    """What was paid is never asked again, whether it is an answer or not; what it cost is counted."""
+    server = Server(lambda number, body: (200, FORMS[body["seed"]][0], {}), seconds=0.0)
+    replies = ask_all(server, len(FORMS), concurrency=1)
+    assert server.count == len(FORMS) == len(replies)
+    for number, (sent, finish, said) in enumerate(FORMS):
+        reply = replies[str(number)]
+        assert reply.finish == finish, sent
+        assert said in reply.reason if finish == "error" else (reply.text, reply.reason) == (said, None)
+        assert (reply.prompt_tokens, reply.tokens) == ((7, 3) if "choices" in sent else (0, 0))
+
+
+COUNTED = {"prompt_tokens": 7, "completion_tokens": 3}
+ESTIMATED = (50 + len("<image>q0") // 4, 8 // 4)  # of an image of 50 tokens, and of texts
+
+
+@pytest.mark.parametrize(
+    "usage, tokens",
+    [
+        (COUNTED, (7, 3)),
+        (COUNTED | {"prompt_tokens": None}, (ESTIMATED[0], 3)),
+        (COUNTED | {"completion_tokens": 0}, (7, ESTIMATED[1])),
+        *((odd, ESTIMATED) for odd in (None, [], "7", {}, {"prompt_tokens": -7, "completion_tokens": -3})),
+        *((dict.fromkeys(COUNTED, odd), ESTIMATED) for odd in ("7", 7.0, True, 1 << 40)),
+    ],
+)
+def test_tokens_that_are_not_counted_are_estimated(usage, tokens, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRICE_IN", "1000000")
+    Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
+    server = Server(lambda number, body: (200, completion("12345678") | {"usage": usage}, {}))
+    generate = open_model(server.spec, flags(max_pixels=50 * 28 * 28), load)
+    (reply,) = generate(questions(1, [str(tmp_path / "x.png")]))
+    assert (reply.prompt_tokens, reply.tokens) == tokens
+    assert generate.spent()["cost"] == tokens[0]
+
+
+def test_a_text_that_was_cut_off_is_estimated_at_the_limit():
+    sent = completion(None, "length") | {"usage": None}
+    replies = ask_all(Server(lambda number, body: (200, sent, {})), 1, max_tokens=500)
+    assert replies["0"].tokens == 500
+
+
+def test_a_cost_that_no_server_counts_is_limited(monkeypatch, capsys):
+    monkeypatch.setenv("PRICE_OUT", "1000000")
+    server = Server(lambda number, body: (200, completion("12345678") | {"usage": None}, {}))
+    assert 5 <= len(ask_all(server, 100, concurrency=2, max_cost=10.0)) <= 7
+    assert "--max-cost 10 is reached" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what servers refuse
+
+EXTRA = {"detail": [{"type": "extra_forbidden", "loc": ["body", "top_k"], "msg": "Extra inputs", "input": 5}]}
+BOTH = "`temperature` and `top_p` cannot both be specified for this model. Please use only one."
+# (the parameter, the status and the body of a refusal)
+REFUSALS = [
+    ("max_tokens", 400, error("Unsupported parameter: use 'max_completion_tokens'", param="max_tokens")),
+    ("max_tokens", 400, error("'max_tokens' is not supported. Use 'max_completion_tokens' instead.")),
+    ("temperature", 400, error("does not support 0.7", param="temperature", code="unsupported_value")),
+    ("top_p", 400, error(BOTH)),
+    ("top_p", 400, error("Provider error", metadata={"raw": "top_p is not supported by this model"})),
+    ("seed", 400, [error('Unknown name "seed": Cannot find field.', code=400)]),
+    ("seed", 200, error("seed: not supported", code=400)),
+    ("top_k", 400, error("Unrecognized request argument supplied: top_k", param=None)),
+    ("top_k", 422, EXTRA),
+    ("top_k", 422, {"object": "error", "message": EXTRA}),
+]
+
+
+@pytest.mark.parametrize("name, status, body", REFUSALS)
+def test_a_refused_parameter_is_left_out_from_then_on(name, status, body, capsys):
+    """Once, however many requests are in flight, and none of them has failed."""
+
+    def refuse(number, asked):
+        return (status, body, {}) if name in asked else good(number, asked)
+
+    server = Server(refuse)
+    replies = ask_all(server, 60, concurrency=30, temperature=0.7, top_k=5)
+    assert len(replies) == 60 and all(reply.finish == "stop" for reply in replies.values())
+    assert server.count <= 60 + 30 and len(server.answered) == 60
+    sent = {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "top_k"} - {name}
+    sent |= {"max_completion_tokens"} if name == "max_tokens" else set()
+    assert all(body.keys() == sent for body in server.answered)
+    assert {reply.seed is None for reply in replies.values()} == {name == "seed"}
+    found = capsys.readouterr()
+    assert found.out.count("\n") == 1 and f"endpoint: {name} is refused" in found.out and not found.err
+    assert ("replies are drawn at the server's own" in found.out) == (name == "temperature")
+
+
+def test_parameters_are_refused_one_after_the_other(capsys):
+    def refuse(number, body):
+        names = [name for name in ("max_tokens", "temperature", "top_p", "seed") if name in body]
+        said = error("Unsupported", param=names[0]) if names else None
+        return (400, said, {}) if names else good(number, body)
+
+    replies = ask_all(Server(refuse, seconds=0.0), 5)
+    assert len(replies) == 5 and all(reply.finish == "stop" for reply in replies.values())
+    assert capsys.readouterr().out.count(" is refused: ") == 4
+
+
+@pytest.mark.parametrize(
+    "status, body",
+    [
+        (400, error("max_tokens is too large: 12 > 8", param="max_tokens", code="invalid_value")),
+        (400, error("images are not supported", param="messages")),
+        (422, {"detail": [{"loc": ["body"], "msg": "unexpected", "input": {"seed": 3, "top_p": 1}}]}),
+        (404, error("temperature is not supported")),
+    ],
+)
+def test_other_refusals_are_those_of_a_row(status, body, capsys):
+    """Also if the server repeats the request, and with it every parameter."""
+    server = Server(lambda number, asked: (status, body, {}) if asked["seed"] == 3 else good(number, asked))
+    replies = ask_all(server, 5)
+    assert replies["3"].finish == "error" and server.count == 5
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "status, body",
+    [
+        (429, error("You exceeded your quota: buy", type="insufficient_quota", code="insufficient_quota")),
+        (200, error("You exceeded your quota: buy", code="insufficient_quota")),
+        (429, error("not active: buy", code="billing_not_active")),
+        (400, error("Your credit balance is too low: buy", type="invalid_request_error")),
+        (402, error("Insufficient Balance: buy")),
+    ],
+)
+@pytest.mark.parametrize("good_ones", [0, 8])
+def test_an_account_without_money_stops_the_stage(good_ones, status, body, capsys):
+    """At once, in the server's words: the next try would not be paid either."""
+    server = Server(lambda number, asked: (status, body, {}) if number >= good_ones else good(number, asked))
+    replies = []
+    try:
+        replies += open_model(server.spec, flags(concurrency=4), load)(questions(100))
+    except SystemExit as ended:
+        assert ended.code == 2 and not good_ones
+    found = capsys.readouterr().err
+    assert len(replies) == good_ones and server.count <= good_ones + 2 * 4
+    assert found.startswith("stopped: " if good_ones else "error: ") and found.count("\n") == 1
+    assert ": buy; call again when it works" in found
 
 
 @pytest.mark.parametrize("status", [403, 404, 405, 500])

@@ -1,8 +1,10 @@
-"""The way to an OpenAI-compatible server: its address, the key, proxies, one request after the other."""
+"""The way to an OpenAI-compatible server: its address, the key, proxies, and the parameters that it takes."""
 
 import argparse
 import ipaddress
+import json
 import os
+import threading
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,6 +15,14 @@ from mathse.records import fail
 KEY_VARIABLE = "OPENAI_API_KEY"
 MAX_PAUSE = 120.0  # seconds between two tries, also where the server asks for more
 MAX_REPLY = 32 << 20  # bytes
+# Parameters that a server may refuse, the one that is missed least first, and what is done then.
+OPTIONAL = {
+    "top_k": "left out from now on, and the server's own holds",
+    "top_p": "left out from now on, and the server's own holds",
+    "seed": "left out from now on, and the rows' seed is null",
+    "max_tokens": "sent as max_completion_tokens from now on",
+    "temperature": "left out from now on: replies are drawn at the server's own, not at --temperature",
+}
 
 
 class Connection:
@@ -56,14 +66,14 @@ class Connection:
         if status == 401:
             fail(f"--model: {self.spec}: the endpoint refuses the key (HTTP 401); set {KEY_VARIABLE}")
 
-    def post(self, body: bytes, deadline: float) -> tuple[int, float | None, bytes]:
+    def post(self, fields: dict, deadline: float) -> tuple[int, float | None, bytes]:
         """Ask for a chat completion: (status, seconds to wait by Retry-After, content).
 
         Raises httpx.HTTPError, also past the deadline: a server may send for ever.
         """
         import httpx
 
-        with self.client.stream("POST", self.url, content=body) as answer:
+        with self.client.stream("POST", self.url, content=json.dumps(fields).encode()) as answer:
             content = bytearray()
             for chunk in answer.iter_bytes():
                 content += chunk
@@ -76,6 +86,39 @@ class Connection:
         word.)
         """
         return text.replace(self.key, "***") if len(self.key) >= 8 else text
+
+
+class Parameters:
+    """What a server is asked with. What it refuses once is not sent again, and a line says so once, however
+    many requests are in flight.
+    """
+
+    def __init__(self, model: str, args: argparse.Namespace):
+        self.model = model
+        self.args = args
+        self.refused = set()
+        self.lock = threading.Lock()
+
+    def of(self, seed: int, temperature: float) -> dict:
+        """The fields of a request, but for its messages."""
+        fields = {
+            "model": self.model,
+            "max_tokens": self.args.max_tokens,
+            "temperature": temperature,
+            "top_p": self.args.top_p,
+            "seed": seed,
+            **({"top_k": self.args.top_k} if self.args.top_k else {}),
+        }
+        refused = frozenset(self.refused)  # as it is now: another thread may add to it
+        if "max_tokens" in refused:
+            fields["max_completion_tokens"] = self.args.max_tokens
+        return {name: value for name, value in fields.items() if name not in refused}
+
+    def refuse(self, name: str) -> None:
+        with self.lock:
+            if name not in self.refused:
+                self.refused.add(name)
+                print(f"endpoint: {name} is refused: {OPTIONAL[name]}", flush=True)
 
 
 def place(address: str, path: str) -> str:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: one request a sample, many in flight, failed ones tried again within bounds.
+"""An OpenAI-compatible endpoint: many requests in flight, failed ones tried again within bounds.
 
 A server is expected to limit rates, to fail, to hang and to answer junk. A request ends as an answer or,
 after TRIES tries or DEADLINE times `--timeout`, as a reply with finish `error`. An endpoint that answers
@@ -8,7 +8,6 @@ answered is kept, and the same command goes on later.
 
 import argparse
 import itertools
-import json
 import queue
 import random
 import sys
@@ -16,33 +15,57 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mathse.chat import chat_parts
-from mathse.generate.connection import Connection
+from mathse.cli import PIXELS_A_TOKEN
+from mathse.generate.connection import OPTIONAL, Connection, Parameters
+from mathse.generate.reply import (
+    CHARACTERS,
+    Choice,
+    ServerError,
+    estimated_tokens,
+    read_completion,
+    read_error,
+    read_usage,
+)
 from mathse.generate.spending import Budget
 from mathse.generate.types import Reply, Request
-from mathse.images import data_url
+from mathse.images import MAX_PIXELS, data_url
 from mathse.records import fail
 
 TRIES = 8  # of one request
 DEADLINE = 3  # times --timeout: the longest that all tries of one request take together
 HOPELESS = 20  # requests that failed in a row, after which an endpoint is given up
 MAX_REASON = 300  # characters
-RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-KEY_STATUS = {401, 402, 403}  # the key or the account, not the request, is refused
+
+
+@dataclass
+class Job:
+    """Samples that are asked for in one request."""
+
+    request: Request
+    samples: list[int]
+
+    @property
+    def seed(self) -> int:
+        return self.request.seeds[self.samples[0]]
+
+    def replies(self, **fields: object) -> list[Reply]:
+        return [Reply(self.request.row, sample, seed=self.seed, **fields) for sample in self.samples]
 
 
 @dataclass
 class Outcome:
-    """What came of a request. Its `kind`:
+    """What came of a job. Its `kind`:
 
-    answer; row (its own image cannot be read); refused (by the server); key (refused by the server);
-    again (one try failed); down (all tries failed); stopped (not asked to the end, because the stage stops).
+    answer; row (its own image cannot be read); refused (by the server, or answered without a text); key
+    (refused by the server); again (one try failed); adapted (asked without a parameter from now on); down
+    (all tries failed); stopped (not asked to the end, because the stage stops).
     """
 
     kind: str
-    reply: Reply
+    replies: list[Reply] = field(default_factory=list)
     after: float | None = None  # seconds to wait before the next try, as the server asks
 
 
@@ -53,10 +76,10 @@ class Endpoint:
         """Reach the server once. Ends the command if it cannot be reached or refuses the key."""
         self.spec = spec
         self.args = args
-        self.model = spec.partition("#")[2]
         self.work = Counter()
         self.budget = Budget(args)
         self.stop = threading.Event()  # nothing more is asked
+        self.parameters = Parameters(spec.partition("#")[2], args)
         self.connection = Connection(spec, args)
 
     def spent(self) -> dict:
@@ -68,20 +91,20 @@ class Endpoint:
         if self.stop.is_set():  # by an earlier call
             return
         temperature = self.args.temperature if temperature is None else temperature
-        todo = ((request, sample) for request in requests for sample in request.seeds)
         answered, given_up = False, False
         failed = []  # since the last answer; held back, because the endpoint may be at fault
+        todo = (Job(request, [sample]) for request in requests for sample in request.seeds)
         for outcome in self.outcomes(todo, temperature):
             if outcome.kind == "answer":
                 answered = True
                 if not given_up:
-                    yield from failed
+                    yield from replies_of(failed)
                     failed = []
-                yield outcome.reply
+                yield from outcome.replies
             elif outcome.kind == "row" or (outcome.kind == "refused" and answered):
-                yield outcome.reply
+                yield from outcome.replies
             else:
-                failed.append(outcome.reply)
+                failed.append(outcome)
                 hopeless = outcome.kind == "key" or len(failed) >= HOPELESS
                 if hopeless and not given_up:  # and take what is in flight
                     self.give_up(failed, answered)
@@ -89,20 +112,20 @@ class Endpoint:
         if failed and not answered and not self.stop.is_set() and not self.is_alive():
             self.give_up(failed, answered)
         if not self.stop.is_set():
-            yield from failed
+            yield from replies_of(failed)
         elif not given_up:
             more = " with more" if self.args.spent else ""
             print(f"stopped: {self.budget.reached()}; call again{more} to go on", file=sys.stderr)
 
-    def outcomes(self, todo: Iterator[tuple[Request, int]], temperature: float) -> Iterator[Outcome]:
-        """The outcomes of (request, sample) pairs as they come, --concurrency of them in flight."""
+    def outcomes(self, todo: Iterator[Job], temperature: float) -> Iterator[Outcome]:
+        """The outcomes of jobs as they come, --concurrency of them in flight."""
         jobs, done = queue.SimpleQueue(), queue.SimpleQueue()
         waiting = 0
 
         def work() -> None:
             while (job := jobs.get()) is not None:
                 try:
-                    done.put(self.ask(*job, temperature))
+                    done.put(self.ask(job, temperature))
                 except BaseException as error:  # shown by the main thread
                     done.put(error)
 
@@ -129,13 +152,14 @@ class Endpoint:
             for _ in range(self.args.concurrency):
                 jobs.put(None)
 
-    def give_up(self, failed: list[Reply], answered: bool) -> None:
+    def give_up(self, failed: list[Outcome], answered: bool) -> None:
         """Stop the stage; end it if the endpoint has answered nothing."""
         self.stop.set()
-        last = f"the last one: {failed[-1].reason}"
-        why = f"{len(failed)} requests failed in a row, {last}; call again when it works"
+        reason = failed[-1].replies[-1].reason
+        in_a_row = f"{len(failed)} requests failed in a row, the last one: {reason}"
+        why = f"{reason if failed[-1].kind == 'key' else in_a_row}; call again when it works"
         if not answered:
-            model = "; is it the right model?" if failed[-1].reason.startswith("HTTP 404") else ""
+            model = "; is it the right model?" if reason.startswith("HTTP 404") else ""
             fail(f"--model: {self.spec}: none was answered, {why}{model}")
         print(f"stopped: --model: {self.spec}: {why}", file=sys.stderr)
 
@@ -144,88 +168,111 @@ class Endpoint:
         fault.
         """
         test = Request({"images": []}, [{"role": "user", "content": "1 + 1 = ?"}], {0: 0})
-        kind = self.ask(test, 0, self.args.temperature).kind
+        kind = self.ask(Job(test, [0]), self.args.temperature).kind
         if kind == "stopped":  # a limit is reached: nobody knows
             self.stop.set()
         return kind in ("answer", "stopped")
 
     # ------------------------------------------------------------ one request
 
-    def ask(self, request: Request, sample: int, temperature: float) -> Outcome:
+    def ask(self, job: Job, temperature: float) -> Outcome:
         """Try one request until it is answered or refused, TRIES times at most."""
-        empty = Reply(request.row, sample, finish="error", seed=request.seeds[sample])
         try:
-            body = self.body(request, sample, temperature)
+            messages = self.messages(job.request)
         except (OSError, ValueError) as error:
-            return self.failed("row", empty, f"{type(error).__name__}: {error}")
+            return self.failed("row", job, f"{type(error).__name__}: {error}")
         deadline = time.monotonic() + DEADLINE * self.args.timeout
-        for attempt in range(TRIES):
+        tries = 0
+        while True:
+            fields = self.parameters.of(job.seed, temperature)
             if self.stop.is_set() or not self.budget.take():
-                return Outcome("stopped", empty)
+                return Outcome("stopped")
             self.work["requests"] += 1
-            outcome = self.try_once(empty, body, min(deadline, time.monotonic() + self.args.timeout))
+            until = min(deadline, time.monotonic() + self.args.timeout)
+            outcome = self.try_once(job, fields | {"messages": messages}, until)
+            if outcome.kind == "adapted":
+                continue
             if outcome.kind != "again":
                 return outcome
-            pause = min(60.0, 2.0**attempt) * random.uniform(0.5, 1.0)
+            tries += 1
+            pause = min(60.0, 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
             if outcome.after is not None:
                 pause = outcome.after + random.uniform(0.0, 0.5)
-            if time.monotonic() + pause >= deadline:
-                break
-            if attempt + 1 < TRIES:
-                self.stop.wait(pause)
-        reason = outcome.reply.reason[: MAX_REASON - 20]
-        return Outcome("down", replace(empty, reason=f"{reason} ({attempt + 1} tries)"))
+            if tries == TRIES or time.monotonic() + pause >= deadline:
+                reason = outcome.replies[0].reason[: MAX_REASON - 20]
+                return self.failed("down", job, f"{reason} ({tries} tries)")
+            self.stop.wait(pause)
 
-    def body(self, request: Request, sample: int, temperature: float) -> bytes:
-        """A request as JSON, its images as data URLs. Raises OSError or ValueError for an image."""
+    def messages(self, request: Request) -> list[dict]:
+        """A request's messages, images as data URLs. Raises OSError or ValueError for an image."""
         urls = [{"url": data_url(image, self.args.max_pixels)} for image in request.row["images"]]
         chat = chat_parts(request.messages, urls)
         for part in (part for message in chat for part in message["content"] if part["type"] == "image"):
             part["type"] = "image_url"
             part["image_url"] = part.pop("image")
-        fields = {
-            "model": self.model,
-            "messages": chat,
-            "max_tokens": self.args.max_tokens,
-            "temperature": temperature,
-            "top_p": self.args.top_p,
-            "seed": request.seeds[sample],
-        }
-        return json.dumps(fields | ({"top_k": self.args.top_k} if self.args.top_k else {})).encode()
+        return chat
 
-    def try_once(self, empty: Reply, body: bytes, deadline: float) -> Outcome:
+    def try_once(self, job: Job, fields: dict, deadline: float) -> Outcome:
         """Send a request. The tokens that it used are counted, whatever comes back."""
         import httpx
 
         used = 0, 0
         try:
-            status, after, content = self.connection.post(body, deadline)
-            if status != 200:
-                kind = "key" if status in KEY_STATUS else "refused"
-                kind = "again" if status in RETRY_STATUS else kind
-                said = content[:1000].decode("utf-8", "replace")
-                return self.failed(kind, empty, f"HTTP {status}: {said}", after)
-            answer = json.loads(content)
-            usage = answer.get("usage") or {}
-            used = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
-            finish = answer["choices"][0].get("finish_reason") or "stop"
-            text = answer["choices"][0]["message"]["content"]
-            if finish not in ("stop", "length") or not isinstance(text, str):
-                return self.failed("again", empty, f"no text, finish reason {finish!r}")
-            text = self.connection.hide(text).strip()
-            reply = replace(empty, text=text, finish=finish, prompt_tokens=used[0], tokens=used[1])
-            return Outcome("answer", reply)
+            status, after, content = self.connection.post(fields, deadline)
+            if error := read_error(status, content):
+                return self.refused(job, fields, error, after)
+            choices, usage = read_completion(content)
+            used = self.tokens(job.request, choices, usage)
+            if not choices:
+                return self.failed("again", job, "a reply without a text")
+            return self.answered(job, fields, choices, used)
         except httpx.HTTPError as error:
-            return self.failed("again", empty, type(error).__name__)
+            return self.failed("again", job, type(error).__name__)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return self.failed("again", empty, "a reply that is no chat completion")
+            return self.failed("again", job, "a reply that is no chat completion")
         finally:
             self.budget.add(*used)
 
-    def failed(self, kind: str, empty: Reply, reason: str, after: float | None = None) -> Outcome:
-        return Outcome(kind, replace(empty, reason=self.connection.hide(reason)[:MAX_REASON]), after)
+    def tokens(self, request: Request, choices: list[Choice], usage: object) -> tuple[int, int]:
+        """(tokens read, tokens written), estimated where the server does not count: by the characters of all
+        texts, the limit of tokens of a text that was cut off, and images as large as --max-pixels lets them.
+        """
+        image = (self.args.max_pixels or MAX_PIXELS) // PIXELS_A_TOKEN
+        prompt = sum(len(message["content"]) for message in request.messages) // CHARACTERS
+        read = prompt + image * len(request.row["images"])
+        written = estimated_tokens(choices, self.args.max_tokens)
+        return read_usage(usage, (read, written) if choices else (0, 0))
+
+    def answered(self, job: Job, fields: dict, choices: list[Choice], used: tuple[int, int]) -> Outcome:
+        """The texts as replies."""
+        replies = [
+            replace(
+                reply,
+                text=self.connection.hide(choice.text),
+                finish=choice.finish,
+                reason=choice.reason and self.reason(choice.reason),
+                prompt_tokens=used[0],
+                tokens=used[1],
+                seed=fields.get("seed"),
+            )
+            for reply, choice in zip(job.replies(), choices)
+        ]
+        kind = "refused" if all(reply.finish == "error" for reply in replies) else "answer"
+        return Outcome(kind, replies)
+
+    def refused(self, job: Job, fields: dict, error: ServerError, after: float | None) -> Outcome:
+        """What an error means: less is asked of the server, or the request has failed."""
+        if name := error.refused_parameter([name for name in OPTIONAL if name in fields]):
+            self.parameters.refuse(name)
+            return Outcome("adapted")
+        return self.failed(error.kind(), job, f"HTTP {error.status}: {error.words}", after)
+
+    def failed(self, kind: str, job: Job, reason: str, after: float | None = None) -> Outcome:
+        return Outcome(kind, job.replies(finish="error", reason=self.reason(reason)), after)
+
+    def reason(self, said: str) -> str:
+        return self.connection.hide(said)[:MAX_REASON]
 
 
-def count(value: object) -> int:
-    """A number of tokens as a server tells it, or 0 if it cannot be one."""
-    return value if isinstance(value, int) and 0 <= value < 1 << 32 else 0
+def replies_of(outcomes: Iterable[Outcome]) -> Iterator[Reply]:
+    return itertools.chain.from_iterable(outcome.replies for outcome in outcomes)

@@ -19,6 +19,7 @@ class Request:
 class Reply:
     """`finish`: stop, length (cut off at the token limit) or error (`text` is empty, `reason` says why).
 
+    `seed`: the one that the model was given; None if it takes none.
     `token_logprobs`: each new token's text and log-probability at temperature 1; of local models, on request.
     """
 
@@ -29,7 +30,7 @@ class Reply:
     tokens: int = 0
     prompt_tokens: int = 0
     reason: str | None = None
-    seed: int = 0
+    seed: int | None = 0
     token_logprobs: list[tuple[str, float]] = field(default_factory=list)
 
     def record(self, spec: str) -> dict:
