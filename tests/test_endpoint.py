@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 from PIL import Image
-from server import FAULTS, Server, completion, good
+from server import FAULTS, Server, choices, completion, good, text_of
 
 from mathse.cli import check_address
 from mathse.generate import Request, connection, endpoint, open_model
@@ -461,3 +461,86 @@ def test_a_proxy_that_cannot_be_used_is_told(address, proxy, monkeypatch, capsys
     found = capsys.readouterr().err
     assert ended.value.code == 2 and found.count("\n") == 1 and "the proxy" in found
     assert "sk-secret" not in found
+
+
+# ---------------------------------------------------------------- samples in one request
+
+
+def draws(problems: int, samples: int = 4) -> list[Request]:
+    """Requests for several samples; the seed of sample k of problem p is 10 p + k."""
+    made = questions(problems)
+    for number, request in enumerate(made):
+        request.seeds = {k: 10 * number + k for k in range(samples)}
+    return made
+
+
+def several(most: int = 99):
+    """Behaves like a server that takes `n`, up to `most`; a text tells its seed and its place."""
+
+    def behave(number, body):
+        count = min(body.get("n", 1), most)
+        return 200, choices(*(f"{text_of(body)} {body['seed']} {place}" for place in range(count))), {}
+
+    return behave
+
+
+def draw_all(server, problems: int = 3, **changes) -> dict:
+    generate = open_model(server.spec, flags(**{"temperature": 0.7} | changes), load)
+    return {(reply.row["id"], reply.sample): reply for reply in generate(draws(problems))}
+
+
+def test_samples_of_a_problem_are_one_request():
+    server = Server(several())
+    replies = draw_all(server)
+    assert len(replies) == 12 and server.count == 3 and {body["n"] for _, body in server.seen} == {4}
+    for (name, sample), reply in replies.items():
+        first = 10 * int(name)
+        assert reply.text == f"q{name} {first} {sample}" and reply.seed == first
+    first = [replies["0", sample] for sample in range(4)]
+    assert sum(reply.prompt_tokens for reply in first) == 7 and sum(reply.tokens for reply in first) == 12
+
+
+def test_samples_without_temperature_are_single_requests():
+    server = Server(several())
+    assert len(draw_all(server, temperature=0.0)) == 12 == server.count
+    assert not any("n" in body for _, body in server.seen)
+
+
+def test_samples_that_a_server_does_not_give_are_asked_singly():
+    server = Server(several(most=2))
+    replies = draw_all(server)
+    assert len(replies) == 12 and server.count == 3 * 3
+    assert [replies["1", k].text for k in range(4)] == ["q1 10 0", "q1 10 1", "q1 12 0", "q1 13 0"]
+    assert [replies["1", k].seed for k in range(4)] == [10, 10, 12, 13]
+
+
+@pytest.mark.parametrize(
+    "body, known",
+    [
+        (error("Unsupported parameter", param="n"), True),
+        (error("'n' : number must be at most 1"), True),
+        (error("Only one completion choice is allowed"), True),
+        (error("too much"), False),
+    ],
+)
+def test_a_server_that_refuses_several_samples(body, known, capsys):
+    server = Server(lambda number, sent: (400, body, {}) if "n" in sent else good(number, sent))
+    replies = draw_all(server, 6, concurrency=2)
+    assert len(replies) == 24 and all(reply.finish == "stop" for reply in replies.values())
+    assert all(reply.seed == 10 * int(name) + sample for (name, sample), reply in replies.items())
+    assert capsys.readouterr().out.count("one by one from now on") == known
+    assert server.count - 24 <= 2 if known else server.count - 24 == 6
+
+
+def test_one_of_several_samples_without_a_text():
+    mixed = choices("a", "b", "c", "d")
+    mixed["choices"][2] = completion(None, "content_filter")["choices"][0]
+    server = Server(lambda number, body: (200, mixed, {}))
+    replies = draw_all(server, 1)
+    assert [replies["0", k].finish for k in range(4)] == ["stop", "stop", "error", "stop"]
+    assert server.count == 1
+
+
+def test_the_limit_of_requests_is_exact_for_several_samples():
+    server = Server(several(most=1))
+    assert len(draw_all(server, 20, max_requests=30)) == 30 == server.count

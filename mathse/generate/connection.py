@@ -20,6 +20,7 @@ OPTIONAL = {
     "top_k": "left out from now on, and the server's own holds",
     "top_p": "left out from now on, and the server's own holds",
     "seed": "left out from now on, and the rows' seed is null",
+    "n": "samples are asked for one by one from now on",
     "max_tokens": "sent as max_completion_tokens from now on",
     "temperature": "left out from now on: replies are drawn at the server's own, not at --temperature",
 }
@@ -99,7 +100,7 @@ class Parameters:
         self.refused = set()
         self.lock = threading.Lock()
 
-    def of(self, seed: int, temperature: float) -> dict:
+    def of(self, seed: int, samples: int, temperature: float) -> dict:
         """The fields of a request, but for its messages."""
         fields = {
             "model": self.model,
@@ -108,6 +109,7 @@ class Parameters:
             "top_p": self.args.top_p,
             "seed": seed,
             **({"top_k": self.args.top_k} if self.args.top_k else {}),
+            **({"n": samples} if samples > 1 else {}),
         }
         refused = frozenset(self.refused)  # as it is now: another thread may add to it
         if "max_tokens" in refused:

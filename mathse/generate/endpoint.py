@@ -4,6 +4,9 @@ A server is expected to limit rates, to fail, to hang and to answer junk. A requ
 after TRIES tries or DEADLINE times `--timeout`, as a reply with finish `error`. An endpoint that answers
 nothing more, or a limit that is reached (`--max-requests`, `--max-cost`), stops the stage instead: what was
 answered is kept, and the same command goes on later.
+
+Samples of a problem that are drawn at a temperature are asked for in one request, so that its images are paid
+for once; those that the server does not give are asked for one by one.
 """
 
 import argparse
@@ -22,12 +25,14 @@ from mathse.cli import PIXELS_A_TOKEN
 from mathse.generate.connection import OPTIONAL, Connection, Parameters
 from mathse.generate.reply import (
     CHARACTERS,
+    PARAMETER_STATUS,
     Choice,
     ServerError,
     estimated_tokens,
     read_completion,
     read_error,
     read_usage,
+    shares,
 )
 from mathse.generate.spending import Budget
 from mathse.generate.types import Reply, Request
@@ -42,7 +47,7 @@ MAX_REASON = 300  # characters
 
 @dataclass
 class Job:
-    """Samples that are asked for in one request."""
+    """Samples that are asked for in one request, with one seed: that of the first."""
 
     request: Request
     samples: list[int]
@@ -50,6 +55,9 @@ class Job:
     @property
     def seed(self) -> int:
         return self.request.seeds[self.samples[0]]
+
+    def singly(self) -> list["Job"]:
+        return [Job(self.request, [sample]) for sample in self.samples]
 
     def replies(self, **fields: object) -> list[Reply]:
         return [Reply(self.request.row, sample, seed=self.seed, **fields) for sample in self.samples]
@@ -61,12 +69,14 @@ class Outcome:
 
     answer; row (its own image cannot be read); refused (by the server, or answered without a text); key
     (refused by the server); again (one try failed); adapted (asked without a parameter from now on); down
-    (all tries failed); stopped (not asked to the end, because the stage stops).
+    (all tries failed); split (too much for one request); stopped (not asked to the end, because the stage
+    stops).
     """
 
     kind: str
     replies: list[Reply] = field(default_factory=list)
     after: float | None = None  # seconds to wait before the next try, as the server asks
+    left: list[Job] = field(default_factory=list)  # still to be asked
 
 
 class Endpoint:
@@ -93,8 +103,7 @@ class Endpoint:
         temperature = self.args.temperature if temperature is None else temperature
         answered, given_up = False, False
         failed = []  # since the last answer; held back, because the endpoint may be at fault
-        todo = (Job(request, [sample]) for request in requests for sample in request.seeds)
-        for outcome in self.outcomes(todo, temperature):
+        for outcome in self.outcomes(self.jobs(requests, temperature), temperature):
             if outcome.kind == "answer":
                 answered = True
                 if not given_up:
@@ -117,6 +126,13 @@ class Endpoint:
             more = " with more" if self.args.spent else ""
             print(f"stopped: {self.budget.reached()}; call again{more} to go on", file=sys.stderr)
 
+    def jobs(self, requests: Iterable[Request], temperature: float) -> Iterator[Job]:
+        """Without a temperature the samples of one request would be the same text."""
+        for request in requests:
+            job = Job(request, list(request.seeds))
+            together = temperature > 0 and "n" not in self.parameters.refused
+            yield from [job] if together else job.singly()
+
     def outcomes(self, todo: Iterator[Job], temperature: float) -> Iterator[Outcome]:
         """The outcomes of jobs as they come, --concurrency of them in flight."""
         jobs, done = queue.SimpleQueue(), queue.SimpleQueue()
@@ -135,7 +151,7 @@ class Endpoint:
         try:
             while True:
                 room = 0 if self.stop.is_set() else 2 * self.args.concurrency - waiting
-                for job in itertools.islice(todo, room):
+                for job in itertools.islice(todo, max(0, room)):
                     jobs.put(job)
                     waiting += 1
                 if not waiting:
@@ -144,9 +160,12 @@ class Endpoint:
                 waiting -= 1
                 if isinstance(outcome, BaseException):
                     raise outcome
+                for job in outcome.left:
+                    jobs.put(job)
+                    waiting += 1
                 if outcome.kind == "stopped":
                     self.stop.set()
-                else:
+                elif outcome.kind != "split":
                     yield outcome
         finally:
             for _ in range(self.args.concurrency):
@@ -184,7 +203,9 @@ class Endpoint:
         deadline = time.monotonic() + DEADLINE * self.args.timeout
         tries = 0
         while True:
-            fields = self.parameters.of(job.seed, temperature)
+            fields = self.parameters.of(job.seed, len(job.samples), temperature)
+            if len(job.samples) > 1 and "n" not in fields:
+                return Outcome("split", left=job.singly())
             if self.stop.is_set() or not self.budget.take():
                 return Outcome("stopped")
             self.work["requests"] += 1
@@ -244,27 +265,32 @@ class Endpoint:
         return read_usage(usage, (read, written) if choices else (0, 0))
 
     def answered(self, job: Job, fields: dict, choices: list[Choice], used: tuple[int, int]) -> Outcome:
-        """The texts as replies."""
+        """The texts, each with its share of the tokens. Samples that were not given are left."""
+        choices = choices[: len(job.samples)]
+        read = shares(used[0], [1] * len(choices))
+        written = shares(used[1], [choice.characters + 1 for choice in choices])
         replies = [
             replace(
                 reply,
                 text=self.connection.hide(choice.text),
                 finish=choice.finish,
                 reason=choice.reason and self.reason(choice.reason),
-                prompt_tokens=used[0],
-                tokens=used[1],
+                prompt_tokens=prompt,
+                tokens=new,
                 seed=fields.get("seed"),
             )
-            for reply, choice in zip(job.replies(), choices)
+            for reply, choice, prompt, new in zip(job.replies(), choices, read, written)
         ]
         kind = "refused" if all(reply.finish == "error" for reply in replies) else "answer"
-        return Outcome(kind, replies)
+        return Outcome(kind, replies, left=job.singly()[len(choices) :])
 
     def refused(self, job: Job, fields: dict, error: ServerError, after: float | None) -> Outcome:
         """What an error means: less is asked of the server, or the request has failed."""
         if name := error.refused_parameter([name for name in OPTIONAL if name in fields]):
             self.parameters.refuse(name)
             return Outcome("adapted")
+        if len(job.samples) > 1 and error.status in PARAMETER_STATUS:  # not every server says that it is `n`
+            return Outcome("split", left=job.singly())
         return self.failed(error.kind(), job, f"HTTP {error.status}: {error.words}", after)
 
     def failed(self, kind: str, job: Job, reason: str, after: float | None = None) -> Outcome:

@@ -20,6 +20,8 @@ UNSUPPORTED = re.compile(
     r"|deprecated",
     re.IGNORECASE,
 )
+# How an error names `n`, which no row needs: also where its value alone is refused, one by one will do.
+SEVERAL = r"(?<!\\)\bn\b|one completion choice|candidate"
 
 
 @dataclass
@@ -101,6 +103,12 @@ def estimated_tokens(choices: list[Choice], limit: int) -> int:
     return sum(limit if choice.finish == "length" else few for choice, few in zip(choices, written))
 
 
+def shares(total: int, weights: list[int]) -> list[int]:
+    """A number in whole parts by weight. They add up to it."""
+    parts = [total * weight // sum(weights) for weight in weights]
+    return [parts[0] + total - sum(parts), *parts[1:]]
+
+
 # ---------------------------------------------------------------- errors
 
 
@@ -121,11 +129,14 @@ class ServerError:
 
     def refused_parameter(self, names: list[str]) -> str | None:
         """The first of the names that is refused as a parameter, whatever its value."""
-        if self.status not in PARAMETER_STATUS or not UNSUPPORTED.search(f"{self.code} {self.words}"):
+        if self.status not in PARAMETER_STATUS:
             return None
+        if not UNSUPPORTED.search(f"{self.code} {self.words}"):
+            names = [name for name in names if name == "n"]
         if self.parameter in names:
             return self.parameter
-        return next((name for name in names if re.search(rf"\b{name}\b", self.words)), None)
+        patterns = {name: SEVERAL if name == "n" else rf"\b{name}\b" for name in names}
+        return next((name for name in names if re.search(patterns[name], self.words)), None)
 
 
 def read_error(status: int, content: bytes) -> ServerError | None:
