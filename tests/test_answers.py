@@ -1,14 +1,11 @@
 """The answer check: tables of (response, reference answer, verdict), hostile strings, the workers."""
 
-import json
-import os
 import subprocess
 import sys
 import time
-from collections import Counter
-from pathlib import Path
 
 import pytest
+from answer_sets import sets
 from conftest import ROOT
 
 from mathse.answers import AnswerChecker, check_answer, check_rows, find_answer
@@ -261,7 +258,43 @@ TABLES = {
 }
 ROWS = [(kind, *row) for kind, table in TABLES.items() for row in table]
 
+# Responses that do not state 5: it is denied, supposed, taken back, another's, or a part of something.
+NOT_FIVE = """
+-\\boxed{5} ; $x \\neq \\boxed{5}$ ; not \\boxed{5} ; $\\sqrt{\\boxed{5}}$ ; $\\boxed{5}\\pi$
+$\\boxed{5}\\times10^3$ ; \\boxed{5} million ; \\boxed{5} or 6 ; \\boxed{6}, not \\boxed{5}
+A common mistake gives \\boxed{5} ; $\\boxed{5}x$ ; The answer is 5, as well as 7.
+The answer is 5, which is wrong. ; I don't think the answer is 5. ; $\\boxed{5}.5$
+It is false that the answer is 5. ; Wrong answer: 5 ; This is not the final answer: 5 ; Bob's answer: 5
+Twice the answer is 5. ; Number of answers: 5 ; 我不认为答案是5 ; 错误答案是5
+The answer is 5. Correction: 6. ; The answer is 5. Sorry, 6. ; \\boxed{5} cannot be the answer.
+So we exclude 5. ; So 5 does not work. ; So x is anything other than 5. ; We divide by 5.
+The area is 5 at most. ; See figure 5. ; Wrong: 5 ; half of it is 5
+The answer is 5 (which is not possible). ; The answer is 5 — no it is 6 ; The answer is not (1) 5 (2) 6
+The answer is 5 fewer. ; The answer is one less than 5. ; The answer is 5 (6). ; The answer is xy = 5x
+"""
+NOT_THE_SAME = [  # pairs of values that were confused once
+    ("x = 5 cm", "x = 5 m"), ("x > 5 m", "x > 5 cm"), ("5 m (5)", "5 cm"), ("xy = 6", "x = 6"),
+    ("women: 3, men: 5", "men: 3, women: 5"), ("f(x) = 2x", "g(x) = 2x"), ("4:20", "2:10"),
+    ("1/5", "4:20"), ("0.3", "0.\\bar{3}"), ("\\vec{AB}", "\\vec{BA}"), ("1, 234", "1,234"), ("R", "2r"),
+    ("2^{3}5", "2^{35}"), ("2**3 * 3**2", "736"), ("5+-3", "5±3"), ("x < 0, x > 7", "x < -1, x > 3"),
+    ("三亿八千万", "3000080000000"), ("二百五", "205"), ("7/2 ≈ 3", "3"), ("0.000001", "10^{-7}"),
+    ("12 red marbles", "12 blue marbles"), ("twenty-fifth", "4"), ("△DBC ≅ △AEF", "△ABC ≅ △DEF"),
+    ("segment A'B", "AB"), ("5 MW", "5 mW"),
+]  # fmt: skip
+NOT_B = """
+\\boxed{not option B} ; The answer is all except option B ; Answer: (B) cannot be right
+Answer: neither (A) nor (B) ; Answer: (B) or possibly (A) ; Answer: B (or C) ; Answer: B, no, C
+The incorrect option is B. ; We can eliminate option B. ; 错误的是B ; 所以选B是错误的
+"""
+
 HOSTILE = [
+    "\\boxed{" + "x = (y = " * 14 + "}",
+    "A " + "not (x = 1, " * 12 + ".",
+    "a " + "rather than (x = 1, " * 10,
+    "\\log_{1.00000001} 2",
+    "is " * 260 + " z9#",
+    "is a " * 150 + " 5",
+    "的" * 780 + " z9#",
     "9^9^9^9",
     "9^{9^{9^{9^{9}}}}",
     "\\boxed{10^{10^{10^{10}}}}",
@@ -320,6 +353,27 @@ def test_find_answer(response):
 @pytest.mark.parametrize("kind, response, problem, verdict", ROWS)
 def test_table(checker, kind, response, problem, verdict):
     assert check(checker, response, problem)["answer_check"] == verdict
+
+
+def lines_of(text: str) -> list[str]:
+    return [part.strip() for line in text.strip().splitlines() for part in line.split(" ; ")]
+
+
+@pytest.mark.parametrize("response", lines_of(NOT_FIVE))
+def test_five_is_not_stated(checker, response):
+    assert check(checker, response, "5")["answer_check"] != C
+
+
+@pytest.mark.parametrize("given, reference", NOT_THE_SAME)
+def test_other_values(checker, given, reference):
+    for response in (given, f"The answer to this problem is {given}.", f"\\boxed{{{given}}}"):
+        assert check(checker, response, reference)["answer_check"] != C
+
+
+@pytest.mark.parametrize("response", lines_of(NOT_B))
+def test_the_option_is_not_stated(checker, response):
+    problem = {"options": ["3", "5", "7", "9"], "answer": "B"}
+    assert check(checker, response, problem)["answer_check"] != C
 
 
 def test_unfinished_and_unasked(checker):
@@ -407,23 +461,27 @@ def test_a_worker_starts_from_any_folder(tmp_path, monkeypatch):
         assert checker.workers[0].process is not None
 
 
-PAIRS = Path(os.environ.get("VERIFIER_PAIRS", ROOT.parent / "shared/data/verifier_pairs_dev.jsonl"))
+# set: the least share of right verdicts, the most false accepts
+BARS = {
+    "own a": (0.97, 0),
+    "own b": (0.93, 1),
+    "own c": (0.98, 1),
+    "development": (0.985, 0),
+    "reported": (1.0, 0),
+}
 
 
-@pytest.mark.skipif(not PAIRS.exists(), reason="no labelled pairs here")
-def test_labelled_pairs(checker):
-    rows = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
-    items = (
-        (row["response"], {"answer": row["answer"], "options": row.get("choices")}, "stop") for row in rows
-    )
-    right, total, false_accepts = Counter(), Counter(), 0
-    for row, result in zip(rows, checker.check_many(items), strict=True):
+@pytest.mark.parametrize("name", BARS)
+def test_labelled_pairs(checker, name):
+    pairs = sets().get(name)
+    if pairs is None:
+        pytest.skip("not at hand")
+    results = checker.check_many((pair["response"], pair["problem"], "stop") for pair in pairs)
+    wrong = {True: [], False: []}  # pairs that are accepted wrongly, rejected wrongly
+    for pair, result in zip(pairs, results, strict=True):
         accepted = result["answer_check"] == C
-        total[row["kind"]] += 1
-        right[row["kind"]] += accepted == row["correct"]
-        false_accepts += accepted and not row["correct"]
-    print(*(f"\n{kind:20} {right[kind]:3} of {total[kind]:3}" for kind in sorted(total)), sep="")
-    print(
-        f"all {right.total() / len(rows):.4f}, false accepts {false_accepts / len(rows):.4f} of {len(rows)}"
-    )
-    assert right.total() >= 0.97 * len(rows) and false_accepts <= 0.005 * len(rows)
+        if accepted != pair["expected"]:
+            wrong[accepted].append((pair["response"][-80:], pair["problem"]["answer"], result["extracted"]))
+    share, accepts = BARS[name]
+    assert len(wrong[True]) <= accepts, wrong[True]
+    assert len(wrong[True]) + len(wrong[False]) <= (1 - share) * len(pairs), wrong[False]

@@ -8,20 +8,16 @@ import resource
 import signal
 import sys
 
-from mathse.answers.check import check_answer, equal_in_mathematics
+from mathse.answers.check import check_answer
 
 
 def main(megabytes: int, seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
-    equal_in_mathematics("\\sqrt{4}", "2", None)  # import and warm up before the clock runs
+    check_answer("$\\sqrt{8}$", {"answer": "2\\sqrt{2}"})  # imports and warms up before the clock runs
     print("ready", flush=True)
     for line in sys.stdin:
         signal.alarm(int(seconds) + 2)  # ends this process (the default action) should its parent be gone
-        try:
-            result = check_answer(*json.loads(line))
-        except Exception:  # of sympy, on strange input: RecursionError, MemoryError, TypeError ...
-            result = {"answer_check": "undecided", "extracted": None, "rule": "crash"}
-        print(json.dumps(result), flush=True)
+        print(json.dumps(check_answer(*json.loads(line))), flush=True)
         signal.alarm(0)
 
 

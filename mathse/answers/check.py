@@ -5,9 +5,28 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from mathse.answers.compare import LETTERS, check_choice, same_answer
-from mathse.answers.find import SPAN, concluded_answer, find_answer
-from mathse.answers.values import Equal, simplify
+from mathse.answers.algebra import approximate
+from mathse.answers.choice import LETTERS, check_choice, letters_of, option_values, stated_letters
+from mathse.answers.compare import same_answer
+from mathse.answers.conclude import SPAN, concluded_value
+from mathse.answers.find import clean, find_answer
+from mathse.answers.kinds import Group, Relation, Words
+from mathse.answers.mathematics import equal_in_mathematics
+from mathse.answers.names import YES_OR_NO
+from mathse.answers.scalars import Equal, Rules
+from mathse.answers.spelling import spell
+from mathse.answers.values import readable
+
+PERCENT = re.compile(r"percentage|what percent|百分(?:之几|数|比|率)", re.IGNORECASE)  # 35 is 35%
+VALUE = re.compile(  # a formula, a fraction, a number with what belongs to it
+    r"\$[^$\n]{1,80}\$|\\[dt]?frac\{[^{}]{1,20}\}\{[^{}]{1,20}\}"
+    r"|-?\d+(?:,\d{3})*(?:\.\d+)?(?: ?/ ?\d+|%|π|√\d+|\\sqrt\{\d+\}|\\pi)?"
+)
+ORDER = re.compile(
+    r"\brespectively|分别|"
+    r"\border|ascending|descending|increasing|decreasing|从小到大|从大到小|排列",
+    re.IGNORECASE,
+)
 
 
 def check_version() -> str:
@@ -17,8 +36,24 @@ def check_version() -> str:
     return f"answers {code.hexdigest()[:8]}, math-verify {version('math-verify')}"
 
 
+class NeedsMathematics(Exception):
+    """Raised in place of asking math-verify, where only text work is wanted."""
+
+
 def check(response: str, problem: dict, finish: str, equal: Equal) -> dict:
-    """The verdict (see check_answer). `equal` compares values that text work alone cannot."""
+    """The verdict (see check_answer). `equal` compares values that text work alone cannot.
+
+    Whatever a content raises is a verdict: undecided, with the exception's name as its rule.
+    """
+    try:
+        return judge(response, problem, finish, equal)
+    except NeedsMathematics:
+        raise
+    except Exception as error:  # of sympy too, on strange input: RecursionError, MemoryError, TypeError ...
+        return {"answer_check": "undecided", "extracted": None, "rule": type(error).__name__}
+
+
+def judge(response: str, problem: dict, finish: str, equal: Equal) -> dict:
     response, answer = str(response or ""), problem.get("answer")
     if answer is None or answer == "" or answer == []:
         return {"answer_check": None, "extracted": None, "rule": "no reference"}
@@ -26,25 +61,84 @@ def check(response: str, problem: dict, finish: str, equal: Equal) -> dict:
         rule = "cut off" if finish == "length" else "error"
         return {"answer_check": "undecided", "extracted": None, "rule": rule}
     span, rule = find_answer(response)
-    if problem.get("options") or re.fullmatch(r"\(?[A-J]\)?", str(answer)):
-        problem = problem if problem.get("options") else problem | {"options": list(LETTERS)}
-        verdict, span, rule = check_choice(response, span, rule, problem, equal)
+    reference = reference_text(answer)
+    question = str(problem.get("question"))
+    percent = bool(PERCENT.search(f"{question} {response[-SPAN:]}"))
+    rules = Rules(equal, problem.get("precision"), percent, ordered=bool(ORDER.search(question)))
+    if problem.get("options") or re.fullmatch(r"\(?[A-Z]\)?", reference):
+        problem = problem | {"answer": reference, "options": problem.get("options") or list(LETTERS)}
+        verdict, span, rule = check_choice(response, span, rule, problem, rules)
     elif span is None:
         verdict = None
     else:
-        reference = "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
-        reference = find_answer(reference)[0] if "boxed" in reference else reference
-        given, reference = simplify(span), simplify(reference or "")
-        verdict = same_answer(given, reference, problem.get("precision"), equal)
-        about = f"{problem.get('question')} {response[-SPAN:]}"
-        if verdict is False and "%" in given and re.search(r"percentage|what percent|百分", about):
-            verdict = same_answer(given.replace("%", ""), reference, problem.get("precision"), equal)
-        if verdict is None and rule not in ("bare", "conclusion"):  # "Answer: its area is 5"
-            said = concluded_answer(span + ".")[0] or span
-            if said != span:
-                verdict, span = same_answer(simplify(said), reference, problem.get("precision"), equal), said
+        verdict, span = check_value(response, span, rule, reference, rules)
     verdict = {True: "correct", False: "wrong", None: "undecided"}[verdict]
     return {"answer_check": verdict, "extracted": span, "rule": rule}
+
+
+def check_value(response: str, span: str, rule: str, reference: str, rules: Rules) -> tuple[bool | None, str]:
+    """(verdict, extracted): of the span, or of what its sentence concludes with."""
+    verdict = same_answer(span, reference, rules)
+    if verdict:
+        return verdict, span
+    stated = rule not in ("bare", "conclusion")
+    truth = YES_OR_NO.match(clean(response) + " ")
+    if truth and not stated and reference.casefold() in ("yes", "no"):
+        return truth[1].casefold() == reference.casefold(), truth[1]
+    value = readable(spell(span))
+    prose = value is None and rule in ("sentence", "answer-line", "choice")  # "Answer: its area is 5"
+    several = rule == "bare" and isinstance(value, Group | Words)  # "The perimeter is 24 and the area is 36"
+    said = concluded_value(span, whole=False) if prose or several else None
+    return (same_answer(said, reference, rules), said) if said else (verdict, span)
+
+
+def reference_text(answer: object) -> str:
+    """A reference answer without its data set's wrapping: <answer>, ####, \\boxed, "The answer is"."""
+    text = "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
+    text = re.sub(r"^\[(['\"])(.*)\1\]$", r"\2", text)
+    if "boxed" in text or readable(spell(text)) is None:
+        span, rule = find_answer(text)
+        return span if span and rule not in ("bare", "conclusion") else text
+    return text
+
+
+def has_failed(rule: str) -> bool:
+    """Whether a check ended without a look at the answer: out of time, with its worker, by an exception."""
+    return rule in ("timeout", "crash") or rule[:1].isupper()
+
+
+def is_readable(problem: dict) -> bool:
+    """Whether the check reads a problem's reference answer: where it does not, all paths stay undecided."""
+    answer = problem.get("answer")
+    if problem.get("options") or answer in (None, "", []):
+        return True
+    return readable(spell(reference_text(answer))) is not None
+
+
+def same_vote(one: str, other: str, options: list | None = None) -> bool:
+    """Whether two answers, as extracted, are one vote: the same option or the same value, as far as text work
+    tells."""
+    if options:
+        values = option_values(options)
+        letters = [
+            letters_of(spell(text), values) or stated_letters(spell(text), values) for text in (one, other)
+        ]
+        if all(letters):
+            return letters[0] == letters[1]
+    return same_answer(one, other, Rules(equal_if_rounded)) is True
+
+
+def states_value(text: str, answer: str) -> bool:
+    """Whether a text holds the value of an answer somewhere, in whatever spelling: 0.5 is 1/2."""
+    return any(same_vote(found, answer) for found in {match[0] for match in VALUE.finditer(text)})
+
+
+def equal_if_rounded(one: object, other: object, precision: int | None) -> bool | None:
+    """Whether two numbers agree to nine digits; None for expressions with variables."""
+    if isinstance(one, Relation) or isinstance(other, Relation):
+        return None
+    values = approximate(one), approximate(other)
+    return None if None in values else abs(values[0] - values[1]) <= 1e-9 * abs(values[1])
 
 
 def check_answer(response: str, problem: dict, finish: str = "stop") -> dict:
@@ -53,23 +147,3 @@ def check_answer(response: str, problem: dict, finish: str = "stop") -> dict:
     Works in this process without limits: for a response from a model use AnswerChecker.
     """
     return check(response, problem, finish, equal_in_mathematics)
-
-
-def equal_in_mathematics(given: str, reference: str, precision: int | None) -> bool | None:
-    """math-verify's verdict on two values; None if one side cannot be read as mathematics."""
-    import logging
-
-    from math_verify import parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limit is off
-    given, reference = (parse(f"${side}$", parsing_timeout=None) for side in (given, reference))
-    if not given or not reference or isinstance(given[0], str) or isinstance(reference[0], str):
-        return None
-    numbers = all(getattr(side[0], "is_number", False) for side in (given, reference))
-    if numbers and precision is not None:
-        return bool(abs(given[0].evalf() - reference[0].evalf()) <= 0.5 * 10.0**-precision + 1e-12)
-    same = verify(reference, given, allow_set_relation_comp=True, timeout_seconds=None)
-    if same and numbers:  # it rounds to six decimals, where 2^-98 and 2^-99 are both 0
-        one, other = given[0].evalf(), reference[0].evalf()
-        return bool(abs(one - other) <= 1e-6 * abs(other))
-    return same

@@ -1,251 +1,350 @@
-"""Read an answer as a value and compare two single values: numbers, units, percent, ratios, Chinese."""
+"""Read an answer as a value: whole, every character of it, or not at all.
 
-import math
+Read are:
+- numbers: integers, decimals (0.333..., 0.1(6)), fractions, mixed numbers, scientific notation, percent,
+  roots, π, factorials, binomials, logarithms, other bases; English and Chinese words; 3 million
+- quantities: with a unit of units.py; 1 h 30 min; 60°30′; money; things that are counted
+- ratios, "2 out of 3", remainders, clock times, dates
+- blanks in order (";" or "(1) … (2) …"), tuples, points, sets, lists, alternatives ("2 or 3", ±), matrices
+- intervals and inequalities, their unions, excluded points; equations; expressions
+- named values: x = 2, Area: 5 cm, ∠A = 60°; figures: ∠ABC, △ABC, AB ∥ CD; yes and no; short names
+- one answer said several times: "1/2 (50%)", "12π ≈ 37.7", "3 × 4 = 12", "5, not 6"
+All else raises Unreadable.
+"""
+
 import re
-from collections.abc import Callable, Iterable
-from fractions import Fraction
 from functools import lru_cache
 
-from mathse.answers.find import INTEGER, SPAN, VAGUE, clean
+from mathse.answers.algebra import exact
+from mathse.answers.expression import Unreadable, variables_of
+from mathse.answers.kinds import Group, Named, Region, Relation, Restated, Scalar, Words
+from mathse.answers.names import read_figure, read_name, read_sign, read_words
+from mathse.answers.quantities import BASE, number, read_clock, read_date, read_quantity, without_units
+from mathse.answers.regions import intersected, read_inequality, region_of, united
+from mathse.answers.spelling import closes_at_end, split, text_key, trimmed
+from mathse.answers.units import read_unit
 
-DIGITS = 60  # digits of a number that is compared here
-# LaTeX, ASCII and Unicode spellings of one thing -> one spelling; the order matters.
-SPELLINGS = [(re.compile(old), new) for old, new in [
-    (r",\s*\\!\s*|\{,\}", ","), (r"(?<!\\)\\[,!]", ""), (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
-    (r"\\f?boxed\s*", ""), (r"(?<!\\)\\[;: ]|~|\\q?quad(?![A-Za-z])", " "),
-    (r"\\[dtc]frac", r"\\frac"), (r"\\([%$])", r"\1"), (r"\\varnothing|∅", r"\\emptyset"),
-    *[(r"\\(?:text|math|mbox|operatorname|boldsymbol)(?:rm|bf|it|sf|bb)?\s*\{([^{}]*)\}", r" \1 ")] * 2,
-    (r"(?<!\\)\\[()\[\]]|\$|\*\*|`", " "), (r"(?<=[\d}])\s*\{([A-Za-z ]{4,})\}$", r" \1"),
-    (r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\*?\\degree|\bdegrees?\b|度", "°"),
-    (r"\\leq?(?:slant)?(?![A-Za-z])|<=|≤|⩽", r" \\leq "),
-    (r"\\geq?(?:slant)?(?![A-Za-z])|>=|≥|⩾", r" \\geq "),
-    (r"\\neq?(?![A-Za-z])|!=|≠", r" \\neq "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
-    (r"π|(?<![A-Za-z\\])pi\b", r"\\pi "), (r"∞", r"\\infty "), (r"∪", r"\\cup "), (r"±", r"\\pm "),
-    (r"(?:√|(?<![\\\w])sqrt)\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-    (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt"),
-    (r"×", r"\\times "), (r"[·⋅]", r"\\cdot "), (r"÷", "/"), (r"²", "^2"), (r"³", "^3"),
-    (r"½", r"\\frac{1}{2}"),
-    (r"≈|\\approx", " ≈ "), (r"∈", r"\\in "),
-    (r"\s*\b(?:percent(?:age)?|pct)\b", "%"), (r"\^\{(\w)\}", r"^\1"), (r"\s+", " "),
-]]  # fmt: skip
-NUMBER = re.compile(
-    rf"(?P<sign>[-+]?) ?(?:(?P<whole>{INTEGER})(?: (?=\d+ ?/)| ?(?=\\frac)))?"
-    rf"(?:\\frac ?(?:\{{ ?(?P<n1>-?\d+) ?\}} ?\{{ ?(?P<d1>\d+) ?\}}|(?P<n2>\d) ?(?P<d2>\d))|"
-    rf"(?P<n3>{INTEGER}) ?/ ?(?P<d3>{INTEGER})|(?P<decimal>{INTEGER}?\.\d+)|(?P<integer>{INTEGER})\.?)"
-    r"(?: ?\\times ?10 ?\^ ?\{?(?P<power>-?\d\d?)\}?)? ?(?P<percent>%?)"
+PARTS = 12  # of an answer: two sets of this size take 144 comparisons
+OR, AND = r" or (?:else )?|(?<=[\d)\]])or(?=[-\d(\[])|或者?", r" and |和|与| & "
+COMMA = r",(?!\d{3}(?!\d))|(?<!\d),"  # not the comma of 1,056
+HEDGE = re.compile(
+    r"(?:(?:so|thus|hence|therefore|then|simply|just|approximately|approx\.?|about|around|roughly|exactly"
+    r"|precisely|equal to|equals|it is|it's|they are|given by|a total of"
+    r"|因此|所以|即|故|则|约为?|大约|共|∴|≈|=|:)(?![A-Za-z])[\s,:]*)+",
+    re.IGNORECASE,
 )
-CHINESE_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2}
-WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-# unit -> its spellings; lengths also in metres
-UNITS = {
-    "mm": "millimeter millimetre 毫米", "cm": "centimeter centimetre 厘米", "dm": "decimeter decimetre 分米",
-    "m": "meter metre 米", "km": "kilometer kilometre 千米 公里",
-    "in": "inch inche", "ft": "foot feet 英尺", "yd": "yard",
-    "mi": "mile", "g": "gram 克", "kg": "kilogram 千克 公斤",
-    "ml": "milliliter millilitre 毫升", "l": "liter litre 升",
-    "s": "sec second 秒", "min": "minute 分钟", "h": "hour hr 小时 时", "day": "天", "year": "yr 年 岁",
-    "°": "deg",
-    "dollar": "usd", "cent": "", "yuan": "元", "": "unit 单位 个",
-}  # fmt: skip
-UNIT_OF = {spelling: unit for unit, spellings in UNITS.items() for spelling in (unit, *spellings.split())}
-METRES = {
-    unit: Fraction(10) ** power for unit, power in (("mm", -3), ("cm", -2), ("dm", -1), ("m", 0), ("km", 3))
-}
-WITH_UNIT = re.compile(
-    r"(?P<value>.*?) ?(?<![\\A-Za-z])(?P<power>square|sq\.?|cubic|cu\.?|平方|立方)? ?"
-    r"(?P<unit>[A-Za-z]+(?: [a-z]+){0,2}|[\u4e00-\u9fff]+|°)"
-    r"(?: ?(?:/|per|每) ?(?P<per>[A-Za-z]+|[\u4e00-\u9fff]+))? ?\^?\{?(?P<exponent>[23]?)\}?"
+LABEL = re.compile(r"([^,;:=]{1,80}?) (?:is|are|was|were|be|=) (.+)")
+MEASURED = re.compile(
+    r"(mean|median|mode|range|min|max|minimum|maximum|length|width|height|area|perimeter|volume|base|radius"
+    r"|diameter) ?([-\d√\\$].*)|(figure|fig\.?|picture|图|point|row|column|line|step) ?(\(?\d+\)?|[A-Z])",
+    re.IGNORECASE,
 )
-NOT_UNITS = {"or", "and", "to", "not", "from", "between", "than", "x", "y", "n"}
-LABEL = re.compile(  # "x = ", "f(x) = ", "Area: ", "(p, q) = ", "x \in "
-    r"(?P<label>(?!\\(?:frac|sqrt|pi))\\?[A-Za-z∠△][\w\\{}' ]{0,40}(?:\(\w\))?|\([a-zA-Z](?:, ?[a-zA-Z])*\))"
-    r" ?(?:=|:|\\in(?![a-z])) ?(?P<value>[^=]+)"
+NUMBERED = re.compile(r"(?:^|[\s;,.])\(?(\d|[a-h])\)[:.]? ?(.+?)(?=[\s;,.]+\(?(?:\d|[a-h])\)|$)")
+REMAINDER = re.compile(r"(\d+),? ?(?:with )?(?:a )?(?:remainder(?: of)?|rem\.?|R|r|余|\.\.\.+) ?(\d+)")
+MATRIX = re.compile(r"\\begin ?\{([pbvB]?matrix|array)\}(?:\{[lcr|]+\})?(.*?)(?:\\\\)? ?\\end ?\{\1\}")
+# Behind one answer: a remark, what it is not, the same again.
+REMARK = re.compile(
+    r" ?— ?(?=[a-z]{2,} [a-z]{2})[^=]*$|(?:,? (?:-|--|---) ?| \()"
+    r"(?=(?:the|a|an|which|as|because|since|it|this|that|so|where|see|from|using|rounded) )[^=]*$"
 )
-VARIABLE = re.compile(r"(?<!\\)(?<![A-Za-z])[A-Za-z]")  # not the letters of \pi
-Equal = Callable[[str, str, int | None], bool | None]  # given, reference, precision; None: no telling
+TURNS = re.compile(
+    r"\b(?:not|no|never|wrong|impossible|or|well|opposite|but|instead|actually)\b|n't\b", re.IGNORECASE
+)
+OPPOSED = re.compile(r",? (?:and |but )?(?:not|rather than|instead of) (?P<en>.+)$|,? ?而?不是(?P<zh>.+)$")
+ROUNDED = r"≈|approximately|approx\.?|about|roughly|around|约"
+AGAIN = rf"(?:(?:which is|that is|i\.e\.|namely|or|equals?|equivalently|即|或|也就是|{ROUNDED}|=),? ?)+"
+BEHIND = re.compile(
+    rf"[,;]? ?\(?(?P<again>(?:or )?(?:{ROUNDED}|i\.e\.|that is,? |namely|即).*)$", re.IGNORECASE
+)
 
 
-@lru_cache(maxsize=4096)  # the reference answer and the options of a problem come with each of its responses
-def simplify(text: str) -> str:
-    """One spelling for LaTeX, ASCII and Unicode; no $, no bold, no punctuation around."""
-    text = clean(text)[:SPAN]
-    for old, new in SPELLINGS:
-        text = old.sub(new, text)
-    text = VAGUE.sub("", text.lstrip(" ,;:\"'*_"), count=1)
-    return text.lstrip(" ,;:\"'*_").rstrip(" .,;:!?\"'*_").replace("\\{", "{").replace("\\}", "}")
+def read(text: str) -> object:
+    """The value of a whole text in the spelling of spell(). Raises Unreadable."""
+    value = readable(text)
+    if value is None:
+        raise Unreadable(text)
+    return value
 
 
-def key(text: str) -> str:
-    """For comparing as text: without case, blanks and articles."""
-    text = re.sub(r"\{(\w)\}", r"\1", text.casefold())
-    return re.sub(r"\b(?:the|an?) (?=[a-z])|(?<!\d)\s|\s(?!\d)", "", text)
-
-
-def split(text: str, separator: str) -> list[str]:
-    """The parts of a text between separators that stand outside of brackets."""
-    parts, depth, start = [], 0, 0
-    for match in re.finditer(rf"[(\[{{]|[)\]}}]|{separator}", text):
-        if match[0] in "([{":
-            depth += 1
-        elif match[0] in ")]}":
-            depth = max(0, depth - 1)
-        elif depth == 0:
-            parts.append(text[start : match.start()])
-            start = match.end()
-    return [part.strip(" ,;") for part in (*parts, text[start:]) if part.strip(" ,;")]
-
-
-def number(text: str) -> Fraction | None:
-    """The value of a plain number: 12, -0.5, 3/4, 1 3/4, 45%, 1,056, 1.2 × 10^3, 十二, twelve."""
-    text = text.strip()
-    if text.lower() in WORDS:
-        return Fraction(WORDS.index(text.lower()))
-    if text and set(text) <= {*CHINESE_DIGITS, "十", "百"}:
-        return chinese_number(text)
-    match = NUMBER.fullmatch(text)
-    if not match or sum(map(str.isdigit, text)) > DIGITS:
+@lru_cache(maxsize=8192)  # also of what is not read: else each level of a nested text would read it anew
+def readable(text: str) -> object | None:
+    """read(), None for what is not read."""
+    hedge = HEDGE.match(text)
+    text = trimmed(text[hedge.end() :] if hedge else text)
+    try:
+        found = (reader(text) for reader in READERS if text)
+        return next((value for value in found if value is not None), None)
+    except Unreadable:
         return None
-    field = {name: re.sub(r"[, ]", "", value or "") for name, value in match.groupdict().items()}
-    above, below = field["n1"] or field["n2"] or field["n3"], field["d1"] or field["d2"] or field["d3"]
-    if below and int(below) == 0 or field["whole"] and not above:
+
+
+def read_side(text: str) -> Scalar | None:
+    value = readable(text)
+    return value if isinstance(value, Scalar) else None
+
+
+def read_all(parts: list[str]) -> tuple:
+    if len(parts) > PARTS or not all(parts):
+        raise Unreadable(f"{len(parts)} parts")
+    return tuple(map(read, parts))
+
+
+# ---------------------------------------------------------------- several values
+
+
+def read_blanks(text: str) -> Group | None:
+    """(1) 8 (2) 0.25; also (a) … (b) …; or 8; 0.25."""
+    numbered = NUMBERED.findall(text) if NUMBERED.match(text) else []
+    names = "".join(sorted(name for name, _ in numbered))
+    if len(names) > 1 and ("123456789".startswith(names) or "abcdefgh".startswith(names)):
+        return Group("blanks", tuple(read(part.strip(" ,;.")) for _, part in sorted(numbered)))
+    parts = split(text.strip("; "), r"; ?(?:and )?")
+    return Group("blanks", read_all(parts)) if len(parts) > 1 else None
+
+
+def read_alternatives(text: str) -> object | None:
+    """2 or 3; x < 1 or x > 2; 1, 2 and 3; x = 1, y = 2; ±3."""
+    if text.count("±") == 1 and len(split(text, "[=≈]")) == 1:
+        return Group("either", tuple(read(text.replace("±", sign).removeprefix("+")) for sign in "+-"))
+    parts = split(re.sub(r",? or,? equivalently,? |, or ", " or ", re.sub(r"^either ", "", text)), OR)
+    if len(parts) > 1:
+        return grouped("either", read_all([piece for part in parts for piece in split(part, COMMA)]))
+    label = LABEL.fullmatch(text)
+    if label and is_one_quantity(label[2]):
         return None
-    value = Fraction(int(above), int(below)) if below else Fraction(field["decimal"] or field["integer"])
-    value = (value + int(field["whole"] or 0)) * (-1 if field["sign"] == "-" else 1)
-    return value * Fraction(10) ** (int(field["power"] or 0) - (2 if field["percent"] else 0))
-
-
-def chinese_number(text: str) -> Fraction:
-    """二十五 -> 25; digits alone are read in order: 二五 -> 25."""
-    total, digits = 0, 0
-    for sign in text:
-        if sign in CHINESE_DIGITS:
-            digits = digits * 10 + CHINESE_DIGITS[sign]
-        else:
-            total, digits = total + (digits or 1) * {"十": 10, "百": 100}[sign], 0
-    return Fraction(total + digits)
-
-
-def split_unit(text: str) -> tuple[str, str | None]:
-    """(value, unit): "5 sq. inches" -> ("5", "in^2"); the unit is None when there is none."""
-    text = re.sub(r"^\$ ?| \([A-Za-z^23 ]+\)$", "", text).removesuffix(".")
-    match = WITH_UNIT.fullmatch(text)
-    if not match or not match["value"] or match["value"][-1] in "\\_^{(":
-        return text, None
-    word = match["unit"].lower()
-    word = word if word in UNIT_OF else word.removesuffix("s")
-    if word in UNIT_OF:  # but in 3x + 2m the letter is a variable
-        known = len(word) > 1 or word == "°" or not VARIABLE.search(match["value"])
-    else:  # whatever is counted: 12 apples
-        known = number(match["value"]) is not None and not NOT_UNITS & set(word.split()) and len(word) > 1
-    if not known:
-        return text, None
-    exponents = {"s": "2", "平": "2", "c": "3", "立": "3"}  # square, cubic
-    power = match["exponent"] or exponents.get((match["power"] or " ")[0], "")
-    unit = UNIT_OF.get(word, word)
-    per = "/" + UNIT_OF.get(match["per"], match["per"]) if match["per"] else ""
-    return match["value"], (unit + ("^" + power if power else "") + per) if unit else None
-
-
-def same_value(given: str, reference: str, precision: int | None, equal: Equal) -> bool | None:
-    """Whether two single values are the same; None: no telling. `equal` decides about mathematics."""
-
-    def any_side(sign: str) -> bool | None:
-        """9π ≈ 28.27, 3 + 4 = 7: one side suffices."""
-        sides = [side.strip() for side in given.split(sign) if side.strip()]
-        return any_true(same_value(side, reference, precision, equal) for side in sides)
-
-    given, reference = (re.sub(r"^\(([^(),;]*)\)$", r"\1", side) for side in (given, reference))
-    if key(given) == key(reference):
-        return True
-    if "≈" in given:
-        return any_side("≈")
-    labels = LABEL.fullmatch(given), LABEL.fullmatch(reference)
-    if all(labels):
-        names = [key(re.sub(r"_\{?\d\}?", "", label["label"])) for label in labels]  # x_1 is an x
-        if names[0] != names[1] and not any(re.search(r"^[a-z]{3}|\(|^y$", name) for name in names):
-            return equal(given, reference, precision)  # x = 2 against y = 2, or one line written in two ways
-    if any(labels) and (labels[0] or "=" not in given) and (labels[1] or "=" not in reference):
-        given, reference = (
-            label["value"] if label else side for label, side in zip(labels, (given, reference))
-        )
-        return same_value(given.strip(), reference.strip(), precision, equal)
-    if "=" in given and "=" not in reference:
-        if VARIABLE.search(given):  # an equation, of which math-verify would take the right side
-            return False
-        return any_side("=")
-    if re.fullmatch(r"\d+(?:_\{?| ?- ?)\d+\}?", reference):  # 12_5: math-verify drops the base; 0-5: a range
-        return False
-    for read in (ratio, bracketed):
-        one, other = read(given), read(reference)
-        if one and other:
-            if one[0] != other[0] or len(one[1]) != len(other[1]):
-                return False
-            return all_true(same_value(*pair, precision, equal) for pair in zip(one[1], other[1]))
-    (given_value, given_unit), (reference_value, reference_unit) = split_unit(given), split_unit(reference)
-    numbers = number(given_value), number(reference_value)
-    if given_unit and reference_unit and given_unit != reference_unit:
-        lengths = metres(numbers[0], given_unit), metres(numbers[1], reference_unit)
-        return None not in lengths and lengths[0] == lengths[1]
-    if None not in numbers:
-        return close(*numbers, (given_value, reference_value), precision)
-    words = [not re.search(r"[\d\\=<>+^]|^\W*[A-Za-z]\W*$", side) for side in (given, reference)]
-    if all(words):
-        return False if max(len(given.split()), len(reference.split())) <= 3 else None
-    if any(words) or is_prose(given_value) or is_prose(reference_value):
+    plain = re.sub(r",? and ", " and ", re.sub(r"^both ", "", text))
+    parts = [piece for part in split(plain, AND) for piece in split(part, COMMA)]
+    if len(parts) < 2 or is_one_quantity(text):
         return None
-    return equal(given_value, reference_value, precision)
+    return grouped("list", read_all(parts))
 
 
-def is_prose(text: str) -> bool:
-    """Words that math-verify would read as products of letters, or a term that breaks off."""
-    if re.search(r"(?:\\sqrt|[-+*/^=(])$|[\u4e00-\u9fff]", text):
-        return True
-    return len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", re.sub(r"\\(?:begin|end)\{\w+\}", "", text))) > 1
+def is_one_quantity(text: str) -> bool:
+    """Whether the "and" or comma is within a number or quantity: one hundred and five, 1 h and 30 min."""
+    return bool(re.search(r" and |,", text)) and read_quantity(text) is not None
 
 
-def close(given: Fraction, reference: Fraction, written: tuple[str, str], precision: int | None) -> bool:
-    """Equal; or within half a unit of the problem's last decimal; or the same to six written decimals."""
-    if precision is not None:
-        return abs(given - reference) <= Fraction(1, 2 * 10 ** min(int(precision), 12))
-    decimals = [len(side.partition(".")[2]) for side in written if re.fullmatch(r"-?\d*\.\d{6,}", side)]
-    return given == reference or bool(decimals) and abs(given - reference) < Fraction(1, 10 ** min(decimals))
+def grouped(form: str, items: tuple) -> object:
+    """Several values; regions of one variable are one region, "n = 1, 3" has two values of n, and of several
+    calculations the last is the answer."""
+    regions = [item for item in items if isinstance(item, Region)]
+    if len(regions) == len(items) and len({region.variable for region in regions}) == 1:
+        return (united if form == "either" else intersected)(regions)
+    chains = [isinstance(item, Restated) and not isinstance(item.values[0], Words) for item in items]
+    if form == "list" and all(chains):  # 5 * 7 = 35, 35 - 5 = 30
+        return items[-1]
+    if isinstance(items[0], Named) and not any(isinstance(item, Named) for item in items[1:]):
+        items = (items[0].value, *items[1:])
+    return Group(form, items)
 
 
-def metres(value: Fraction | None, unit: str) -> tuple[Fraction, str] | None:
-    """(value in metres, power), None for what is no number or no length: 0.5 m is 50 cm, 5 m is not 5 cm."""
-    name, _, power = unit.partition("^")
-    return (value * METRES[name] ** int(power or 1), power) if name in METRES and value is not None else None
-
-
-def ratio(text: str) -> tuple[str, list[str]] | None:
-    """The terms of 6:10 in lowest terms; of a time like 9:00 as they are."""
-    if not re.fullmatch(r"\d{1,9}(?: ?: ?\d{1,9})+", text):
+def read_set(text: str) -> object | None:
+    """{1, 2}; {x | x > 1}."""
+    if not re.fullmatch(r"⦃.*⦄|\{.*[,|].*\}", text) or not closes_at_end(text):
         return None
-    terms = [int(term) for term in text.split(":")]
-    return ":", [str(term // (math.gcd(*terms) if all(terms) else 1)) for term in terms]
+    inner = text[1:-1].strip()
+    if builder := re.match(r"[a-z](?:∈ ?(?:ℝ|R))? ?[|:] ?", inner):
+        return read(inner[builder.end() :])
+    return Group("set", read_all(split(inner, "[,;]"))) if inner else Words(text_key("no solution"))
 
 
-def bracketed(text: str) -> tuple[str, list[str]] | None:
-    """A tuple or an interval: its two brackets and its parts; None for anything else."""
-    if len(text) <= 2 or text[0] not in "([" or text[-1] not in ")]":
+def read_bracketed(text: str) -> Group | None:
+    """A tuple, point, vector, list in brackets, or interval."""
+    if len(text) < 5 or text[0] not in "([⟨" or text[-1] not in ")]⟩" or not closes_at_end(text):
         return None
-    if len(split(text, r"(?<=[)\]])\s*[^\s)\]]")) > 1:  # as in (1, 2) + (3, 4)
+    parts = split(text[1:-1], "[,;]")
+    return Group("bracketed", read_all(parts), text[0] + text[-1]) if len(parts) > 1 else None
+
+
+def read_order(text: str) -> Group | None:
+    """B → C → A"""
+    return Group("bracketed", read_all(text.split("→")), "<>") if "→" in text else None
+
+
+def read_based(text: str) -> Scalar | None:
+    """101_2, 101 (base 2)"""
+    return read_quantity(text) if BASE.fullmatch(text) else None
+
+
+def read_matrix(text: str) -> Group | None:
+    r"""\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"""
+    match = MATRIX.fullmatch(text)
+    if not match:
         return None
-    parts = split(text[1:-1], r"[,;]")
-    return (text[0] + text[-1], parts) if len(parts) > 1 else None
+    rows = [row.split("&") for row in match[2].split("\\\\")]
+    if len({len(row) for row in rows}) != 1 or sum(map(len, rows)) > 4 * PARTS:
+        raise Unreadable(text)
+    if len(rows[0]) == 1 or len(rows) == 1:  # a vector
+        return Group("bracketed", tuple(read(cell) for row in rows for cell in row), "()")
+    return Group("bracketed", tuple(Group("bracketed", tuple(map(read, row)), "[]") for row in rows), "[]")
 
 
-def all_true(verdicts: Iterable[bool | None]) -> bool | None:
-    """False if one is False, else None if one is None, else True."""
-    unknown = False
-    for verdict in verdicts:
-        if verdict is False:
-            return False
-        unknown |= verdict is None
-    return None if unknown else True
+def read_ratio(text: str) -> Group | None:
+    """6:10, 3 to 2, 3比2, 1:√2; what may also be a time, such as 9:00, has a form of its own."""
+    parts = split(text.replace(" to ", ":").replace("比", ":"), ":")
+    trees = [number(part) for part in parts]
+    if not 1 < len(parts) < 6 or None in trees or any(map(variables_of, trees)):
+        return None
+    is_time = re.fullmatch(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?", text)  # perhaps: 6:10 may be a ratio too
+    return Group("time" if is_time else "ratio", tuple(map(Scalar, trees)))
 
 
-def any_true(verdicts: Iterable[bool | None]) -> bool | None:
-    """True if one is True, else None if one is None, else False."""
-    denied = all_true(None if verdict is None else not verdict for verdict in verdicts)
-    return None if denied is None else not denied
+def read_division(text: str) -> object | None:
+    """2 out of 3, 1 in 3; 3 remainder 2, 3 R 2; 3 and 1/2."""
+    if match := re.fullmatch(r"(\d+) and (?:a )?(\d+/\d+)( [a-z]+)?", text):
+        return read_quantity(f"{match[1]} {match[2]}{match[3] or ''}")
+    if match := re.fullmatch(r"(\w+) (?:out of|of|in every|in)(?: every| the)? (\w+)", text):
+        above, below = (read_side(part) for part in match.groups())
+        parts = [exact(each.tree) if each and each.unit is None else None for each in (above, below)]
+        if None not in parts and 0 <= parts[0] <= parts[1] > 0 and parts[0].denominator == 1:
+            return Scalar(("number", parts[0] / parts[1]))
+        return None
+    if match := REMAINDER.fullmatch(text):
+        return Group("remainder", tuple(Scalar(number(part)) for part in match.groups()))
+    return None
+
+
+# ---------------------------------------------------------------- one answer said several times
+
+
+def read_restated(text: str) -> object | None:
+    """5, not 6; not 6 but 5; five (5); 12 cm (120 mm); 10/3, about 3.33; 5 — the smallest prime above 3."""
+    remark = REMARK.search(text)
+    if remark and TURNS.search(remark[0]):
+        raise Unreadable(text)
+    if remark and remark[0].startswith(" (") == text.endswith(")"):
+        return read(text[: remark.start()])
+    if match := re.fullmatch(r"(?:not|不是) ?(.+?),? ?(?:but|而是)(?: rather)? ?(.+)", text):
+        return read(match[2]) if readable(match[1]) is not None else None
+    opposed = OPPOSED.search(text)
+    other = readable(opposed["en"] or opposed["zh"]) if opposed else None
+    if other is not None and ("," in opposed[0] or not isinstance(other, Words)):
+        return read(text[: opposed.start()])
+    if match := re.fullmatch(r"(.*[^\s(√^.,;]) ?\(([^()]+)\)", text):
+        return said_again(match[1], match[2], spaced=text[match.end(1)] == " ")
+    behind = BEHIND.search(text)
+    if not behind or not behind.start():
+        return None
+    return said_again(text[: behind.start()], behind["again"].removesuffix(")"))
+
+
+def said_again(first: str, second: str, spaced: bool = True) -> object | None:
+    """The value of "first (second)"; None if that is one term, as in 2(3), f(x), A(1, 2)."""
+    marked = re.match(AGAIN, second)
+    again = second[marked.end() :] if marked else second
+    unit = read_unit(again)
+    if not spaced and not marked and not unit and not re.search(r"[A-Za-z]{3}$|[\u4e00-\u9fff]$", first):
+        return None
+    value = readable(first)
+    if value is None or isinstance(value, Words) or not is_constant(value):
+        return None
+    if isinstance(value, Relation):  # 3x = 21, that is x = 7
+        return readable(again)
+    if isinstance(value, Scalar) and value.unit is None and unit:
+        return Scalar(value.tree, unit, value.decimals)
+    other = readable(again)
+    return Restated((value, other), (False, bool(re.match(ROUNDED, second)))) if other is not None else None
+
+
+# ---------------------------------------------------------------- equations and named values
+
+
+def read_chain(text: str) -> object | None:
+    """x = 2; x = 7/2 = 3.5; 3 + 4 = 7; a + b = 145 + 27 = 172; 9π ≈ 28.27; y = 2x - 6; an equation."""
+    sides = split(text, "(?=[=≈])")
+    if len(sides) < 2 or re.search("[<>≤≥≠]", text):
+        return read_label(text)
+    if len(sides) > PARTS:
+        raise Unreadable(text)
+    first, rest = sides[0], [side[1:].strip() for side in sides[1:]]
+    rounded = [side[0] == "≈" for side in sides[1:]]
+    if len(rest) == 1 and not rounded[0]:
+        return read_equation(first, rest[0])
+    named, left = read_name(first), read_side(first)
+    if left and is_constant(left):
+        return restate([left, *numbers_of_chain(rest)], [False, *rounded])
+    values = numbers_of_chain(rest)
+    if named or left and joins_names(left.tree):
+        return Named(*(named or (text_key(first), "")), restate(values, rounded))
+    raise Unreadable(text)
+
+
+def read_equation(first: str, second: str) -> object:
+    """A named value, a calculation, or an equation."""
+    named, left, right = read_name(first), read_side(first), read_side(second)
+    if not left and not named:
+        left = read_side(without_units(first))  # 5 cm * 3 cm = 15 cm^2
+    if left and right and is_constant(left) and right.tree[0] == "name":  # 5 = x
+        return Named(right.tree[1], "", left)
+    if left and right and is_constant(left) and is_constant(right):
+        return restate([left, right], [False, False])
+    if left and right and not (named and named[0] not in variables_of(right.tree)):
+        if left.unit or right.unit:
+            raise Unreadable(first)
+        return Relation("=", left.tree, right.tree)
+    if not named:
+        raise Unreadable(first)
+    return Named(*named, read(second))
+
+
+def numbers_of_chain(sides: list[str]) -> list:
+    """The sides that have no variables, if the last has none; 2(a + b) is no value where 16 follows."""
+    values = [readable(side) or read_side(without_units(side)) for side in sides[:-1]] + [read(sides[-1])]
+    if None in values:
+        raise Unreadable("a side")
+    if not is_constant(values[-1]):
+        return values[-1:]
+    return [value for value in values if is_constant(value)]
+
+
+def is_constant(value: object) -> bool:
+    return not isinstance(value, Scalar) or not variables_of(value.tree)
+
+
+def restate(values: list, rounded: list[bool]) -> object:
+    """Several values said to be the same."""
+    return values[0] if len(values) == 1 else Restated(tuple(values), tuple(rounded[-len(values) :]))
+
+
+def joins_names(tree: tuple) -> bool:
+    """Whether an expression just joins names, as a + b does: what it equals is its value."""
+    operator, *parts = tree
+    return operator == "name" or operator in ("+", "*", "/", "neg") and all(map(joins_names, parts))
+
+
+def read_label(text: str) -> Named | None:
+    """Area: 5 cm; the area is 5 cm; perimeter 20 cm; x ∈ (1, 2); A(1, 2)."""
+    if match := re.fullmatch(r"([a-zA-Z]) ?∈ ?(.+)", text):
+        value = read(match[2])
+        return region_of(value, match[1]) or Named(match[1], "", value)
+    if match := re.fullmatch(r"([A-Z]'?) ?(\(.+\))", text):
+        value = read(match[2])
+        return Named(match[1], "", value) if isinstance(value, Group) else None
+    if match := MEASURED.fullmatch(text):
+        return Named("", (match[1] or match[3]).casefold(), read(match[2] or match[4]))
+    if match := LABEL.fullmatch(text):
+        named, value = read_name(match[1]), readable(match[2])
+        return Named(*named, value) if named and value is not None else None
+    name, colon, rest = text.partition(":")
+    named = read_name(name) if colon and rest.strip() else None
+    if named is None or named[0] and not rest.startswith(" "):
+        return None
+    return Named(*named, read(rest.strip()))
+
+
+def read_union(text: str) -> Region | None:
+    """(-∞, 1) ∪ (2, 3]"""
+    parts = split(text, "∪")
+    if len(parts) < 2:
+        return None
+    regions = [region_of(read(part)) for part in parts]
+    if None in regions:
+        raise Unreadable(text)
+    return united(regions)
+
+
+READERS = [
+    read_sign, read_order, read_based, read_restated, read_blanks, read_matrix, read_set, read_union,
+    read_clock, read_date, read_division, read_alternatives, read_chain, read_inequality, read_bracketed,
+    read_figure, read_ratio, read_quantity, read_words,
+]  # fmt: skip

@@ -1,0 +1,43 @@
+"""Labelled pairs for the answer check: a response, a reference answer, and whether the one states the other.
+
+answer_pairs.jsonl has three sets, each written by hand without a look at the code: "a" before the code was
+written, "b" seen from half-way on, "c" not seen before its first figures were taken. Two more are read if
+they lie beside the project; nothing needs them.
+"""
+
+import json
+import os
+from pathlib import Path
+
+OWN = Path(__file__).with_name("answer_pairs.jsonl")
+SHARED = Path(os.environ.get("ANSWER_SETS", Path(__file__).resolve().parents[2] / "shared/data"))
+DEVELOPMENT, REPORTED = SHARED / "verifier_pairs_dev.jsonl", SHARED / "reported/answer_pairs.jsonl"
+
+
+def read_pairs(path: Path, name: str | None = None) -> list[dict]:
+    """Pairs of a file, of one of its sets if a name is given: kind, response, problem, expected."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        {
+            "kind": row["kind"],
+            "response": row["response"],
+            "problem": {
+                "answer": row["answer"],
+                "options": row.get("options") or row.get("choices"),
+                "question": row.get("question"),
+            },
+            "expected": row["expected"] if "expected" in row else row["correct"],
+        }
+        for row in rows
+        if name is None or row["set"] == name
+    ]
+
+
+def sets() -> dict[str, list[dict]]:
+    """All sets at hand, by name."""
+    found = {f"own {name}": read_pairs(OWN, name) for name in "abc"}
+    found |= {name: read_pairs(path) for name, path in FILES.items() if path.exists()}
+    return found
+
+
+FILES = {"development": DEVELOPMENT, "reported": REPORTED}
