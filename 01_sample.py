@@ -30,6 +30,7 @@ from mathse.cli import (
     check_sampling,
     print_plan,
     real,
+    watch_references,
     whole,
 )
 from mathse.generate import Request, open_model
@@ -70,7 +71,7 @@ def choose(args: argparse.Namespace) -> dict[str, int]:
     D0 is a draw (--draw); D_rem is what no file of --unsolved-in solves (Algorithm 1, lines 3 and 8).
     """
     lengths = {}
-    for row in read_problems(args, check=True):
+    for row in watch_references(read_problems(args, check=True), "--input"):
         if row["id"] in lengths:
             fail(f"--input: id {row['id']!r} is in more than one of the files; make it unique")
         lengths[row["id"]] = expected_length(row)

@@ -6,13 +6,16 @@ import json
 import math
 import os
 import re
+import sys
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from mathse.answers import is_readable
 from mathse.images import MAX_PIXELS
-from mathse.records import fail, is_endpoint
+from mathse.jsonl import processes
+from mathse.records import fail, is_endpoint, shown
 
 # For the dry run: what a prompt holds beside its image, and the length of a reply, in tokens. Assumed, not
 # measured.
@@ -227,3 +230,23 @@ def print_plan(args: argparse.Namespace, calls: int, spec: str | None = None) ->
     cost = (read * prices[0] + written * prices[1]) / 1e6
     paid = f", about ${cost:,.2f}" if any(prices) and is_endpoint(spec or args.model or "") else ""
     print(f"    about {calls:,} model calls, {read:,} tokens in and {written:,} out{paid}", flush=True)
+
+
+# ---------------------------------------------------------------- references
+
+
+def watch_references(rows: Iterable[dict], what: str) -> Iterator[dict]:
+    """The problems; behind the last a line about the references that the answer check cannot read."""
+    unread, total = [], 0
+    for row in rows:
+        total += row.get("answer") is not None
+        if not is_readable(row):
+            unread.append(f"{shown(row['id'])}: {shown(row['answer'])}")
+        yield row
+    if unread and processes()[0] == 0:
+        effect = "of them only a response with the same text is right, all others stay undecided"
+        first = "; ".join(unread[:3]) + ("; …" if len(unread) > 3 else "")
+        print(
+            f"{what}: {len(unread)} of {total} answers are not read as values: {effect} ({first})",
+            file=sys.stderr,
+        )

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mathse.cli import Parser, add_output_flags, whole
+from mathse.cli import Parser, add_output_flags, watch_references, whole
 from mathse.jsonl import Output, remove, replace, stage_end
 from mathse.problems.decontaminate import HeldOut, ImageHash, hash_images
 from mathse.problems.sources import load_problems, parse_fields
@@ -66,7 +66,7 @@ Source = tuple[str, str, Iterator[tuple[int, dict]]]  # spec, name, its problems
 def open_source(spec: str, args: argparse.Namespace) -> Source:
     """A source up to --limit, its images saved beside the output. It is read when the rows are asked for."""
     name, rows = load_problems(spec, args.output.parent / "images", parse_fields(args.fields))
-    return spec, name, enumerate(islice(rows, args.limit or None), 1)
+    return spec, name, enumerate(watch_references(islice(rows, args.limit or None), spec), 1)
 
 
 def hash_tests(tests: list[Source], workers: int) -> Iterator[tuple[str, dict, list[ImageHash]]]:
