@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from common import SOLVE_PROMPT, load, solve_prompt
 from mathse import cli
-from mathse.answers import AnswerChecker, check_rows, check_version
+from mathse.answers import AnswerChecker, check_rows, check_version, has_failed, same_vote
 from mathse.chat import harmless, user_message
 from mathse.generate import Reply, Request, open_model
 from mathse.images import blank_image
@@ -110,12 +110,20 @@ def parse_args() -> Namespace:
 
 
 def majority(rows: list[dict], k: int) -> bool:
-    """Whether the answer that the first k samples give most often is right; the earliest wins a tie."""
-    votes = Counter(row["extracted"] for row in rows[:k] if row["extracted"] is not None)
-    if not votes:
-        return False
-    winner = votes.most_common(1)[0][0]
-    return any(row["answer_check"] == "correct" for row in rows[:k] if row["extracted"] == winner)
+    """Whether the answer that the first k samples give most often is right, by its value; the earliest wins a
+    tie."""
+    votes = []  # [answer, number of its rows, whether it is right]
+    for row in rows[:k]:
+        if row["extracted"] is None:
+            continue
+        vote = next(
+            (vote for vote in votes if same_vote(vote[0], row["extracted"], row.get("options"))), None
+        )
+        if vote is None:
+            votes.append(vote := [row["extracted"], 0, False])
+        vote[1] += 1
+        vote[2] |= row["answer_check"] == "correct"
+    return max(votes, key=lambda vote: vote[1])[2] if votes else False
 
 
 def score(rows: list[dict], splits: dict[str, str]) -> dict:
@@ -126,6 +134,7 @@ def score(rows: list[dict], splits: dict[str, str]) -> dict:
         "unparsed": mean(row["rule"] == "none" for row in rows),
         "truncated": mean(row["finish"] == "length" for row in rows),
         "errors": sum(row["finish"] == "error" for row in rows),
+        "failed_checks": sum(has_failed(row["rule"]) for row in rows),
         "official": share_of(groups, "official") if rows[0].get("official") is not None else None,
         "splits": {name: split_by(groups, field) for name, field in splits.items()},
     }
@@ -143,10 +152,15 @@ def pass_at(group: list[dict], k: int) -> float:
 
 def judge_score(rows: list[dict], n: int) -> dict:
     """The score by a judge's extraction. Of the `n` problems, those not judged (failed) are not right."""
+    rows = [row for row in rows if row["judge_check"] is not None]  # a problem without an answer
     groups = list(by_problem(rows).values())
     groups += [[{"judge_check": None}]] * (n - len(groups))
-    unparsed = mean(row["judge_extracted"] is None for row in rows)
-    return {"model": rows[0]["judge_model"]} | share_of(groups, "judge_check") | {"unparsed": unparsed}
+    unparsed = mean(row["judge_extracted"] is None for row in rows) if rows else 0.0
+    return (
+        {"model": rows[0]["judge_model"] if rows else None}
+        | share_of(groups, "judge_check")
+        | {"unparsed": unparsed}
+    )
 
 
 def conditions_of(args: Namespace) -> dict:
@@ -217,7 +231,8 @@ def predict(args: Namespace) -> None:
     recipe = Recipe(args.output / PREDICTIONS, __file__, args, ("test", "model"), without, constants, code)
     if recipe.is_done():
         return
-    lengths = {(row["benchmark"], row["id"]): expected_length(row) for row in test_problems(args)}
+    problems = cli.watch_references(test_problems(args), "--test")
+    lengths = {(row["benchmark"], row["id"]): expected_length(row) for row in problems}
     keys = {place: sample_keys(*place, args.samples) for place in lengths}
     output = start_predictions(recipe)
     missing = {}
@@ -296,12 +311,21 @@ def write_metrics(args: Namespace) -> None:
 
 def collect_figures(args: Namespace) -> dict[str, dict]:
     """{benchmark: its figures}, with the judge's and the error types if they were asked for."""
-    fields = ("extracted", "rule", "finish", "official", "subject", "source", "level")
+    fields = ("extracted", "rule", "finish", "official", "options", "subject", "source", "level")
     found = predictions(args.output, lambda row: checks_only(row) | {name: row.get(name) for name in fields})
-    figures = {name: score(rows, SPLITS.get(name, SPLITS[None])) for name, rows in found.items()}
+    figures = {}
+    for name, rows in found.items():
+        known = [row for row in rows if row["answer_check"] is not None]
+        unknown = len({row["id"] for row in rows}) - len({row["id"] for row in known})
+        if known:
+            figures[name] = score(known, SPLITS.get(name, SPLITS[None])) | {"without_answer": unknown}
+        else:
+            print(f"{name}: no score, because none of its {unknown} problems has an answer")
     for name, rows in replies_by_benchmark(args.output, JUDGED).items():
+        if name not in figures:
+            continue
         figures[name]["judge"] = judge_score(rows, figures[name]["n"])
-    for name, rows in replies_by_benchmark(args.output, ERRORS).items():
+    for name, rows in replies_by_benchmark(args.output, ERRORS).items():  # of wrong answers
         counts = Counter(row["error_type"] or "unclassified" for row in rows)
         figures[name]["error_types"] = {kind: counts[kind] for kind in (*ERROR_TYPES, "unclassified")}
     return figures
@@ -324,6 +348,10 @@ def print_figures(conditions: dict, figures: dict[str, dict]) -> None:
         if result["official"]:
             scores.append(f"by the benchmark's own rule {percent(result['official'])}")
         rates = "no answer found {unparsed:.1%}, cut off {truncated:.1%}, errors {errors}".format(**result)
+        if result["failed_checks"]:
+            rates += f", answer checks that failed {result['failed_checks']}"
+        if result["without_answer"]:
+            rates += f"; {result['without_answer']} problems without an answer are left out"
         print(f"{name}: {', '.join(scores)}; {rates}")
         if judge := result.get("judge"):
             print(f"  answers extracted by {judge['model']}: {percent(judge)}")

@@ -73,6 +73,98 @@ def test_score(stage):
     assert figures["splits"]["subject"]["q"] == expected
 
 
+@pytest.mark.parametrize(
+    "said, options, right",
+    [
+        (["1/2", "3", "0.5", "7"], None, True),  # two spellings, one vote
+        (["3", "3.0", "0.5", "1/2", "\\frac{3}{1}"], None, False),
+        (["12 cm", "120 mm", "5 cm", "5 cm"], None, True),
+        (["B", "C. 18 cm", "(B) 12 cm", "12 cm"], ["6 cm", "12 cm", "18 cm"], True),
+        (["√8", "2\\sqrt{2}", "3", "3", "\\sqrt{8}"], None, True),
+        ([None, None, None], None, False),
+    ],
+)
+def test_the_majority_is_of_values(stage, said, options, right):
+    """The right answers are those equal to the first."""
+    alike = stage("05_evaluate").same_vote
+    rows = [
+        {
+            "extracted": text,
+            "options": options,
+            "answer_check": "correct" if text and right and alike(said[0], text, options) else "wrong",
+        }
+        for text in said
+    ]
+    assert stage("05_evaluate").majority(rows, len(rows)) == right
+
+
+def test_a_problem_without_an_answer_is_left_out(run, toy_world, tmp_path):
+    rows = [
+        row | {"images": [str(toy_world / image) for image in row["images"]]}
+        for row in read_rows(toy_world / "test.jsonl")[:5]
+    ]
+    rows[1]["answer"] = rows[3]["answer"] = None
+    test = write_rows(tmp_path / "five.jsonl", rows)
+    done = run(
+        "05_evaluate.py",
+        "--test",
+        test,
+        "--model",
+        "toy/base",
+        "--max-tokens",
+        8,
+        "--output",
+        tmp_path / "out",
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "out/metrics.json").read_text())["benchmarks"]["five"]
+    assert figures["n"] == 3 and figures["without_answer"] == 2
+    assert "of 3 right" in done.stdout and "2 problems without an answer are left out" in done.stdout
+    assert len(read_rows(tmp_path / "out/predictions.jsonl")) == 5
+    for row in rows:
+        row["answer"] = None
+    test = write_rows(tmp_path / "none.jsonl", rows)
+    done = run(
+        "05_evaluate.py",
+        "--test",
+        test,
+        "--model",
+        "toy/base",
+        "--max-tokens",
+        8,
+        "--output",
+        tmp_path / "two",
+    )
+    assert (
+        done.returncode == 0 and "none: no score, because none of its 5 problems has an answer" in done.stdout
+    )
+
+
+def test_references_that_are_not_read_are_told(run, toy_world, tmp_path):
+    rows = [
+        row | {"images": [str(toy_world / image) for image in row["images"]]}
+        for row in read_rows(toy_world / "test.jsonl")[:6]
+    ]
+    for row in rows[:5]:
+        row["options"] = None
+        row["answer"] = f"about {row['id']} or so, see page 5"
+    problems = write_rows(tmp_path / "p.jsonl", rows)
+    done = run(
+        "01_sample.py",
+        "--input",
+        problems,
+        "--model",
+        "toy/base",
+        "--max-tokens",
+        8,
+        "--output",
+        tmp_path / "s.jsonl",
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("--input: 5 of 6 answers")]
+    assert "not read as values" in line and line.count("see page 5") == 3 and line.endswith("; …)")
+
+
 def test_compare_takes_common_problems_only():
     before = [prediction("a", "correct"), prediction("b", "wrong"), prediction("c", "undecided")]
     before.append(prediction("only before", "correct"))

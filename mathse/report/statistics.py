@@ -134,9 +134,9 @@ def compare(before: Iterable[dict], after: Iterable[dict], seed: int = 0) -> dic
 
     {n, only_before, only_after: numbers of problems; before, after: accuracy; change, interval: paired
     bootstrap; p: McNemar's exact test; changes: counts of CHANGES}. p and changes are None unless both have
-    one sample a problem.
+    one sample a problem. Problems without a reference answer are left out.
     """
-    one, other = by_problem(before), by_problem(after)
+    one, other = (by_problem(row for row in rows if row["answer_check"]) for rows in (before, after))
     common = [name for name in one if name in other]
     if not common:
         return None
