@@ -26,7 +26,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import load
-from mathse.answers import LETTERS, check_rows, check_version, option_values, reference_letters
+from mathse.answers import (
+    LETTERS,
+    check_rows,
+    check_version,
+    has_failed,
+    option_values,
+    reference_letters,
+    states_value,
+)
 from mathse.chat import fill, question_text, user_message
 from mathse.cli import (
     Parser,
@@ -386,8 +394,8 @@ def annotated(reply: Reply) -> dict:
 
 
 def gives_away(row: dict, verdict: dict) -> bool:
-    """Whether the explanation states the right answer where question and response do not: the ORM would learn
-    to tell it. For a choice: the right option's text, or its letter where it is called a choice."""
+    """Whether the explanation states the right answer, in any spelling, where question and response do not:
+    the ORM would learn to tell it. For a choice: the right option's text, or its letter, called a choice."""
     answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
     values, letters = {str(answer).strip() for answer in answers}, set()
     if row.get("options"):
@@ -397,6 +405,8 @@ def gives_away(row: dict, verdict: dict) -> bool:
     stated += [CHOICE.replace("LETTER", letter) for letter in letters]
     explanation = f"{verdict['error_step'] or ''} {verdict['error_analysis'] or ''}"
     known = row["response"] + " " + row["question"]
+    if any(states_value(explanation, value) and not states_value(known, value) for value in values):
+        return True
     return any(re.search(pattern, explanation) and not re.search(pattern, known) for pattern in stated)
 
 
@@ -454,6 +464,8 @@ def write_rows(args: argparse.Namespace, output: Output, generate, mine: set[str
     for row in tqdm(checked, total=len(mine), desc=what, unit="path", disable=None):
         output.write(row)
         counts[row["status"]] += 1
+        if has_failed(row.get("rule") or ""):
+            counts[f"(answer check: {row['rule']})"] += 1
         if args.annotate and "reason" in row:
             counts[f"({row['reason']})"] += 1
     return counts

@@ -581,6 +581,25 @@ def test_gives_away_a_choice(stage, answer, analysis, response, leaks):
     assert stage("02_verify").gives_away(row, {"error_step": None, "error_analysis": analysis}) == leaks
 
 
+@pytest.mark.parametrize(
+    "answer, analysis, leaks",
+    [
+        ("1/2", "The share is 0.5.", True),
+        ("0.5", "It should be $\\frac{1}{2}$.", True),
+        ("1/2", "The share is 0.52.", False),
+        ("6\\sqrt{2}", "It must be √72.", False),  # no number that is read in running text
+        ("6\\sqrt{2}", "It must be $\\sqrt{72}$.", True),
+        ("1,200", "That gives 1200.", True),
+        ("12 cm", "The side is 12.", True),
+    ],
+)
+def test_gives_away_the_value_in_another_spelling(stage, answer, analysis, leaks):
+    row = {"answer": answer, "response": "It is 34.", "question": "What?"}
+    assert stage("02_verify").gives_away(row, {"error_step": None, "error_analysis": analysis}) == leaks
+    known = row | {"response": f"{analysis} So it is 34."}
+    assert not stage("02_verify").gives_away(known, {"error_step": None, "error_analysis": analysis})
+
+
 def test_gives_away_where_several_answers_are_right(stage):
     row = {"answer": ["35", "35 cm"], "response": "It is 34.", "question": "What?"}
     assert stage("02_verify").gives_away(row, {"error_step": "It is 35.", "error_analysis": None})
