@@ -33,7 +33,7 @@ from mathse.cli import (
     watch_references,
     whole,
 )
-from mathse.generate import Request, open_model
+from mathse.generate import Repeats, Request, open_model
 from mathse.jsonl import Output, expected_length, processes, share, stage_end
 from mathse.recipe import Recipe
 from mathse.records import derive_seed, fail, listed, read_rows, row_key
@@ -103,17 +103,19 @@ def requests(args: argparse.Namespace, missing: dict[str, list[int]]) -> Iterato
 
 def write_samples(
     args: argparse.Namespace, output: Output, generate, missing: dict[str, list[int]]
-) -> Counter:
-    """Write a row for each reply; returns the number of replies by how they finished, and of new tokens."""
-    counts = Counter()
+) -> tuple[Counter, str]:
+    """Write a row for each reply; returns the number of replies by how they finished and of new tokens, and a
+    warning of texts that are all the same."""
+    counts, repeats = Counter(), Repeats(args.temperature)
     replies = generate(requests(args, missing))
     total = sum(map(len, missing.values()))
     for reply in tqdm(replies, total=total, desc="sample", unit="path", disable=None):
         output.write(reply.row | reply.record(args.model) | {"origin": args.origin})
         counts.update({reply.finish: 1, "tokens": reply.tokens})
+        repeats.see((reply.row["id"],), reply.text, reply.finish)
         if reply.reason and not counts["first error"]:
             counts["first error"] = reply.reason
-    return counts
+    return counts, repeats.warning()
 
 
 def main() -> None:
@@ -140,14 +142,15 @@ def main() -> None:
         name: [k for k, key in enumerate(keys[name]) if key not in output.done] for name in share(chosen)
     }
     missing = {name: samples for name, samples in missing.items() if samples}
-    counts, spent = Counter(), {}
+    counts, warning, spent = Counter(), "", {}
     if missing:
         generate = open_model(args.model, args, load)
-        counts = write_samples(args, output, generate, missing)
+        counts, warning = write_samples(args, output, generate, missing)
         spent = generate.spent()
     output.finish([key for name in chosen for key in keys[name]], **spent)
     if processes()[0] == 0:
-        print(f"{args.output}: {len(chosen)} problems x {args.samples}; this process: {listed(counts)}")
+        said = f"{len(chosen)} problems x {args.samples}; this process: {listed(counts)}{warning}"
+        print(f"{args.output}: {said}")
 
 
 if __name__ == "__main__":

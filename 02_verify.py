@@ -53,7 +53,6 @@ from mathse.records import (
     VERDICT_FIELDS,
     derive_seed,
     fail,
-    is_endpoint,
     listed,
     read_rows,
     row_key,
@@ -92,6 +91,16 @@ The explanation must not reveal the right final answer."""
 NEEDED = ("id", "question", "sample", "response", "finish")
 WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
 NO_STEP = {"", "-", "-1", "n/a", "na", "nil", "none", "null", "no error", "no errors", "[]", "{}", "false"}
+REPLY_SCHEMA = {  # of replies to JUDGE_PROMPT, which a server that takes one keeps them to
+    "type": "object",
+    "properties": {
+        "status": {"type": "string", "enum": ["CORRECT", "WRONG"]},
+        "error_step": {"type": ["string", "null"]},
+        "error_analysis": {"type": ["string", "null"]},
+    },
+    "required": ["status", "error_step", "error_analysis"],
+    "additionalProperties": False,
+}
 ALTERNATIVES = re.compile(r"\s*(?:or|[,/|])\s*")  # between two objects, of which then neither is the last
 CHOICE = (  # LETTER is named as a choice
     r"\(LETTER\)|(?:\b(?i:option|choice|answer)(?i: is| should be| must be)?|选项?|答案[为是]?)"
@@ -260,7 +269,7 @@ def judged(row: dict, replies: list[Reply], policy: str, threshold: float) -> di
     voters = voters if decided else []
     probabilities = [value for _, reply in voters if (value := status_probability(reply)) is not None]
     confidence = round(sum(probabilities) / len(probabilities), 4) if probabilities else None
-    if confidence is not None and confidence < threshold:
+    if threshold and (confidence is None or confidence < threshold):
         orm_check = "undecided"
     error_step = voters[0][0]["error_step"] if voters else None
     texts = [f"error: {reply.reason}" if reply.finish == "error" else reply.text for reply in replies]
@@ -498,8 +507,8 @@ def check_args(args: argparse.Namespace) -> None:
         needed = "--annotate" if args.annotate else "--accept " + args.accept
         fail(f"--model: needed for {needed}; --accept answer works without")
     check_sampling(args, "--orm-samples", args.orm_samples)
-    if args.orm_threshold and (not args.model or is_endpoint(args.model)):
-        fail("--orm-threshold: needs a local ORM as --model; an endpoint tells no probabilities")
+    if args.orm_threshold and not args.model:
+        fail("--orm-threshold: needs an ORM as --model")
     if args.model:
         check_model(args, args.model)
 
@@ -522,7 +531,8 @@ def main() -> None:
     mine = share(lengths) - output.done
     counts, spent = Counter(), {}
     if mine:
-        generate = open_model(args.model, args, load, logprobs=not args.annotate) if args.model else None
+        wanted = {"logprobs": not args.annotate, "schema": None if args.annotate else REPLY_SCHEMA}
+        generate = open_model(args.model, args, load, **wanted) if args.model else None
         counts = write_rows(args, output, generate, mine)
         spent = generate.spent() if generate else {}
     keys = list(lengths)

@@ -18,6 +18,7 @@ Writes: OUTPUT/predictions.jsonl   problem + benchmark, prompt, sample, response
 
 import json
 import re
+import sys
 from argparse import Namespace
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from common import SOLVE_PROMPT, load, solve_prompt
 from mathse import cli
 from mathse.answers import AnswerChecker, check_rows, check_version, has_failed, same_vote
 from mathse.chat import harmless, user_message
-from mathse.generate import Reply, Request, open_model
+from mathse.generate import Repeats, Reply, Request, open_model
 from mathse.images import blank_image
 from mathse.jsonl import expected_length, processes, share, stage_end, write_json
 from mathse.problems import RULES, SPLITS, load_problems, parse_fields
@@ -242,9 +243,14 @@ def predict(args: Namespace) -> None:
     if total:
         generate = open_model(args.model, args, load)
         rows = checked(args, generate(requests(args, missing)))
+        repeats = Repeats(args.temperature)
         for row in tqdm(rows, total=total, desc="evaluate", unit="answer", disable=None):
             output.write(row)
+            repeats.see((row["benchmark"], row["id"]), row["response"], row["finish"])
+        if warning := repeats.warning():
+            print(f"{args.output}{warning}", file=sys.stderr)
         spent = generate.spent()
+        generate.close()
     output.finish([key for place in lengths for key in keys[place]], **spent)
 
 

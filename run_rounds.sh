@@ -25,11 +25,11 @@ ORM="${ORM:-}"                       # an existing ORM; empty: train one; none: 
 MAX_PIXELS="${MAX_PIXELS:-1003520}"  # larger images are scaled down, in sampling and training alike
 SEED="${SEED:-0}"
 GPUS="${GPUS:-1}"                    # processes of a local model; on several nodes LAUNCH starts them
+SERVE="${SERVE:-}"                   # serves local models, but not to 04: "vllm serve {model} --port {port}"
 DRY_RUN="${DRY_RUN:-0}"              # 1: print every command with its calls, tokens and cost; run nothing
 FORCE="${FORCE:-0}"                  # 1: make anew what changed settings concern
-# More flags: SAMPLE_FLAGS (01 in the rounds), VERIFY_FLAGS (02), EVALUATE_FLAGS (05), FINETUNE_FLAGS (04),
-# DISTILL_FLAGS (04 for M0), REFLECT_FLAGS (03), ORM_FLAGS (04 for the ORM), ORM_SAMPLE_FLAGS, ANNOTATE_FLAGS
-# (01, 02 for its paths), DATA_FLAGS (mathse.problems), ENDPOINT_FLAGS (any endpoint: "--max-cost 50").
+# More flags: SAMPLE_FLAGS (01, in the rounds), VERIFY_, EVALUATE_, FINETUNE_, REFLECT_, DISTILL_ (04: M0),
+# ORM_, ORM_SAMPLE_, ANNOTATE_FLAGS (04, 01, 02: the ORM), DATA_FLAGS, ENDPOINT_FLAGS (as --max-cost 50).
 check() { [[ ${!1} =~ ^($2)$ ]] || { echo "error: $1: ${!1}: must be $3" >&2; exit 2; }; }
 check RUN '[A-Za-z0-9_][A-Za-z0-9._-]*' "letters, digits, dots, dashes and underscores"
 check REFLECT 'final|every|none' "final, every or none"
@@ -43,16 +43,17 @@ rows=$(head -n "${LIMIT/#0/999999999}" "$DATA" 2> /dev/null | wc -l || true)  # 
 [[ -f ${DATA%.parquet} ]] || rows=$([[ $LIMIT =~ ^[1-9] ]] && echo "$LIMIT" || echo 341346)  # MathVL's
 
 stage() {  # stage ROWS COMMAND...: run it; in the first pass check its flags, for about so many input rows
-  local words=("${@:2}") launch=$PYTHON
-  [[ $GPUS == 1 || " ${words[*]} " != *" --model "* || " ${words[*]} " == *" --model http"* ]] ||
-    launch=${LAUNCH:-$PYTHON -m torch.distributed.run --standalone --nproc_per_node $GPUS}
-  if [[ $pass == run ]]; then $launch "${words[@]}" "${force[@]}"
-  else printf '+ %s' "$launch"; printf ' %q' "${words[@]}"; echo; "$PYTHON" "${words[@]}" --dry-run "$1"; fi
+  local words=("${@:2}") launch=$PYTHON many="-m torch.distributed.run --standalone --nproc_per_node $GPUS"
+  if [[ " ${words[*]} " != *" --model "* || " ${words[*]} " == *" --model http"* ]]; then :  # no local model
+  elif [[ $SERVE && ${words[0]} != 04_* ]]; then words+=(--serve "$SERVE")
+  elif [[ $GPUS != 1 ]]; then launch=${LAUNCH:-$PYTHON $many}; fi
+  if [[ $pass == run ]]; then $launch "${words[@]}" "${force[@]}"; return; fi
+  printf '+ %s' "$launch"; printf ' %q' "${words[@]}"; echo; "$PYTHON" "${words[@]}" --dry-run "$1"
 }
 sample() { stage "$rows" 01_sample.py --input "$D" --output "$run/$1/samples.jsonl" --model "$2" "${@:3}"; }
 verify() {  # verify ROWS STAGE INPUT OUTPUT POLICY FLAGS...
-  stage "$1" 02_verify.py --input "$run/$2/$3" --output "$run/$2/$4" --accept "$5" "${@:6}"
   D_SFT+=("$run/$2/$4")
+  stage "$1" 02_verify.py --input "$run/$2/$3" --output "$run/$2/$4" --accept "$5" "${@:6}"
 }
 reflect() {  # reflect STAGE OUTPUT: on what is still wrong
   local by=$REFLECTOR; [[ $by != TEACHER ]] || by=$teacher; [[ $by != student ]] || by=$M
@@ -95,6 +96,5 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
 if [[ $DRY_RUN != 0 ]]; then pass=dry; evolution; exit; fi
 pass=check; evolution > /dev/null  # a wrong setting is refused before anything runs
 [[ -e $run/config.json ]] || "$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
-pass=run; evolution
-"$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
+pass=run; evolution; "$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
 "$PYTHON" -m mathse.report "$run"

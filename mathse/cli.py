@@ -114,7 +114,13 @@ def add_generation_flags(parser: argparse.ArgumentParser, max_tokens: int) -> No
     add("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
     group = parser.add_argument_group("endpoint")
     add = group.add_argument
-    add("--concurrency", type=whole(1), default=32, help="requests in flight (default %(default)s)")
+    add(
+        "--serve",
+        metavar="COMMAND",
+        help="shell command that serves --model, as vllm serve {model} --port {port}: it is started, asked "
+        "and ended (default: the model is loaded here)",
+    )
+    add("--concurrency", type=whole(1), help="requests in flight (default: 32, with --serve 256)")
     add(
         "--timeout",
         type=real(0, above=True),
@@ -158,6 +164,9 @@ def check_model(args: argparse.Namespace, spec: str, flag: str = "--model", trai
     def refuse(problem: str) -> NoReturn:
         fail(f"{flag}: {spec}: {problem}")
 
+    if serve := getattr(args, "serve", None):
+        if flag == "--model" and (is_endpoint(spec) or "{model}" not in serve or "{port}" not in serve):
+            fail("--serve: needs a model folder or hub id as --model, and a command with {model} and {port}")
     if is_endpoint(spec):
         if trained:
             refuse("an endpoint cannot be fine-tuned; give a model folder or a hub id")

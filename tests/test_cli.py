@@ -42,8 +42,8 @@ BAD = [
     ("02_verify.py", "--input p.jsonl --accept answer", "sample: missing"),
     (
         "02_verify.py",
-        "--input p.jsonl --model http://h:1/v1#m --orm-threshold 0.5",
-        "--orm-threshold: needs a local ORM",
+        "--input p.jsonl --accept answer --orm-threshold 0.5",
+        "--orm-threshold: needs an ORM",
     ),
     ("02_verify.py", "--input p.jsonl --model toy/base --orm-samples 3", "--orm-samples: more than one"),
     ("03_reflect.py", "--input p.jsonl --model toy/base", "prompt: missing"),

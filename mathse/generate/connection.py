@@ -19,6 +19,10 @@ MAX_REPLY = 32 << 20  # bytes
 OPTIONAL = {
     "top_k": "left out from now on, and the server's own holds",
     "top_p": "left out from now on, and the server's own holds",
+    "min_p": "left out from now on, and the server's own holds",
+    "repetition_penalty": "left out from now on, and the server's own holds",
+    "response_format": "replies keep to no schema from now on",
+    "logprobs": "left out from now on, so orm_confidence is null",
     "seed": "left out from now on, and the rows' seed is null",
     "n": "samples are asked for one by one from now on",
     "max_tokens": "sent as max_completion_tokens from now on",
@@ -52,20 +56,22 @@ class Connection:
             )
         except (ImportError, ValueError, httpx.InvalidURL) as error:  # SOCKS needs a package of its own
             fail(f"--model: {spec}: the proxy that the environment names cannot be used: {error}")
-        self.reach(place(address, "/models"))
+        self.is_vllm = self.reach(place(address, "/models"))
 
-    def reach(self, url: str) -> None:
-        """Ask for the models. Many servers do not tell them: only a refused key is a reason to stop."""
+    def reach(self, url: str) -> bool:
+        """Ask for the models; returns whether a vLLM has them. Many servers do not tell: only a refused
+        key is a reason to stop."""
         import httpx
 
         try:
             with self.client.stream("GET", url, timeout=30) as answer:
-                status = answer.status_code
+                status, content = answer.status_code, next(answer.iter_bytes(1 << 16), b"")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             problem = f"the endpoint cannot be reached ({type(error).__name__}); is the server running?"
             fail(f"--model: {self.spec}: {problem}")
         if status == 401:
             fail(f"--model: {self.spec}: the endpoint refuses the key (HTTP 401); set {KEY_VARIABLE}")
+        return b'"owned_by":"vllm"' in content.replace(b'": "', b'":"')
 
     def post(self, fields: dict, deadline: float) -> tuple[int, float | None, bytes]:
         """Ask for a chat completion: (status, seconds to wait by Retry-After, content).
@@ -94,9 +100,17 @@ class Parameters:
     many requests are in flight.
     """
 
-    def __init__(self, model: str, args: argparse.Namespace):
+    def __init__(
+        self, model: str, args: argparse.Namespace, logprobs: bool, schema: dict | None, is_vllm: bool
+    ):
         self.model = model
         self.args = args
+        self.always = {"logprobs": True} if logprobs else {}
+        if schema:
+            named = {"name": "reply", "strict": True, "schema": schema}
+            self.always["response_format"] = {"type": "json_schema", "json_schema": named}
+        if is_vllm:  # what is not said it takes from the model's folder: Qwen2-VL's says top_k 1
+            self.always |= {"top_k": args.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
         self.refused = set()
         self.lock = threading.Lock()
 
@@ -110,6 +124,7 @@ class Parameters:
             "seed": seed,
             **({"top_k": self.args.top_k} if self.args.top_k else {}),
             **({"n": samples} if samples > 1 else {}),
+            **self.always,
         }
         refused = frozenset(self.refused)  # as it is now: another thread may add to it
         if "max_tokens" in refused:

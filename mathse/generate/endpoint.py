@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from mathse.chat import chat_parts
@@ -39,6 +39,7 @@ from mathse.generate.types import Reply, Request
 from mathse.images import MAX_PIXELS, data_url
 from mathse.records import fail
 
+CONCURRENCY = 32  # requests in flight, if --concurrency does not say
 TRIES = 8  # of one request
 DEADLINE = 3  # times --timeout: the longest that all tries of one request take together
 HOPELESS = 20  # requests that failed in a row, after which an endpoint is given up
@@ -82,18 +83,32 @@ class Outcome:
 class Endpoint:
     """A server as a Generator: see types.py."""
 
-    def __init__(self, spec: str, args: argparse.Namespace):
-        """Reach the server once. Ends the command if it cannot be reached or refuses the key."""
+    def __init__(
+        self,
+        spec: str,
+        args: argparse.Namespace,
+        logprobs: bool = False,
+        schema: dict | None = None,
+        starts: Callable[[], int] = lambda: 1,
+    ):
+        """Reach the server once. Ends the command if it cannot be reached or refuses the key.
+
+        `logprobs`: ask for token_logprobs. `schema`: the JSON schema of replies. `starts`: see Served.
+        """
         self.spec = spec
         self.args = args
+        self.starts = starts
         self.work = Counter()
         self.budget = Budget(args)
         self.stop = threading.Event()  # nothing more is asked
-        self.parameters = Parameters(spec.partition("#")[2], args)
         self.connection = Connection(spec, args)
+        self.parameters = Parameters(spec.partition("#")[2], args, logprobs, schema, self.connection.is_vllm)
 
     def spent(self) -> dict:
         return self.budget.spent()
+
+    def close(self) -> None:
+        self.connection.client.close()
 
     # ------------------------------------------------------------ many requests
 
@@ -201,7 +216,7 @@ class Endpoint:
         except (OSError, ValueError) as error:
             return self.failed("row", job, f"{type(error).__name__}: {error}")
         deadline = time.monotonic() + DEADLINE * self.args.timeout
-        tries = 0
+        tries, starts = 0, self.starts()
         while True:
             fields = self.parameters.of(job.seed, len(job.samples), temperature)
             if len(job.samples) > 1 and "n" not in fields:
@@ -215,6 +230,9 @@ class Endpoint:
                 continue
             if outcome.kind != "again":
                 return outcome
+            if (now := self.starts()) > starts:  # the server died and is back: no fault of the request
+                tries, starts, deadline = 0, now, time.monotonic() + DEADLINE * self.args.timeout
+                continue
             tries += 1
             pause = min(60.0, 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
             if outcome.after is not None:
@@ -278,6 +296,7 @@ class Endpoint:
                 prompt_tokens=prompt,
                 tokens=new,
                 seed=fields.get("seed"),
+                token_logprobs=choice.token_logprobs,
             )
             for reply, choice, prompt, new in zip(job.replies(), choices, read, written)
         ]

@@ -45,19 +45,27 @@ from mathse.generate.batching import (
     load_batches,
     worker_count,
 )
-from mathse.generate.endpoint import Endpoint
+from mathse.generate.endpoint import CONCURRENCY, Endpoint
 from mathse.generate.faults import INPUT_ERRORS, end_if_device_failed, one_line
+from mathse.generate.serve import Served
 from mathse.generate.types import Generator, Reply, Request
 from mathse.records import is_endpoint
 
 
-def open_model(spec: str, args: argparse.Namespace, load: Callable, logprobs: bool = False) -> Generator:
-    """Reach the endpoint, or load the model by load(spec, trust_remote_code) -> (model, processor).
+def open_model(
+    spec: str, args: argparse.Namespace, load: Callable, logprobs: bool = False, schema: dict | None = None
+) -> Generator:
+    """Reach the endpoint, serve the model (--serve), or load it by load(spec, trust_remote_code) -> (model,
+    processor).
 
-    `args`: the flags of cli.add_generation_flags. `logprobs`: replies get token_logprobs (local models).
+    `args`: the flags of cli.add_generation_flags. `logprobs`: replies get token_logprobs, if the server tells
+    them. `schema`: a JSON schema that replies must keep to, if the server takes one; a local model does not.
     """
     if is_endpoint(spec):
-        return Endpoint(spec, args)
+        args = argparse.Namespace(**vars(args) | {"concurrency": args.concurrency or CONCURRENCY})
+        return Endpoint(spec, args, logprobs, schema)
+    if args.serve:
+        return Served(spec, args, logprobs=logprobs, schema=schema)
     return LocalModel(*load(spec, args.trust_remote_code), args, logprobs)
 
 
@@ -100,6 +108,9 @@ class LocalModel:
 
     def spent(self) -> dict:
         return {}
+
+    def close(self) -> None:
+        """A local model is gone with the stage."""
 
     def __call__(self, requests: Iterable[Request], temperature: float | None = None) -> Iterator[Reply]:
         temperature = self.args.temperature if temperature is None else temperature

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LENGTH = {"length", "max_tokens", "max_output_tokens"}  # finish reasons of a text that was cut off
 BROKEN_OFF = {"error", "abort"}  # of one that the server failed to end
@@ -32,6 +32,7 @@ class Choice:
     finish: str
     reason: str | None
     characters: int
+    token_logprobs: list[tuple[str, float]] = field(default_factory=list)
 
 
 def read_completion(content: bytes) -> tuple[list[Choice], object]:
@@ -61,11 +62,21 @@ def read_choice(choice: object) -> Choice | None:
     if said in LENGTH:
         return Choice(text, "length", None, characters)
     if text and said != "content_filter":
-        return Choice(text, "stop", None, characters)
+        return Choice(text, "stop", None, characters, read_logprobs(choice.get("logprobs")))
     if refusal := joined(message.get("refusal")):
         return Choice("", "error", f"the model refuses: {refusal}", characters)
     only = ", only reasoning" if thoughts else ""
     return Choice("", "error", f"no text{only}, finish reason {said or None!r}", characters)
+
+
+def read_logprobs(told: object) -> list[tuple[str, float]]:
+    """Each token's text and log-probability, [] if they are not told. (A token may be a part of a character:
+    then its text is what its bytes are so far.)
+    """
+    tokens = told.get("content") if isinstance(told, dict) else None
+    pairs = [(token.get("token"), token.get("logprob")) for token in tokens or [] if isinstance(token, dict)]
+    whole = all(isinstance(text, str) and isinstance(value, int | float) for text, value in pairs)
+    return [(text, float(value)) for text, value in pairs] if whole else []
 
 
 def joined(content: object) -> str:

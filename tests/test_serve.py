@@ -1,0 +1,147 @@
+"""--serve: a server for the model is started, asked and ended, whatever happens."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, read_rows
+
+from mathse.generate import serve
+
+FAKE = f"{sys.executable} {ROOT}/tests/fake_vllm.py {{model}} {{port}}"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """What the fake server tells of itself."""
+    monkeypatch.setenv("FAKE_VLLM", str(tmp_path))
+    return tmp_path
+
+
+def processes_of(folder: Path) -> list[int]:
+    return [int(pid) for pid in (folder / "pids").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def seen(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
+
+
+def flags(toy_world, folder, *more):
+    world = ["--input", toy_world / "train.jsonl", "--limit", 6, "--model", "toy/base"]
+    return ["01_sample.py", *world, "--output", folder / "out/samples.jsonl", "--serve", FAKE, *more]
+
+
+SAMPLED = ("--samples", 4, "--temperature", 1.0)
+
+
+def test_a_model_is_served_and_its_server_ended(run, toy_world, folder):
+    done = run(*flags(toy_world, folder, *SAMPLED))
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(folder / "out/samples.jsonl")
+    assert len(rows) == 24 and {row["model"] for row in rows} == {"toy/base"}
+    assert {row["finish"] for row in rows} == {"stop"}
+    assert "serve: answers after" in done.stdout and (folder / "out/samples.jsonl.serve.log").exists()
+    assert len(processes_of(folder)) == 2 and not any(map(is_alive, processes_of(folder)))
+    bodies = seen(folder)
+    assert len(bodies) == 6 and {body["n"] for body in bodies} == {4}  # an image is read once
+    for body in bodies:  # all that a folder's habits could change
+        assert body["top_k"] == -1 and body["repetition_penalty"] == 1.0 and body["min_p"] == 0.0
+    assert len({row["response"] for row in rows if row["id"] == rows[0]["id"]}) > 1
+
+
+def test_greedy_samples_are_told(run, toy_world, folder):
+    """As of a server that takes its sampling from somewhere else."""
+    is_greedy = flags(toy_world, folder, *SAMPLED)
+    is_greedy[is_greedy.index(FAKE)] = f"GREEDY=1 {FAKE}"
+    done = run(*is_greedy)
+    assert done.returncode == 0, done.stderr
+    assert "all samples of 6 of 6 problems are one text" in done.stdout
+
+
+def test_verdicts_have_probabilities(run, toy_world, folder):
+    done = run(*flags(toy_world, folder))
+    assert done.returncode == 0, done.stderr
+    verify = ["02_verify.py", "--input", folder / "out/samples.jsonl", "--output", folder / "v.jsonl"]
+    done = run(*verify, "--model", "toy/base", "--serve", FAKE, "--orm-threshold", 0.5)
+    assert done.returncode == 0, done.stderr
+    assert {row["model"] for row in read_rows(folder / "v.jsonl")} == {"toy/base"}
+    asked = [body for body in seen(folder) if "logprobs" in body]
+    assert len(asked) == 6 and all(body["response_format"]["type"] == "json_schema" for body in asked)
+    rows = read_rows(folder / "v.jsonl")
+    assert {row["orm_check"] for row in rows} <= {"correct", "wrong"} and {
+        row["orm_confidence"] for row in rows
+    } == {0.7788}
+
+
+def test_served_and_local_are_not_mixed(run, toy_world, folder):
+    assert run(*flags(toy_world, folder, *SAMPLED)).returncode == 0
+    assert "skip" in run(*flags(toy_world, folder, *SAMPLED)).stdout
+    local = [flag for flag in flags(toy_world, folder, *SAMPLED) if flag not in ("--serve", FAKE)]
+    done = run(*local)
+    assert done.returncode == 2 and "serve was" in done.stderr
+
+
+def test_a_server_that_dies_is_started_once_more(run, toy_world, folder):
+    whole = run(*flags(toy_world, folder, "--output", folder / "whole.jsonl", *SAMPLED, "--concurrency", 2))
+    assert whole.returncode == 0, whole.stderr
+    done = run(*flags(toy_world, folder, *SAMPLED, "--concurrency", 2, "--serve", f"{FAKE} 4"))
+    assert done.returncode == 0, done.stderr
+    assert "the server died; it is started anew" in done.stdout
+    key = ("id", "sample", "response", "finish")
+    rows = [
+        sorted([row[name] for name in key] for row in read_rows(path))
+        for path in (folder / "whole.jsonl", folder / "out/samples.jsonl")
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 24
+    assert not any(map(is_alive, processes_of(folder)))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stage_that_is_stopped_ends_its_server(toy_world, folder, stop):
+    command = [str(part) for part in (sys.executable, *flags(toy_world, folder, *SAMPLED))]
+    command[command.index(FAKE)] = FAKE.replace("{port}", "{port} 0")
+    stage = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "pids").exists() or len(processes_of(folder)) < 2:
+        assert time.monotonic() < deadline and stage.poll() is None
+        time.sleep(0.05)
+    os.kill(stage.pid, stop)
+    stage.communicate(timeout=60)
+    assert stage.returncode != 0
+    assert not any(map(is_alive, processes_of(folder)))
+
+
+def test_a_server_that_does_not_come_up_is_one_line(run, toy_world, folder):
+    fails = "echo starting {model} {port}; echo 'RuntimeError: no such kernel' >&2; echo bye; exit 3"
+    done = run(*flags(toy_world, folder, "--serve", fails))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "--serve: the server ended (RuntimeError: no such kernel)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("--serve", "vllm serve {model}"), ("--serve", FAKE, "--model", "http://127.0.0.1:1/v1#x")],
+)
+def test_what_cannot_be_served_is_refused(run, toy_world, folder, more):
+    done = run(*flags(toy_world, folder, *more))
+    assert done.returncode == 2 and "--serve: needs a model folder" in done.stderr
+
+
+def test_vllm_is_told_to_have_no_habits(tmp_path):
+    command = serve.filled("vllm serve {model} --port {port}", str(tmp_path), 81)
+    assert command == f"vllm serve {tmp_path} --port 81 --generation-config vllm"
+    own = "vllm serve {model} --port {port} --generation-config auto"
+    assert serve.filled(own, "a/b", 81) == "vllm serve a/b --port 81 --generation-config auto"
