@@ -217,6 +217,8 @@ TABLES = {
         ("The answer is (B)", "B", C),
         ("The answer is C. 5", "B", W),
         ("The answer is 5", "B", U),
+        ("The bars are A 7, B 12 cm and C 6.", AREAS, U),
+        ("Its sides are A 6 cm and B 12 cm.", AREAS, U),
         ("The answer is ACD", {"options": list("ABCD"), "answer": "ACD"}, C),
         ("The answer is A, C", {"options": list("ABCD"), "answer": "ACD"}, W),
     ],

@@ -3,7 +3,7 @@
 import re
 
 from mathse.answers.compare import same_answer
-from mathse.answers.conclude import LEAD, SPAN
+from mathse.answers.conclude import SPAN
 from mathse.answers.find import clean
 from mathse.answers.names import YES_OR_NO
 from mathse.answers.scalars import Rules
@@ -19,6 +19,9 @@ NEGATIVE = re.compile(
     r"|look at)\b"
     r"|n't\b|错|不|排除|如果",
     re.IGNORECASE,
+)
+CHOOSES = re.compile(  # what stands before the letter that a sentence ends with
+    r"\b(?:is|be|so|thus|hence|therefore|then|leaves|choose|pick|select|get)\b,?|[:=]|所以|因此|[是为选]"
 )
 RIGHT = r"正确|对|符合|成立|is (?:the )?(?:correct|right|true)"
 WRONG = r"错误|不正确|不对|不符合|不成立|错|is (?:wrong|incorrect|false|not)"
@@ -117,7 +120,7 @@ def concluded_letters(text: str, values: list[str]) -> tuple[str | None, set[str
     if judged := judged_letters(lines[-1][-SPAN:], LETTERS[: len(values)]):
         return lines[-1].strip()[-SPAN:], judged
     last = spell(lines[-1][-SPAN:])
-    for said in (LEAD.split(last)[-1].strip(), last):
+    for said in (CHOOSES.split(last)[-1].strip(), last):
         if not NEGATIVE.search(re.split("[,;]", last)[-1]) and (
             letters := letters_of(said, values) or stated_letters(said, values)
         ):
