@@ -4,7 +4,7 @@ Reads:  samples.jsonl    id, question, images, answer, optional options, sample,
 Writes: verified.jsonl   + answer_check, orm_check (correct, wrong, undecided; null when not run), status (by
                          --accept), extracted, rule (of the answer check), error_step, error_line (the
                          response's line that it means, from 1), error_analysis, judge_reply (raw; a list of
-                         several), judge_tokens, orm_confidence (local models), judge_error (why no reply)
+                         several), judge_tokens, orm_confidence (where known), judge_error (why no reply)
 
 With --annotate the model is the teacher, which is shown the reference answer, and the output is the training
 data of an ORM: + judge_prompt, and each wrong path with the step at which it fails and why.
@@ -28,9 +28,9 @@ from tqdm import tqdm
 from common import load
 from mathse.answers import (
     LETTERS,
+    check_failed,
     check_rows,
     check_version,
-    has_failed,
     option_values,
     reference_letters,
     states_value,
@@ -473,7 +473,7 @@ def write_rows(args: argparse.Namespace, output: Output, generate, mine: set[str
     for row in tqdm(checked, total=len(mine), desc=what, unit="path", disable=None):
         output.write(row)
         counts[row["status"]] += 1
-        if has_failed(row.get("rule") or ""):
+        if check_failed(row.get("rule") or ""):
             counts[f"(answer check: {row['rule']})"] += 1
         if args.annotate and "reason" in row:
             counts[f"({row['reason']})"] += 1

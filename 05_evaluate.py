@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from common import SOLVE_PROMPT, load, solve_prompt
 from mathse import cli
-from mathse.answers import AnswerChecker, check_rows, check_version, has_failed, same_vote
+from mathse.answers import AnswerChecker, check_failed, check_rows, check_version, same_vote
 from mathse.chat import harmless, user_message
 from mathse.generate import Repeats, Reply, Request, open_model
 from mathse.images import blank_image
@@ -135,7 +135,7 @@ def score(rows: list[dict], splits: dict[str, str]) -> dict:
         "unparsed": mean(row["rule"] == "none" for row in rows),
         "truncated": mean(row["finish"] == "length" for row in rows),
         "errors": sum(row["finish"] == "error" for row in rows),
-        "failed_checks": sum(has_failed(row["rule"]) for row in rows),
+        "failed_checks": sum(check_failed(row["rule"]) for row in rows),
         "official": share_of(groups, "official") if rows[0].get("official") is not None else None,
         "splits": {name: split_by(groups, field) for name, field in splits.items()},
     }

@@ -13,11 +13,11 @@ THINKING = re.compile(  # the marks around what a model thinks first; one that e
     r"\|?[>▷]|\[(/)?THINK\]|<\|channel\|>(?:analysis|(final))",
     re.IGNORECASE,
 )
-NAME = r"""(?:"[\w \-]{1,40}"|'[\w \-]{1,40}'|[A-Za-z_]\w{0,40}+)\s*+:"""
+FIELD_NAME = r"""(?:"[\w \-]{1,40}"|'[\w \-]{1,40}'|[A-Za-z_]\w{0,40}+)\s*+:"""
 # Where a quote ends a text: before the end of the object, of the reply or of a fence, or before the next name
 # (perhaps cut off). Any other quote is part of the text, as in 'the triangle's side'. `*+` and `++` give
 # nothing back, so that no text takes long.
-ENDS = rf"\s*+(?:,\s*+)?+(?:[}}\]]|\Z|```|{NAME}|[\"'][\w \-]{{0,40}}[\"']?\Z)"
+ENDS = rf"\s*+(?:,\s*+)?+(?:[}}\]]|\Z|```|{FIELD_NAME}|[\"'][\w \-]{{0,40}}[\"']?\Z)"
 NESTED_ENDS = rf"{ENDS}|\s*+(?::|,\s*+(?:[\"'\[{{\d-]|null|None|true|True|false|False))"
 
 
@@ -31,21 +31,21 @@ def text_in(quote: str, ends: str) -> str:
 
 
 BARE = r"""[^\s,{}\[\]"'][^,{}\[\]"'\n]*+"""
-WORD = re.compile(BARE)
-OBJECT = re.compile(rf"(?<!\\)\{{\s*+(?={NAME})")
+BARE_WORD = re.compile(BARE)
+OBJECT = re.compile(rf"(?<!\\)\{{\s*+(?={FIELD_NAME})")
 OBJECT_END = re.compile(r"[\s,]*+\}")
-FIELD = re.compile(rf"[\s,]*+({NAME})\s*+")
-TEXT = {quote: re.compile(text_in(quote, ENDS), re.DOTALL) for quote in "\"'"}
+FIELD = re.compile(rf"[\s,]*+({FIELD_NAME})\s*+")
+QUOTED = {quote: re.compile(text_in(quote, ENDS), re.DOTALL) for quote in "\"'"}
 NESTED_TEXT = {quote: re.compile(text_in(quote, NESTED_ENDS), re.DOTALL) for quote in "\"'"}
 NESTED = re.compile(rf"[\s,:]*+([\[\]{{}}\"']|{BARE})")
 # Commands whose backslash and first letter would also be a line feed or a tab. Not \ni: `i` on a new line.
-LATEX = (
+LATEX_COMMANDS = (
     r"(?:n(?:abla|cong|e|earrow|eg|eq|ewline|exists|geq|leq|mid|ot|otin|parallel|rightarrow|sim|subseteq|u"
     r"|warrow)|t(?:an|anh|ag|au|ext[a-z]*|frac|heta|herefore|ilde|imes|o|op|riangle[a-z]*)|r[a-z]+)"
     r"(?![A-Za-z])"
 )
-ESCAPE = re.compile(rf"\\(?:u([0-9a-fA-F]{{4}})|({LATEX})|(.))", re.DOTALL)
-PLAIN = {"n": "\n", "t": "\t", "r": "\r"} | {char: char for char in "\"'\\/"}
+ESCAPE = re.compile(rf"\\(?:u([0-9a-fA-F]{{4}})|({LATEX_COMMANDS})|(.))", re.DOTALL)
+ESCAPED = {"n": "\n", "t": "\t", "r": "\r"} | {char: char for char in "\"'\\/"}
 
 
 class Field(NamedTuple):
@@ -109,10 +109,10 @@ def read_value(text: str, place: int) -> tuple[str | list[str] | None, tuple[int
     if first and first in "[{":
         values, whole, end = read_nested(text, place)
         return values, (place, end), whole, end
-    if first in TEXT:
-        found = TEXT[first].match(text, place)
+    if first in QUOTED:
+        found = QUOTED[first].match(text, place)
         return unescape(found[1]), found.span(1), bool(found[2]), found.end()
-    if found := WORD.match(text, place):
+    if found := BARE_WORD.match(text, place):
         return bare(found[0]), found.span(), found.end() < len(text), found.end()
     return None, (place, place), False, place
 
@@ -126,7 +126,7 @@ def read_nested(text: str, place: int) -> tuple[list[str], bool, int]:
             depth += 1
         elif token in "]}":
             depth -= 1
-        elif token in TEXT:
+        elif token in QUOTED:
             found = NESTED_TEXT[token].match(text, place - 1)
             place = found.end()
             is_name = text[place : place + 20].lstrip().startswith(":")
@@ -150,7 +150,7 @@ def unescape(text: str) -> str:
     def plain(match: re.Match) -> str:
         if match[1]:
             return chr(int(match[1], 16))
-        return match[0] if match[2] else PLAIN.get(match[3], match[0])
+        return match[0] if match[2] else ESCAPED.get(match[3], match[0])
 
     text = ESCAPE.sub(plain, text)
     if re.search(r"[\ud800-\udfff]", text):  # two halves become the character that they are

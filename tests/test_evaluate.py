@@ -98,70 +98,40 @@ def test_the_majority_is_of_values(stage, said, options, right):
     assert stage("05_evaluate").majority(rows, len(rows)) == right
 
 
+def five_problems(toy_world):
+    rows = read_rows(toy_world / "test.jsonl")[:5]
+    return [row | {"images": [str(toy_world / image) for image in row["images"]]} for row in rows]
+
+
 def test_a_problem_without_an_answer_is_left_out(run, toy_world, tmp_path):
-    rows = [
-        row | {"images": [str(toy_world / image) for image in row["images"]]}
-        for row in read_rows(toy_world / "test.jsonl")[:5]
-    ]
+    def evaluate(name):
+        test, output = write_rows(tmp_path / f"{name}.jsonl", rows), tmp_path / name
+        flags = ["--test", test, "--model", "toy/base", "--max-tokens", 8, "--output", output]
+        done = run("05_evaluate.py", *flags)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    rows = five_problems(toy_world)
     rows[1]["answer"] = rows[3]["answer"] = None
-    test = write_rows(tmp_path / "five.jsonl", rows)
-    done = run(
-        "05_evaluate.py",
-        "--test",
-        test,
-        "--model",
-        "toy/base",
-        "--max-tokens",
-        8,
-        "--output",
-        tmp_path / "out",
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "out/metrics.json").read_text())["benchmarks"]["five"]
+    printed = evaluate("some")
+    figures = json.loads((tmp_path / "some/metrics.json").read_text())["benchmarks"]["some"]
     assert figures["n"] == 3 and figures["without_answer"] == 2
-    assert "of 3 right" in done.stdout and "2 problems without an answer are left out" in done.stdout
-    assert len(read_rows(tmp_path / "out/predictions.jsonl")) == 5
+    assert "of 3 right" in printed and "2 problems without an answer are left out" in printed
+    assert len(read_rows(tmp_path / "some/predictions.jsonl")) == 5
     for row in rows:
         row["answer"] = None
-    test = write_rows(tmp_path / "none.jsonl", rows)
-    done = run(
-        "05_evaluate.py",
-        "--test",
-        test,
-        "--model",
-        "toy/base",
-        "--max-tokens",
-        8,
-        "--output",
-        tmp_path / "two",
-    )
-    assert (
-        done.returncode == 0 and "none: no score, because none of its 5 problems has an answer" in done.stdout
-    )
+    assert "none: no score, because none of its 5 problems has an answer" in evaluate("none")
 
 
 def test_references_that_are_not_read_are_told(run, toy_world, tmp_path):
-    rows = [
-        row | {"images": [str(toy_world / image) for image in row["images"]]}
-        for row in read_rows(toy_world / "test.jsonl")[:6]
-    ]
-    for row in rows[:5]:
+    rows = five_problems(toy_world)
+    for row in rows[:4]:
         row["options"] = None
         row["answer"] = f"about {row['id']} or so, see page 5"
-    problems = write_rows(tmp_path / "p.jsonl", rows)
-    done = run(
-        "01_sample.py",
-        "--input",
-        problems,
-        "--model",
-        "toy/base",
-        "--max-tokens",
-        8,
-        "--output",
-        tmp_path / "s.jsonl",
-    )
+    flags = ["--input", write_rows(tmp_path / "p.jsonl", rows), "--model", "toy/base", "--max-tokens", 8]
+    done = run("01_sample.py", *flags, "--output", tmp_path / "s.jsonl")
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("--input: 5 of 6 answers")]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("--input: 4 of 5 answers")]
     assert "not read as values" in line and line.count("see page 5") == 3 and line.endswith("; …)")
 
 

@@ -20,7 +20,14 @@ time is up: math-verify's own time limits are signals, of no use in threads or a
 Imports nothing else of the package: a worker must start fast.
 """
 
-from mathse.answers.check import check_answer, check_version, has_failed, is_readable, same_vote, states_value
+from mathse.answers.check import (
+    check_answer,
+    check_failed,
+    check_version,
+    is_readable,
+    same_vote,
+    states_value,
+)
 from mathse.answers.choice import LETTERS, option_values, reference_letters
 from mathse.answers.find import find_answer
 from mathse.answers.workers import AnswerChecker, check_rows
@@ -32,7 +39,7 @@ __all__ = [
     "check_rows",
     "check_version",
     "find_answer",
-    "has_failed",
+    "check_failed",
     "is_readable",
     "option_values",
     "reference_letters",

@@ -59,7 +59,7 @@ def factorial(value: Fraction) -> Fraction | None:
     return Fraction(math.factorial(int(value))) if value.denominator == 1 and 0 <= value <= 170 else None
 
 
-def choose(one: Fraction, other: Fraction) -> Fraction | None:
+def binomial(one: Fraction, other: Fraction) -> Fraction | None:
     small = all(value.denominator == 1 and 0 <= value <= 170 for value in (one, other))
     return Fraction(math.comb(int(one), int(other))) if small else None
 
@@ -84,7 +84,7 @@ EXACT = {
     "abs": abs,
     "root": root,
     "!": factorial,
-    "choose": choose,
+    "choose": binomial,
     "log": logarithm,
 }
 
@@ -98,13 +98,13 @@ def approximate(tree: Tree) -> float | None:
         if operator == "name":
             return {"π": math.pi, "e": math.e, "∞": math.inf}.get(parts[0])
         values = [approximate(part) if isinstance(part, tuple) else float(part) for part in parts]
-        result = None if None in values or operator not in ROUNDED else ROUNDED[operator](*values)
+        result = None if None in values or operator not in ROUNDING else ROUNDING[operator](*values)
         return result if isinstance(result, float | int) else None
     except (ArithmeticError, ValueError):
         return None
 
 
-ROUNDED = {
+ROUNDING = {
     "+": lambda one, other: one + other,
     "*": lambda one, other: one * other,
     "/": lambda one, other: one / other,

@@ -17,12 +17,12 @@ from mathse.answers.scalars import Equal, Rules
 from mathse.answers.spelling import spell
 from mathse.answers.values import readable
 
-PERCENT = re.compile(r"percentage|what percent|百分(?:之几|数|比|率)", re.IGNORECASE)  # 35 is 35%
+ASKS_PERCENT = re.compile(r"percentage|what percent|百分(?:之几|数|比|率)", re.IGNORECASE)  # 35 is 35%
 VALUE = re.compile(  # a formula, a fraction, a number with what belongs to it
     r"\$[^$\n]{1,80}\$|\\[dt]?frac\{[^{}]{1,20}\}\{[^{}]{1,20}\}"
     r"|-?\d+(?:,\d{3})*(?:\.\d+)?(?: ?/ ?\d+|%|π|√\d+|\\sqrt\{\d+\}|\\pi)?"
 )
-ORDER = re.compile(
+ASKS_ORDER = re.compile(
     r"\brespectively|分别|"
     r"\border|ascending|descending|increasing|decreasing|从小到大|从大到小|排列",
     re.IGNORECASE,
@@ -63,8 +63,8 @@ def judge(response: str, problem: dict, finish: str, equal: Equal) -> dict:
     span, rule = find_answer(response)
     reference = reference_text(answer)
     question = str(problem.get("question"))
-    percent = bool(PERCENT.search(f"{question} {response[-SPAN:]}"))
-    rules = Rules(equal, problem.get("precision"), percent, ordered=bool(ORDER.search(question)))
+    percent = bool(ASKS_PERCENT.search(f"{question} {response[-SPAN:]}"))
+    rules = Rules(equal, problem.get("precision"), percent, ordered=bool(ASKS_ORDER.search(question)))
     if problem.get("options") or re.fullmatch(r"\(?[A-Z]\)?", reference):
         problem = problem | {"answer": reference, "options": problem.get("options") or list(LETTERS)}
         verdict, span, rule = check_choice(response, span, rule, problem, rules)
@@ -102,7 +102,7 @@ def reference_text(answer: object) -> str:
     return text
 
 
-def has_failed(rule: str) -> bool:
+def check_failed(rule: str) -> bool:
     """Whether a check ended without a look at the answer: out of time, with its worker, by an exception."""
     return rule in ("timeout", "crash") or rule[:1].isupper()
 

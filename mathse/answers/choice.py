@@ -7,10 +7,10 @@ from mathse.answers.conclude import SPAN
 from mathse.answers.find import clean
 from mathse.answers.names import YES_OR_NO
 from mathse.answers.scalars import Rules
-from mathse.answers.spelling import spell, text_key
+from mathse.answers.spelling import comparable, spell
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # name the choices of a problem
-OR, AND = r"\bor\b|或者?", r"\band\b|和|与"
+OR_LETTER, AND_LETTER = r"\bor\b|或者?", r"\band\b|和|与"
 NEGATIVE = re.compile(
     r"\b(?:not|no|except|neither|nor|cannot|never|incorrect|wrong|false|eliminat\w*|exclud\w*|reject\w*"
     r"|fails?|contradicts?"
@@ -29,7 +29,7 @@ WRONG = r"错误|不正确|不对|不符合|不成立|错|is (?:wrong|incorrect|
 
 def key(text: str) -> str:
     """For comparing as text: without case, blanks and articles."""
-    return text_key(re.sub(r"\b(?:the|an?) (?=[a-z])", "", text.casefold()))
+    return comparable(re.sub(r"\b(?:the|an?) (?=[a-z])", "", text.casefold()))
 
 
 def option_values(options: list) -> list[str]:
@@ -81,7 +81,7 @@ def stated_letters(span: str, values: list[str]) -> set[str]:
         # the letter of one option with the value of another: two answers
         return {letter} | letters_of(rest, values)
     chain = re.match(
-        rf"(?:\s*(?:{OR}|{AND}|[,/&、;])+\s*(?:(?:option"
+        rf"(?:\s*(?:{OR_LETTER}|{AND_LETTER}|[,/&、;])+\s*(?:(?:option"
         rf"|choice)\s*)?\(?[{letters}]\)?(?![A-Za-z0-9_'])(?!\s+(?!are|is|and|or)[a-z]))+",
         span[head.end(2) :].lstrip(")]"),
     )

@@ -10,14 +10,14 @@ from mathse.answers.expression import names_of, variables_of
 from mathse.answers.kinds import Figure, Group, Named, Region, Relation, Restated, Scalar, Words
 from mathse.answers.relations import relation_of, same_relation
 from mathse.answers.scalars import Rules, all_true, any_true, same_scalar
-from mathse.answers.spelling import spell, split, text_key
+from mathse.answers.spelling import comparable, spell, split
 from mathse.answers.values import readable
 
 
 def same_answer(given: str, reference: str, rules: Rules) -> bool | None:
     """Whether two answers are the same; None: no telling."""
     given, reference = spell(given), spell(reference)
-    if text_key(given) == text_key(reference) and given:
+    if comparable(given) == comparable(reference) and given:
         return True
     if turned(given) == turned(reference) != []:
         return True
@@ -32,7 +32,7 @@ def same_answer(given: str, reference: str, rules: Rules) -> bool | None:
 
 def turned(text: str) -> list[str]:
     """An equation or inequality, always the same way round: BC = AD is AD = BC; none for other texts."""
-    sides = [text_key(side) for side in re.split("[=<>]", text)]
+    sides = [comparable(side) for side in re.split("[=<>]", text)]
     if len(sides) != 2 or not all(sides):
         return []
     if "=" in text:

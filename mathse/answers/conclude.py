@@ -15,7 +15,7 @@ SUPPOSED = re.compile(
     r"[^.!?\n]*$|(?:假设|如果|假如|若|设)[^.!?\n,]*$|\b(?:of|than|as) (?:the|this)(?: final| correct)? ?$",
     re.IGNORECASE,
 )
-WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
+PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
 # Sentences to skip, words before and behind what a sentence concludes with.
 PLEASANTRY = re.compile(
     r"i hope|i can|i am|i'm|sorry|let me know|is there anything|feel free|note\b|you should|please",
@@ -65,13 +65,13 @@ IS_THE_ANSWER = re.compile(
     r"(?:final |correct |right )?answers?",
     re.IGNORECASE | re.DOTALL,
 )
-NEEDED = re.compile(
+PASSIVE = re.compile(
     r"(?:(?:so|thus|therefore|hence|in total|in all|there),? )*(.{1,60}?) (?:is|are|were|was) "
     r"(?:needed|required|left|shaded|used|enough|possible|remaining|formed|sold|counted|wrong|right|correct)",
     re.IGNORECASE,
 )
 CLOSING = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")
-DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?:\.\d+)?"
+NUMERAL = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?:\.\d+)?"
 NUMBER = re.compile(
     r"[\d√π½¼¾零一二三四五六七八九十]"
     r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|half|dozen"
@@ -81,7 +81,7 @@ GOES_ON = re.compile(
     r"[ ,]*(?:at (?:most|least)|or\b|and\b|to\b|more\b|less\b|times\b|%|percent)"
 )  # not yet whole
 COUNTED = [
-    re.compile(rf"(?:(?:about|around|roughly) )?{DIGITS}(?: [A-Za-z]+){{{words}}}(?= )")
+    re.compile(rf"(?:(?:about|around|roughly) )?{NUMERAL}(?: [A-Za-z]+){{{words}}}(?= )")
     for words in (3, 2, 1)
 ]
 
@@ -115,7 +115,7 @@ def concluded_answer(text: str) -> tuple[str | None, str]:
     is_name = said and said != last and len(said.split()) <= 3 and not NUMBER.search(said)
     if is_name and not DENIED.search(last):
         return said, "conclusion"
-    alone = len(sentences) == 1 and len(WORD.findall(last)) <= 2
+    alone = len(sentences) == 1 and len(PROSE_WORD.findall(last)) <= 2
     return (last, "bare") if alone and len(last) <= SPAN else (None, "none")
 
 
@@ -133,7 +133,7 @@ def concluded_value(sentence: str, whole: bool) -> str | None:
     for said in reversed(leads):
         if not re.search(r"\bin (?:binary|base)", said) and (value := value_of(said)):
             return value
-    needed = NEEDED.fullmatch(sentence)
+    needed = PASSIVE.fullmatch(sentence)
     if needed and NUMBER.search(needed[1]) and readable(spell(needed[1])) is not None:
         return needed[1]
     if not whole or DENIED.search(sentence) or DOUBT.search(sentence):
@@ -171,7 +171,7 @@ def only_value(sentence: str) -> str | None:
     formulas = {first or second for first, second in re.findall(r"\$([^$]+)\$|\\\((.+?)\\\)", sentence)}
     if len(formulas) == 1:
         return formulas.pop()
-    numbers = [*re.finditer(rf"(?<![A-Za-z0-9_.])-?{DIGITS}%?(?![A-Za-z0-9_])", sentence)]
+    numbers = [*re.finditer(rf"(?<![A-Za-z0-9_.])-?{NUMERAL}%?(?![A-Za-z0-9_])", sentence)]
     if len({number[0] for number in numbers}) != 1:
         return None
     return number_with_unit(numbers[0][0], sentence[numbers[0].end() :])

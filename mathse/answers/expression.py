@@ -19,16 +19,16 @@ INTEGER = (
 GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi chi psi omega"
 )
-LETTERS = dict(zip("αβγδεζηθικλμνξρστφχψω", GREEK.split()))
+GREEK_LETTERS = dict(zip("αβγδεζηθικλμνξρστφχψω", GREEK.split()))
 FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "ln", "exp"}
-WORDS = FUNCTIONS | {"log", "lg", "sqrt", "abs", "frac", "binom", "cbrt"}
+FUNCTION_WORDS = FUNCTIONS | {"log", "lg", "sqrt", "abs", "frac", "binom", "cbrt"}
 ENGLISH = set("is in of to at by on or an as be do go he if it me my no so up us we am ok oh ah hm".split())
 TOKEN = re.compile(
     rf" *(?:(?P<decimal>{INTEGER.format('s1')}?\.(?:\d*\\overline ?\{{\d+\}}|\d*\(\d+\)|\d+(?:\.\.\.|…)?))"
     rf"|(?P<integer>{INTEGER.format('s2')})\.?(?!\d)"
     r"|\\?(?P<word>[A-Za-z]{2,}(?![a-z]))|(?P<letter>[A-Za-zα-ωΔ]'*)|(?P<sign>[-+*/^!|(){}\[\]_√∛∜π∞°]))"
 )
-PLAIN = re.compile(r"(-?)(\d{1,15})(?:\.(\d{1,15}))?")
+PLAIN_NUMBER = re.compile(r"(-?)(\d{1,15})(?:\.(\d{1,15}))?")
 Tree = tuple
 
 
@@ -36,7 +36,7 @@ class Unreadable(ValueError):
     """Raised for what is not read whole."""
 
 
-def tokens_of(text: str) -> list[tuple[str, str, bool]]:
+def scan(text: str) -> list[tuple[str, str, bool]]:
     """[(kind, text, whether a blank stands before)] of a whole text."""
     tokens, at = [], 0
     text = text.strip()
@@ -46,7 +46,7 @@ def tokens_of(text: str) -> list[tuple[str, str, bool]]:
             raise Unreadable(text[at:])
         kind = next(name for name in ("decimal", "integer", "word", "letter", "sign") if match[name])
         token, spaced = match[kind], text[at] == " "
-        if kind == "word" and token not in WORDS:
+        if kind == "word" and token not in FUNCTION_WORDS:
             if len(token) > 2 or token.istitle() or token.lower() in ENGLISH:  # no product
                 raise Unreadable(token)
             tokens += [("letter", token[0], spaced), ("letter", token[1], False)]
@@ -77,7 +77,7 @@ class Reader:
     def __init__(self, text: str):
         if sum(map(str.isdigit, text)) > 4 * DIGITS:
             raise Unreadable(text)
-        self.tokens, self.at, self.depth = tokens_of(text), 0, 0
+        self.tokens, self.at, self.depth = scan(text), 0, 0
 
     def peek(self, ahead: int = 0) -> tuple[str, str, bool]:
         place = self.at + ahead
@@ -296,7 +296,7 @@ class Reader:
 
 def read_expression(text: str) -> Tree:
     """The tree of a whole text. Raises Unreadable."""
-    if match := PLAIN.fullmatch(text):  # most answers
+    if match := PLAIN_NUMBER.fullmatch(text):  # most answers
         value = Fraction(int(match[2] + (match[3] or "")), 10 ** len(match[3] or ""))
         return ("number", -value if match[1] else value)
     return Reader(text).whole()

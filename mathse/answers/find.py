@@ -78,7 +78,9 @@ IN_FORMULA_BEHIND = re.compile(
     r"|cubed|out of)\b)"
 )
 DENYING = re.compile(r" not (?!.{1,30}\bbut\b)|可能|(?:应?该?不[是为]|并非)(?!.{1,20}而是)")
-LINES = re.compile(r"[ *]*:?[ *]*(?:\n[ ]*(?:[-*•] )?\S[^\n]{0,60}){2,12}(?=\n\n|\s*$)")  # one answer a line
+ANSWER_LINES = re.compile(
+    r"[ *]*:?[ *]*(?:\n[ ]*(?:[-*•] )?\S[^\n]{0,60}){2,12}(?=\n\n|\s*$)"
+)  # one answer a line
 SENTENCE_END = re.compile(
     r"(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|\n(?!\s*(?:or|and)\b)"
     r"|</(?:final_)?answer>"
@@ -219,7 +221,8 @@ def find_answer(response: str) -> tuple[str | None, str]:
         end = last.end() + len(span)
     elif last.lastgroup != "boxed":
         span, end = stated_span(text, last.end())
-        if re.search(r"answers\b", last[0], re.IGNORECASE) and (listed := LINES.match(text, last.end())):
+        listed = ANSWER_LINES.match(text, last.end()) if "answers" in last[0].lower() else None
+        if listed:  # one answer a line
             span, end = ", ".join(listed[0].split("\n")[1:]).strip(), listed.end()
     else:
         boxes = []

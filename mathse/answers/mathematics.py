@@ -10,9 +10,15 @@ from mathse.answers.expression import Tree
 from mathse.answers.kinds import Relation
 
 CONSTANTS = {"π": "pi", "e": "E", "i": "I", "∞": "oo"}
-FUNCTIONS = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "abs": "Abs"}
-FUNCTIONS |= {"!": "factorial", "choose": "binomial"}
-SIGNS = {"+": operator.add, "*": operator.mul, "/": operator.truediv, "^": operator.pow, "neg": operator.neg}
+SYMPY_NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "abs": "Abs"}
+SYMPY_NAMES |= {"!": "factorial", "choose": "binomial"}
+OPERATORS = {
+    "+": operator.add,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "^": operator.pow,
+    "neg": operator.neg,
+}
 
 
 def equal_in_mathematics(given: Tree | Relation, reference: Tree | Relation, precision: int | None) -> bool:
@@ -51,9 +57,9 @@ def in_sympy(value: Tree | Relation) -> object:
         return sympy.log(parts[1], parts[0])
     if name == "degrees":
         return parts[0] * sympy.pi / 180
-    if name in SIGNS:
-        return SIGNS[name](*parts)
-    return getattr(sympy, FUNCTIONS.get(name, name))(*parts)
+    if name in OPERATORS:
+        return OPERATORS[name](*parts)
+    return getattr(sympy, SYMPY_NAMES.get(name, name))(*parts)
 
 
 def root_in_sympy(degree: int, of: Tree) -> object:

@@ -4,7 +4,7 @@ import re
 
 from mathse.answers.expression import Unreadable
 from mathse.answers.kinds import Figure, Group, Words
-from mathse.answers.spelling import text_key
+from mathse.answers.spelling import comparable
 
 TRUTHS = dict.fromkeys("yes true 是 对 正确".split(), "yes")
 TRUTHS |= dict.fromkeys("no false 否 不是 错 错误 不正确".split(), "no")
@@ -19,7 +19,7 @@ SAME_WORDS = {  # name -> its other spellings, without blanks
     "monday": "星期一", "tuesday": "星期二", "wednesday": "星期三", "thursday": "星期四", "friday": "星期五",
     "saturday": "星期六", "sunday": "星期日 星期天",
 }  # fmt: skip
-SAME_WORD = {other: text_key(name) for name, others in SAME_WORDS.items() for other in others.split()}
+SAME_WORD = {other: comparable(name) for name, others in SAME_WORDS.items() for other in others.split()}
 MEANING = re.compile(  # words that say something of a value, or deny it
     r"\b(?:not|no|than|of|by|between|least|most|times|divided|plus|minus|and|or|odd|even|positive"
     r"|negative|prime"
@@ -112,7 +112,7 @@ def read_sign(text: str) -> Words | Group | None:
     """Yes or no; I to XII, which are no products of letters; (1)(3), the numbers of statements."""
     if text.casefold() in TRUTHS:
         return Words(TRUTHS[text.casefold()])
-    key = text_key(re.sub(r"^(?:the|an?) |^一个", "", text.casefold())).replace("-", "")
+    key = comparable(re.sub(r"^(?:the|an?) |^一个", "", text.casefold())).replace("-", "")
     if key in SAME_WORD or key in SAME_WORD.values():
         return Words(SAME_WORD.get(key, key))
     if start := YES_OR_NO.match(text):
@@ -129,5 +129,5 @@ def read_words(text: str) -> Words | None:
     text = text.casefold()
     name = re.sub(r"^(?:(?:the|an?) |一个)+", "", text)
     if re.fullmatch(r"[a-z]+(?:[ -][a-z]+){0,3}|[\u4e00-\u9fff]{1,8}", name) and not MEANING.search(name):
-        return Words(text_key(name).replace("-", ""))
+        return Words(comparable(name).replace("-", ""))
     return None

@@ -9,12 +9,12 @@ SMALL = (
 ).split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-PARTS = (
+PART_WORDS = (
     "half third quarter fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 )  # one of 2, 3, 4 …
-VALUES = {word: value for value, word in enumerate(SMALL)}
-VALUES |= {word: 10 * value for value, word in enumerate(TENS, 2)}
-PART_OF = {word: value for value, word in enumerate(PARTS, 2)} | {
+WORD_VALUES = {word: value for value, word in enumerate(SMALL)}
+WORD_VALUES |= {word: 10 * value for value, word in enumerate(TENS, 2)}
+PART_OF = {word: value for value, word in enumerate(PART_WORDS, 2)} | {
     "fourth": 4,
     "hundredth": 100,
     "thousandth": 1000,
@@ -30,7 +30,7 @@ MAGNITUDES |= CHINESE_MAGNITUDES | {"百万": 10**6, "千万": 10**7}
 CHINESE = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0, "○": 0}
 CHINESE_TENS = {"十": 10, "百": 100, "千": 1000}
 NUMBER_WORD = re.compile(
-    rf"\b(?:{'|'.join(sorted([*VALUES, *SCALES, 'hundred', 'dozen'], key=len, reverse=True))})\b"
+    rf"\b(?:{'|'.join(sorted([*WORD_VALUES, *SCALES, 'hundred', 'dozen'], key=len, reverse=True))})\b"
 )
 CHINESE_NUMERAL = "".join([*CHINESE, *CHINESE_TENS, "万亿"])
 
@@ -42,16 +42,16 @@ def english_integer(words: list[str]) -> int | None:
         if word == "and":
             if last not in ("hundred", *SCALES):
                 return None
-        elif word in VALUES or word.isdigit() and word == words[0]:
-            value = VALUES.get(word) if word in VALUES else int(word)
-            if last.isdigit() or last in VALUES and not (last in TENS and 0 < value < 10):
+        elif word in WORD_VALUES or word.isdigit() and word == words[0]:
+            value = WORD_VALUES.get(word) if word in WORD_VALUES else int(word)
+            if last.isdigit() or last in WORD_VALUES and not (last in TENS and 0 < value < 10):
                 return None
             group += value
-        elif word == "hundred" and last in VALUES and 0 < group < 100:
+        elif word == "hundred" and last in WORD_VALUES and 0 < group < 100:
             group *= 100
         elif word in SCALES and group and (not total or total % (SCALES[word] * 1000) == 0):
             total, group = total + group * SCALES[word], 0
-        elif word == "dozen" and last in VALUES and word == words[-1]:
+        elif word == "dozen" and last in WORD_VALUES and word == words[-1]:
             group *= 12
         else:
             return None
@@ -70,7 +70,7 @@ def number_in_words(text: str) -> Fraction | None:
         value = number_in_words(text[sign.end() :])
         return None if value is None else -value
     if ordinal := re.fullmatch(rf"(?:the )?({'|'.join(TENS)})-({'|'.join(ORDINALS)})", text):
-        return Fraction(VALUES[ordinal[1]] + ORDINALS[ordinal[2]])
+        return Fraction(WORD_VALUES[ordinal[1]] + ORDINALS[ordinal[2]])
     words = re.split(r"[ -]+", text)
     if words[0] in ("a", "an", "one") and len(words) > 1 and (words[1] in PART_OF or words[1] in MAGNITUDES):
         words = ["one", *words[1:]]
@@ -89,7 +89,7 @@ def number_in_words(text: str) -> Fraction | None:
 def with_point(words: list[str]) -> Fraction | None:
     """three point one four"""
     place = words.index("point")
-    whole, digits = english_integer(words[:place]), [VALUES.get(word, 10) for word in words[place + 1 :]]
+    whole, digits = english_integer(words[:place]), [WORD_VALUES.get(word, 10) for word in words[place + 1 :]]
     if whole is None or not digits or max(digits) > 9:
         return None
     return whole + Fraction(int("".join(map(str, digits))), 10 ** len(digits))

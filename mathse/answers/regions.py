@@ -9,11 +9,12 @@ from mathse.answers.quantities import read_quantity
 
 INFINITY, MINUS_INFINITY = ("name", "∞"), ("neg", ("name", "∞"))
 FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
-SIGNS = {"at least": "≥", "no less than": "≥", "not less than": "≥", "greater than or equal to": "≥"}
-SIGNS |= {"at most": "≤", "no more than": "≤", "not more than": "≤", "less than or equal to": "≤"}
-SIGNS |= {"greater than": ">", "more than": ">", "less than": "<"}
+SIGN_OF_WORDS = {"at least": "≥", "no less than": "≥", "not less than": "≥", "greater than or equal to": "≥"}
+SIGN_OF_WORDS |= {"at most": "≤", "no more than": "≤", "not more than": "≤", "less than or equal to": "≤"}
+SIGN_OF_WORDS |= {"greater than": ">", "more than": ">", "less than": "<"}
 AT_LEAST = re.compile(
-    rf"(?:([a-z]) (?:is|must be) |(?:all )?(?:real )?numbers? )?({'|'.join(SIGNS)}) (.+)", re.IGNORECASE
+    rf"(?:([a-z]) (?:is|must be) |(?:all )?(?:real )?numbers? )?({'|'.join(SIGN_OF_WORDS)}) (.+)",
+    re.IGNORECASE,
 )
 ALL_BUT = re.compile(
     r"(?:all )?real numbers? (?:except|other than|but)(?: for)? (?:[a-z] ?= ?)?(.+)|[ℝR] ?∖ ?⦃(.+)⦄",
@@ -91,7 +92,7 @@ def region_of(value: object, variable: str = "") -> Region | None:
 def read_inequality(text: str) -> Region | Relation | Group | None:
     """x > 2, 2 < x, -3 < x ≤ 4, x ≠ 2, |x| < 2; y > 2x; D > B > A; at least 3; all real numbers except 2."""
     if match := AT_LEAST.fullmatch(text):
-        text = f"{match[1] or 'x'} {SIGNS[match[2].lower()]} {match[3]}"
+        text = f"{match[1] or 'x'} {SIGN_OF_WORDS[match[2].lower()]} {match[3]}"
     if match := ALL_BUT.fullmatch(text):
         text = f"x ≠ {match[1] or match[2]}"
     signs = re.findall("[<>≤≥≠]", text)

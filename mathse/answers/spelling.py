@@ -3,7 +3,7 @@
 import re
 from functools import lru_cache
 
-from mathse.answers.expression import FUNCTIONS, LETTERS
+from mathse.answers.expression import FUNCTIONS, GREEK_LETTERS
 
 CHARACTERS = str.maketrans(
     "×·⋅•∙÷∕⁄−–﹣∶⩽≦⩾≧º˚’‘“”∼𝜋⟂〈〉", "*****///---:≤≤≥≥°°''\"\"∽π⊥⟨⟩", "\u200b\u2061\u2062\u2063\ufeff"
@@ -36,9 +36,9 @@ SIGNS = {  # LaTeX command -> sign
     "land wedge": " and ", "lor vee": " or ", "quad qquad enspace": " ", "lbrace": "⦃", "rbrace": "⦄",
 }  # fmt: skip
 SIGN_OF = {name: sign for names, sign in SIGNS.items() for name in names.split()}
-SIGN_OF |= {prefix + name: letter for letter, name in LETTERS.items() for prefix in ("", "var")}
+SIGN_OF |= {prefix + name: letter for letter, name in GREEK_LETTERS.items() for prefix in ("", "var")}
 SIGN_OF |= {name: f" {name} " for name in (*FUNCTIONS, "log", "lg")}
-KEPT = {name: f"\\{name} " for name in ("frac", "binom", "overline", "begin", "end")}
+KEPT_COMMANDS = {name: f"\\{name} " for name in ("frac", "binom", "overline", "begin", "end")}
 COMMAND = re.compile(r"\\([A-Za-z]+)")
 DRESS = r"text|math|mbox|operatorname|boldsymbol|bold|emph|underline|pmb|tag"
 TEXT = re.compile(
@@ -50,7 +50,7 @@ def rules(*pairs: tuple[str, str]) -> list[tuple[re.Pattern, str]]:
     return [(re.compile(old), new) for old, new in pairs]
 
 
-LATEX = rules(  # while commands are commands
+LATEX_RULES = rules(  # while commands are commands
     (r"\\right ?\.", ""),
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|rm|bf)(?![A-Za-z])", ""),
     (r"\\f?boxed(?![A-Za-z])|\$\$?|(?<!\\)\\[()\[\]]|__|`|~~", " "),
@@ -76,7 +76,7 @@ LATEX = rules(  # while commands are commands
     (r"(?<![A-Za-z])C\((\d+), ?(\d+)\)(?= ?[=*/+-])", r"\\binom{\1}{\2}"),
     (r"\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r"\\overline{\1\2\3}"),
 )
-PLAIN = rules(  # once they are signs
+SIGN_RULES = rules(  # once they are signs
     (r"\+/-", "±"),
     (r"<=|=<", "≤"),
     (r">=", "≥"),
@@ -132,11 +132,11 @@ def spell(text: str) -> str:
     text = text.replace("\\$", "¤").replace("\\{", "⦃").replace("\\}", "⦄").replace("\\|", "|")
     for _ in range(3):
         text = TEXT.sub(r" \1 ", text)
-    for old, new in LATEX:
+    for old, new in LATEX_RULES:
         text = old.sub(new, text)
     text = SYSTEM.sub(rows_of_system, text)
-    text = COMMAND.sub(lambda found: SIGN_OF.get(found[1]) or KEPT.get(found[1], found[0]), text)
-    for old, new in PLAIN:
+    text = COMMAND.sub(lambda found: SIGN_OF.get(found[1]) or KEPT_COMMANDS.get(found[1], found[0]), text)
+    for old, new in SIGN_RULES:
         text = old.sub(new, text)
     return trimmed(text).replace("¤", "$")
 
@@ -152,7 +152,7 @@ LONG_WORD = re.compile("[A-Za-z]{3,}")
 LOOSE_BLANKS = re.compile(r"\s+(?!\d)|(?<![\d,])\s+|(?<=,)\s+(?!\d{3}(?!\d))")
 
 
-def text_key(text: str) -> str:
+def comparable(text: str) -> str:
     """For comparing as text: words without case, and no blanks but those between digits and their commas."""
     return LOOSE_BLANKS.sub("", LONG_WORD.sub(lambda word: word[0].casefold(), text))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction as F
 from functools import lru_cache
 
-from mathse.answers.numerals import MAGNITUDES, PART_OF, VALUES
+from mathse.answers.numerals import MAGNITUDES, PART_OF, WORD_VALUES
 
 # dimension -> {spellings of a unit: its size in the dimension's first unit}
 UNITS = {
@@ -58,7 +58,7 @@ KNOWN = {
     for spellings, size in units.items()
     for spelling in spellings.split()
 } | {spelling: unit for spellings, unit in COMPOUND.items() for spelling in spellings.split()}
-LETTERS = set("mgshlL")  # units of one letter; the others are names, as in 3a
+UNIT_LETTERS = set("mgshlL")  # units of one letter; the others are names, as in 3a
 CASED = {"mL", "Hz"}
 POWERS = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3, "squared": 2, "cubed": 3}
 FACTOR = re.compile(
@@ -71,7 +71,7 @@ STOP = """a an the does do did and or not to of in from between than x y n is ar
 minus times divided over by into per remainder with without but at for as on about nearly almost
 least most under above below after before ago each other others if then so thus this that these
 those his its percent squared cubed square sq cubic cu factorial power powers log yes no none mod"""
-STOP = {*STOP.split(), *VALUES, *PART_OF, *MAGNITUDES}
+STOP = {*STOP.split(), *WORD_VALUES, *PART_OF, *MAGNITUDES}
 PLURALS = {"people", "children", "men", "women", "feet", "fish", "sheep", "mice", "dice", "geese", "teeth"}
 CLASSIFIERS = "个只条支枝本种次张棵块件名位人辆朵颗粒束盒袋瓶杯箱组对双套层排行列页道题座架头匹圈段根步场局项"
 
@@ -135,7 +135,7 @@ def read_factor(text: str) -> Unit | None:
 def lookup(name: str) -> tuple[F, dict[str, int]] | None:
     """(size, dimensions) of a unit's name."""
     if name.isascii() and name.isalpha():
-        if len(name) == 1 and name not in LETTERS:
+        if len(name) == 1 and name not in UNIT_LETTERS:
             return None
         if len(name) == 2 and not name.islower() and name not in CASED:  # AB is a segment
             return None

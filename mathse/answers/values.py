@@ -21,7 +21,7 @@ from mathse.answers.kinds import Group, Named, Region, Relation, Restated, Scala
 from mathse.answers.names import read_figure, read_name, read_sign, read_words
 from mathse.answers.quantities import BASE, number, read_clock, read_date, read_quantity, without_units
 from mathse.answers.regions import intersected, read_inequality, region_of, united
-from mathse.answers.spelling import closes_at_end, split, text_key, trimmed
+from mathse.answers.spelling import closes_at_end, comparable, split, trimmed
 from mathse.answers.units import read_unit
 
 PARTS = 12  # of an answer: two sets of this size take 144 comparisons
@@ -145,7 +145,7 @@ def read_set(text: str) -> object | None:
     inner = text[1:-1].strip()
     if builder := re.match(r"[a-z](?:∈ ?(?:ℝ|R))? ?[|:] ?", inner):
         return read(inner[builder.end() :])
-    return Group("set", read_all(split(inner, "[,;]"))) if inner else Words(text_key("no solution"))
+    return Group("set", read_all(split(inner, "[,;]"))) if inner else Words(comparable("no solution"))
 
 
 def read_bracketed(text: str) -> Group | None:
@@ -265,7 +265,7 @@ def read_chain(text: str) -> object | None:
         return restate([left, *numbers_of_chain(rest)], [False, *rounded])
     values = numbers_of_chain(rest)
     if named or left and joins_names(left.tree):
-        return Named(*(named or (text_key(first), "")), restate(values, rounded))
+        return Named(*(named or (comparable(first), "")), restate(values, rounded))
     raise Unreadable(text)
 
 

@@ -24,7 +24,7 @@ from mathse.chat import chat_parts
 from mathse.cli import PIXELS_A_TOKEN
 from mathse.generate.connection import OPTIONAL, Connection, Parameters
 from mathse.generate.reply import (
-    CHARACTERS,
+    CHARACTERS_A_TOKEN,
     PARAMETER_STATUS,
     Choice,
     ServerError,
@@ -277,7 +277,7 @@ class Endpoint:
         texts, the limit of tokens of a text that was cut off, and images as large as --max-pixels lets them.
         """
         image = (self.args.max_pixels or MAX_PIXELS) // PIXELS_A_TOKEN
-        prompt = sum(len(message["content"]) for message in request.messages) // CHARACTERS
+        prompt = sum(len(message["content"]) for message in request.messages) // CHARACTERS_A_TOKEN
         read = prompt + image * len(request.row["images"])
         written = estimated_tokens(choices, self.args.max_tokens)
         return read_usage(usage, (read, written) if choices else (0, 0))

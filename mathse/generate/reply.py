@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 LENGTH = {"length", "max_tokens", "max_output_tokens"}  # finish reasons of a text that was cut off
 BROKEN_OFF = {"error", "abort"}  # of one that the server failed to end
 TEXT_PARTS = ("text", "output_text", None)  # types of a part of a content
-CHARACTERS = 4  # a token, where a server does not count
+CHARACTERS_A_TOKEN = 4  # a token, where a server does not count
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 KEY_STATUS = {401, 402, 403}  # the key or the account, not the request, is refused
 PARAMETER_STATUS = {400, 422}
@@ -109,8 +109,8 @@ def is_token_count(value: object) -> bool:
 
 
 def estimated_tokens(choices: list[Choice], limit: int) -> int:
-    """Roughly the tokens of texts: one for CHARACTERS characters; the limit where a text was cut off."""
-    written = [-(-choice.characters // CHARACTERS) for choice in choices]
+    """Roughly the tokens of texts: one for some characters; the limit where a text was cut off."""
+    written = [-(-choice.characters // CHARACTERS_A_TOKEN) for choice in choices]
     return sum(limit if choice.finish == "length" else few for choice, few in zip(choices, written))
 
 

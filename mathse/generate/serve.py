@@ -27,11 +27,11 @@ from mathse.generate.endpoint import Endpoint
 from mathse.generate.types import Reply, Request
 from mathse.records import fail
 
-CONCURRENCY = 256  # requests in flight, if --concurrency does not say: they fill a server
+SERVED_CONCURRENCY = 256  # requests in flight, if --concurrency does not say: they fill a server
 RESTARTS = 1
-START_SECONDS = 1800  # for a server to load its model and answer
+LOAD_SECONDS = 1800  # for a server to load its model and answer
 END_SECONDS = 20  # for it to end when it is asked to; then it is killed
-TAIL = 4000  # characters of a log that are looked at for its last error
+LOG_TAIL = 4000  # characters of a log that are looked at for its last error
 VLLM_FLAGS = "--generation-config vllm"  # else what a request omits comes from the folder's habits
 
 
@@ -58,14 +58,14 @@ class Server:
                 start_new_session=True,
             )
         begun = time.monotonic()
-        while time.monotonic() < begun + START_SECONDS:
+        while time.monotonic() < begun + LOAD_SECONDS:
             if names := self.models():
                 print(f"serve: answers after {time.monotonic() - begun:.0f} s", flush=True)
                 return f"{self.url}#{names[0]}"
             if not self.is_running():
                 fail(f"--serve: the server ended ({last_error(self.log)}); see {self.log}")
             time.sleep(0.5)
-        fail(f"--serve: no answer in {START_SECONDS} s ({last_error(self.log)}); see {self.log}")
+        fail(f"--serve: no answer in {LOAD_SECONDS} s ({last_error(self.log)}); see {self.log}")
 
     def models(self) -> list[str]:
         """The names of the models that it serves, [] if it does not answer yet."""
@@ -105,7 +105,7 @@ class Served:
         self.lock, self.starts = threading.Lock(), 1
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that atexit ends the server
         unlimited = {
-            "concurrency": args.concurrency or CONCURRENCY,
+            "concurrency": args.concurrency or SERVED_CONCURRENCY,
             "max_requests": 0,
             "max_cost": 0,
             "spent": None,
@@ -165,7 +165,7 @@ def last_error(log: Path) -> str:
     """The last line of a log that speaks of an error, else its last line."""
     lines = [
         line.strip()
-        for line in log.read_bytes()[-TAIL:].decode("utf-8", "replace").splitlines()
+        for line in log.read_bytes()[-LOG_TAIL:].decode("utf-8", "replace").splitlines()
         if line.strip()
     ]
     errors = [line for line in lines if "error" in line.lower()]

@@ -20,7 +20,7 @@ class Reply:
     """`finish`: stop, length (cut off at the token limit) or error (`text` is empty, `reason` says why).
 
     `seed`: the one that the model was given; None if it takes none, the same for samples drawn together.
-    `token_logprobs`: each new token's text and log-probability at temperature 1; of local models, on request.
+    `token_logprobs`: each new token's text and log-probability at temperature 1, on request and where known.
     """
 
     row: dict
