@@ -130,7 +130,7 @@ def main() -> None:
         __file__,
         args,
         inputs=("input", "unsolved_in", "model"),
-        without={"batch_size"},
+        without={"batch_size", "processes"},
         code=(choose, requests),
     )
     if recipe.is_done():

@@ -523,7 +523,9 @@ def main() -> None:
     code = (annotate, read_correct) if args.annotate else (verify if args.model else decide,)
     inputs = ("input", "add_correct", "model")
     unused = set() if args.model else {*vars(args)} - {"input", "accept", "limit"}
-    recipe = Recipe(args.output, __file__, args, inputs, {"batch_size"} | unused, constants, code)
+    recipe = Recipe(
+        args.output, __file__, args, inputs, {"batch_size", "processes"} | unused, constants, code
+    )
     if recipe.is_done():
         return
     lengths = check_input(args)

@@ -146,7 +146,7 @@ def main() -> None:
         __file__,
         args,
         inputs=("input", "model"),
-        without={"batch_size"},
+        without={"batch_size", "processes"},
         code=(choose_drafts, requests),
     )
     if recipe.is_done():

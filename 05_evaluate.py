@@ -228,7 +228,7 @@ def predict(args: Namespace) -> None:
     """Write predictions.jsonl, a row a problem and sample."""
     constants = {"answer check": check_version()}
     code = (solve_prompt,) if args.prompt == "solve" else ()
-    without = {"batch_size", "judge", "classify", "against"}
+    without = {"batch_size", "processes", "judge", "classify", "against"}
     recipe = Recipe(args.output / PREDICTIONS, __file__, args, ("test", "model"), without, constants, code)
     if recipe.is_done():
         return

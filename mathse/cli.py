@@ -109,6 +109,12 @@ def add_generation_flags(parser: argparse.ArgumentParser, max_tokens: int) -> No
         default=64,
         help="replies decoded together, local models (default %(default)s)",
     )
+    add(
+        "--processes",
+        type=whole(1),
+        help="processes of a local model, of one thread each; 1: one with all threads "
+        "(default: one a core, on a GPU 1)",
+    )
     add("--seed", type=whole(0), default=0, help="the run's seed (default %(default)s)")
     add("--retry-errors", action="store_true", help="try the failed rows of a complete output again")
     add("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")

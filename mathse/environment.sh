@@ -9,4 +9,4 @@ if [[ -z ${PYTHON:-} ]]; then
     touch .venv/complete
   fi
 fi
-export PYTHON TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+export PYTHON

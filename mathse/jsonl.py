@@ -77,7 +77,11 @@ def expected_length(row: dict) -> int:
 
 @contextlib.contextmanager
 def stage_end():
-    """Around a stage's main(): a full or read-only disk is one line; the process group is closed."""
+    """Around a stage's main(): threads that wait for work sleep, a full or read-only disk is one line, the
+    process group is closed.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         yield
     except OSError as error:

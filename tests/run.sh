@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source mathse/environment.sh
-export HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
 exec "$PYTHON" -m pytest -q --durations=5 tests "$@"

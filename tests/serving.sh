@@ -29,9 +29,6 @@ P
   mv "$site/torchvision/new.py" "$site/torchvision/__init__.py"
   named=$site/vllm-$VLLM.dist-info  # the command looks for a distribution of this name
   mkdir "$named"; printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$VLLM" > "$named/METADATA"
-  # toy/base merges its visual tokens 1 x 1, which vLLM's Qwen2-VL does not pass on
-  sed -i 's/^\( *\)context_dim=embed_dim,$/\1context_dim=embed_dim, spatial_merge_size=spatial_merge_size,/' \
-    "$site/vllm/model_executor/models/qwen2_vl.py"
   touch "$V/complete"
 fi
 export VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1

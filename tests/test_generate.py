@@ -36,7 +36,7 @@ BAD_PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 50
 def settings(**changes) -> argparse.Namespace:
     values = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 12, "max_pixels": 10_000}
     return argparse.Namespace(
-        **values | {"batch_size": 64, "trust_remote_code": False, "serve": None} | changes
+        **values | {"batch_size": 64, "trust_remote_code": False, "serve": None, "processes": 1} | changes
     )
 
 

@@ -2,16 +2,20 @@
 dies stops the stage.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, read_rows, write_rows
 
+from mathse.generate import Reply, Request
+from mathse.generate.processes import SMALL, Dealer, Forked
 from mathse.jsonl import share
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -120,3 +124,108 @@ def test_other_stages_give_the_same_with_two_processes(toy_world, tmp_path, one)
         assert first == second and len(first) >= 6, script
     metrics = [(tmp_path / f"05-{count}" / "metrics.json").read_text() for count in (1, 2)]
     assert metrics[0] == metrics[1]
+
+
+# ---------------------------------------------------------------- processes of one model
+
+
+class Echo:
+    """A model that says which process answered; `fault` is raised at the request whose text is "fault"."""
+
+    def __init__(self, fault: BaseException | None = None):
+        self.work, self.fault = Counter(), fault
+
+    def __call__(self, requests, temperature=None):
+        for request in requests:
+            if request.messages == "fault":
+                if self.fault is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise self.fault
+            for number in request.seeds:
+                self.work["samples"] += 1
+                yield Reply(request.row, number, text=f"{os.getpid()} {request.messages}")
+
+    def spent(self):
+        return {}
+
+
+def questions(count: int, samples: int = 1) -> list[Request]:
+    """Three requests a problem, apart from each other."""
+    rows = [{"id": f"p{index % (count // 3)}", "images": [], "kept": index} for index in range(count)]
+    return [Request(row, str(row["kept"]), dict.fromkeys(range(samples), 0)) for row in rows]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_each_sample_is_answered_once_and_a_problem_by_one_process(count):
+    generate = Forked(Echo(), count)
+    for _ in range(2):  # a model may be called again
+        replies = list(generate(iter(questions(300, 2))))
+        assert sorted((reply.row["kept"], reply.sample) for reply in replies) == [
+            (index, sample) for index in range(300) for sample in range(2)
+        ]
+        assert all(reply.text.split()[1] == str(reply.row["kept"]) for reply in replies)
+        by = {}
+        for reply in replies:
+            by.setdefault(reply.row["id"], set()).add(reply.text.split()[0])
+        assert all(len(answered) == 1 for answered in by.values())
+        assert len(set.union(*by.values())) == count
+    assert generate.work["samples"] == 1200
+
+
+def test_a_few_samples_are_not_worth_a_second_process():
+    few = list(Forked(Echo(), 2)(questions(SMALL - SMALL % 3 - 3)))
+    assert {reply.text.split()[0] for reply in few} == {str(os.getpid())}
+
+
+def test_who_gets_what_does_not_depend_on_who_asks_first():
+    def dealt(order: list[int]) -> list[list[int]]:
+        dealer, taken = Dealer(iter(questions(600)), 2), [[], []]
+        while any(more := [dealer.take(place) for place in order]):
+            for place, requests in zip(order, more):
+                taken[place] += [int(request.messages) for request in requests]
+        return taken
+
+    assert dealt([0, 1]) == dealt([1, 0]) and sum(map(len, dealt([0, 1]))) == 600
+
+
+@pytest.mark.parametrize(
+    "fault, ends, printed",
+    [
+        (SystemExit(1), SystemExit, ""),
+        (KeyError("gone"), RuntimeError, "KeyError: 'gone'"),
+        (None, SystemExit, "was ended from outside"),
+    ],
+)
+def test_a_process_that_ends_ends_the_stage(fault, ends, printed, capfd):
+    asked = questions(300)
+    asked[150].messages = "fault"
+    with pytest.raises(ends) as error:
+        list(Forked(Echo(fault), 2)(asked))
+    assert printed in capfd.readouterr().err + str(error.value)
+    assert ends is not SystemExit or error.value.code == 1
+    assert not children(os.getpid())
+
+
+def test_a_stage_that_is_killed_leaves_no_process(toy_world, tmp_path):
+    output = tmp_path / "samples.jsonl"
+    flags = ["--input", toy_world / "train.jsonl", "--samples", 64, "--temperature", 2, "--processes", 2]
+    flags += ["--model", "toy/base", "--max-tokens", "400", "--output", output]
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen([sys.executable, "01_sample.py", *map(str, flags)], cwd=ROOT)
+        deadline = time.monotonic() + 120
+        while len(forked := children(process.pid)) < 2:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.wait(60)
+        while alive := [pid for pid in forked if Path(f"/proc/{pid}").exists()]:
+            assert time.monotonic() < deadline, alive
+            time.sleep(0.02)
+
+
+def test_one_process_and_two_write_the_same(toy_world, tmp_path, one):
+    flags = ["--input", toy_world / "train.jsonl", "--samples", 3, "--temperature", "1", *LOCAL]
+    for count in (1, 2):
+        one("01_sample.py", *flags, "--output", tmp_path / f"{count}.jsonl", "--processes", count)
+    assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
+    assert "processes" not in json.loads((tmp_path / "2.jsonl.recipe.json").read_text())["flags"]

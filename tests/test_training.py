@@ -391,6 +391,7 @@ def test_overfits_then_answers(kind, tiny_model, eight_file, finetune, tmp_path)
         batch_size=64,
         trust_remote_code=False,
         serve=None,
+        processes=1,
     )
     rows = read_rows(eight_file)
     replies = open_model(str(tmp_path / "model"), flags, common.load)(

@@ -456,7 +456,10 @@ def renew_tower(old_folder: Path, folder: Path, steps: int, seed: int) -> None:
         torch.nn.utils.clip_grad_norm_(new_tower.parameters(), 1.0)
         optimizer.step(), schedule.step(), optimizer.zero_grad()
         if step % 100 == 0:
-            print(f"step {step}  off by {loss.item():.4f}  {(time.monotonic() - start) / 60:.1f} min", flush=True)
+            print(
+                f"step {step}  off by {loss.item():.4f}  {(time.monotonic() - start) / 60:.1f} min",
+                flush=True,
+            )
     model.save_pretrained(folder)
 
 

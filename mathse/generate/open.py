@@ -26,6 +26,8 @@ The shared path needs a language part that attends through transformers' attenti
 image when it is loaded: if its logits are not those of its own forward pass, the plain path (plain.py)
 decodes one batch after the other through generate(). A line says which path is taken.
 
+On a CPU the problems are shared out to one process a core (processes.py).
+
 Faults of a row become its error reply, faults of the device end the stage (faults.py).
 """
 
@@ -47,6 +49,7 @@ from mathse.generate.batching import (
 )
 from mathse.generate.endpoint import CONCURRENCY, Endpoint
 from mathse.generate.faults import INPUT_ERRORS, end_if_device_failed, one_line
+from mathse.generate.processes import Forked, core_count
 from mathse.generate.serve import Served
 from mathse.generate.types import Generator, Reply, Request
 from mathse.records import is_endpoint
@@ -66,7 +69,12 @@ def open_model(
         return Endpoint(spec, args, logprobs, schema)
     if args.serve:
         return Served(spec, args, logprobs=logprobs, schema=schema)
-    return LocalModel(*load(spec, args.trust_remote_code), args, logprobs)
+    model, processor = load(spec, args.trust_remote_code)
+    count = args.processes or (core_count() if model.device.type == "cpu" else 1)
+    if count > 1:
+        args = argparse.Namespace(**vars(args) | {"batch_size": -(-args.batch_size // count)})
+    local = LocalModel(model, processor, args, logprobs)
+    return Forked(local, count) if count > 1 else local
 
 
 class LocalModel:

@@ -43,7 +43,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": args.tokens, "max_pixels": 0}
-    flags = argparse.Namespace(**sampling, batch_size=256, trust_remote_code=False, serve=None)
+    flags = argparse.Namespace(**sampling, batch_size=256, trust_remote_code=False, serve=None, processes=1)
     with tempfile.TemporaryDirectory() as folder:
         image = f"{folder}/image.png"
         Image.effect_noise((32, 32), 90).convert("RGB").save(image)
