@@ -4,10 +4,12 @@ Reads:  samples.jsonl    id, question, images, answer, optional options, sample,
 Writes: verified.jsonl   + answer_check, orm_check (correct, wrong, undecided; null when not run), status (by
                          --accept), extracted, rule (of the answer check), error_step, error_line (the
                          response's line that it means, from 1), error_analysis, judge_reply (raw; a list of
-                         several), judge_tokens, orm_confidence (where known), judge_error (why no reply)
+                         several), judge_tokens, orm_confidence (where known), judge_error (why no reply),
+                         held_out (true: the ORM was not trained on this problem; null: not known)
 
 With --annotate the model is the teacher, which is shown the reference answer, and the output is the training
-data of an ORM: + judge_prompt, and each wrong path with the step at which it fails and why.
+data of an ORM: + judge_prompt, teacher_check, and each wrong path with the step at which it fails and why.
+Of verified.jsonl the ORM's checks are kept, so that the output tells how often it was right.
 
     python 02_verify.py --input out/samples.jsonl --output out/verified.jsonl --accept answer
     python 02_verify.py --input out/samples.jsonl --output out/judged.jsonl --model runs/default/orm/model
@@ -19,7 +21,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -31,8 +33,10 @@ from mathse.answers import (
     check_failed,
     check_rows,
     check_version,
+    find_answer,
     option_values,
     reference_letters,
+    same_vote,
     states_value,
 )
 from mathse.chat import fill, question_text, user_message
@@ -48,18 +52,19 @@ from mathse.cli import (
 )
 from mathse.generate import Reply, Request, open_model
 from mathse.jsonl import Output, expected_length, processes, share, stage_end
-from mathse.recipe import Recipe
+from mathse.recipe import Recipe, read_recipe
 from mathse.records import (
     VERDICT_FIELDS,
     derive_seed,
     fail,
+    is_held_out,
     listed,
     read_rows,
     row_key,
     written_rows,
 )
 from mathse.replies import Field, Found, find_lines, find_objects, thought_end
-from mathse.report.statistics import VERDICTS, audit, right_rate
+from mathse.report.statistics import VERDICTS, audit, audit_truth, right_rate
 
 # The ORM's prompt. Image and question come first, so that what is computed for them serves all candidates.
 JUDGE_PROMPT = """Problem: {question}
@@ -108,6 +113,7 @@ CHOICE = (  # LETTER is named as a choice
 )
 RETRY_TEMPERATURE = 0.7  # at least, when a reply gave no verdict: greedily it would be the same again
 AUDIT_SUBJECTS = 12  # printed, at most
+ORM_FIELDS = {"orm_check", "orm_confidence", "held_out"}  # what an ORM said of a path that is annotated
 NO_VERDICT = {"error_step": None, "error_analysis": None, "judge_reply": None}
 
 
@@ -125,6 +131,8 @@ def parse_args() -> argparse.Namespace:
     add(
         "--retry-undecided", type=whole(0), default=0, help="more tries without verdict (default %(default)s)"
     )
+    agreement = "accept only answers of at least this share of the problem's paths (default 0: any)"
+    add("--agree", type=real(0, 1), default=0.0, metavar="SHARE", help=agreement)
     add("--check-correct", action="store_true", help="--annotate: drop correct paths with a wrong step")
     add("--add-correct", nargs="*", default=[], help="--annotate: verified.jsonl files, their correct rows")
     add("--limit", type=whole(0), default=0, help="only the first N paths (default %(default)s: all)")
@@ -137,11 +145,15 @@ def parse_args() -> argparse.Namespace:
 # ---------------------------------------------------------------- who accepts
 
 
-def decide(policy: str, answer_check: str | None, orm_check: str | None) -> str:
+def decide(policy: str, answer_check: str | None, orm_check: str | None, agrees: bool = True) -> str:
     """The status of a path.
 
-    Without a reference answer the ORM decides; `both` accepts what neither doubts.
+    Without a reference answer the ORM decides; `both` accepts what neither doubts. Nothing is accepted that
+    does not agree with enough of the problem's paths (--agree).
     """
+    if not agrees:
+        status = decide(policy, answer_check, orm_check)
+        return "undecided" if status == "correct" else status
     if policy == "answer":
         return answer_check or "undecided"
     if policy == "orm" or answer_check is None:
@@ -150,6 +162,26 @@ def decide(policy: str, answer_check: str | None, orm_check: str | None) -> str:
     if "wrong" in checks:
         return "wrong"
     return "correct" if checks == {"correct"} else "undecided"
+
+
+def agreeing(rows: Iterable[dict], share: float) -> set[str]:
+    """Keys of the paths whose answer is, by its value, that of at least this share of their problem's paths.
+
+    Needs no reference answer. A path without an answer agrees with nobody.
+    """
+    problems = defaultdict(list)
+    for row in rows:
+        answer = find_answer(row["response"])[0] if row["finish"] == "stop" else None
+        problems[row["id"]].append((row_key(row), answer, row.get("options")))
+    kept = set()
+    for paths in problems.values():
+        votes: list[tuple[str, list[str]]] = []  # (an answer, keys of the paths that give it)
+        for key, answer, options in paths:
+            if answer is not None:
+                same = next((keys for other, keys in votes if same_vote(other, answer, options)), None)
+                votes.append((answer, [key])) if same is None else same.append(key)
+        kept |= {key for _, keys in votes if len(keys) >= share * len(paths) for key in keys}
+    return kept
 
 
 # ---------------------------------------------------------------- how a judge's reply is read
@@ -252,8 +284,8 @@ def match_step(error_step: str | None, response: str) -> int | None:
     return alike.index(max(alike)) + 1 if wanted and max(alike) >= 0.7 else None
 
 
-def judged(row: dict, replies: list[Reply], policy: str, threshold: float) -> dict:
-    """The row with the ORM's verdict, the majority of its replies.
+def judged(row: dict, replies: list[Reply], args: argparse.Namespace) -> dict:
+    """The row with the ORM's verdict, the majority of its replies. Its status is decided later.
 
     A tie and no verdict at all are undecided.
     """
@@ -269,13 +301,12 @@ def judged(row: dict, replies: list[Reply], policy: str, threshold: float) -> di
     voters = voters if decided else []
     probabilities = [value for _, reply in voters if (value := status_probability(reply)) is not None]
     confidence = round(sum(probabilities) / len(probabilities), 4) if probabilities else None
-    if threshold and (confidence is None or confidence < threshold):
+    if args.orm_threshold and (confidence is None or confidence < args.orm_threshold):
         orm_check = "undecided"
     error_step = voters[0][0]["error_step"] if voters else None
     texts = [f"error: {reply.reason}" if reply.finish == "error" else reply.text for reply in replies]
     fields = {
         "orm_check": orm_check,
-        "status": decide(policy, row["answer_check"], orm_check),
         "error_step": error_step,
         "error_line": match_step(error_step, row["response"]),
         "error_analysis": voters[0][0]["error_analysis"] if voters else None,
@@ -311,9 +342,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
     rows = check_rows(rows, args.workers)
     if generate is None:
         for row in rows:
-            yield (
-                row | NO_VERDICT | {"orm_check": None, "status": decide("answer", row["answer_check"], None)}
-            )
+            yield row | NO_VERDICT | {"orm_check": None}
         return
     unfit: list[dict] = []
     tokens: dict[str, list[int]] = {}  # of earlier tries, which are paid for too
@@ -321,7 +350,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
     def requests(rows: Iterator[dict], attempt: int) -> Iterator[Request]:
         for row in rows:
             if row["finish"] != "stop":
-                unfit.append(judged(row, [], args.accept, args.orm_threshold))
+                unfit.append(judged(row, [], args))
                 continue
             names = [
                 (args.seed, "judge", row["id"], row["sample"], attempt, k) for k in range(args.orm_samples)
@@ -337,7 +366,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
             replies[key].append(reply)
             if len(replies[key]) == args.orm_samples:
                 in_order = sorted(replies.pop(key), key=lambda reply: reply.sample)
-                row = judged(reply.row, in_order, args.accept, args.orm_threshold)
+                row = judged(reply.row, in_order, args)
                 row["judge_tokens"] = [a + b for a, b in zip(row["judge_tokens"], tokens.pop(key, (0, 0)))]
                 no_verdict = row["orm_check"] == "undecided" and row["orm_confidence"] is None
                 if no_verdict and attempt < args.retry_undecided:
@@ -348,6 +377,19 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
             yield from drain(unfit)
         yield from drain(unfit)
         rows = undecided
+
+
+def decided(args: argparse.Namespace, rows: Iterable[dict]) -> Iterator[dict]:
+    """Rows with their status, and whether the ORM was trained on their problem."""
+    agree = agreeing(read_paths(args, check=False), args.agree) if args.agree else None
+    policy = args.accept if args.model else "answer"
+    training = (read_recipe(Path(args.model or "") / "recipe.json") or {}).get("flags", {})
+    share = training.get("hold_out") or 0
+    for row in rows:
+        agrees = agree is None or row_key(row) in agree
+        row["status"] = decide(policy, row["answer_check"], row["orm_check"], agrees)
+        row["held_out"] = is_held_out(row["id"], share, training["seed"]) if 0 < share < 1 else None
+        yield row
 
 
 # ---------------------------------------------------------------- training data of an ORM
@@ -398,6 +440,7 @@ def annotated(reply: Reply) -> dict:
         "error_step": verdict["error_step"],
         "error_analysis": verdict["error_analysis"],
         "judge_reply": reply.text,
+        "teacher_check": verdict["verdict"],
     }
     return row | judge_tokens([reply]) | ({"reason": reason} if reason else {})
 
@@ -428,8 +471,8 @@ def read_paths(args: argparse.Namespace, check: bool) -> Iterator[dict]:
     """
     rows = ((path, row) for path in args.input for row in read_rows(path, NEEDED, check, may_be_empty=True))
     for path, row in islice(rows, args.limit or None):
-        for name in VERDICT_FIELDS & row.keys():  # of an earlier verification
-            del row[name]
+        for name in (VERDICT_FIELDS - (ORM_FIELDS if args.annotate else set())) & row.keys():
+            del row[name]  # of an earlier verification
         match row.get("draft_of"):
             case {"verified_in": str(place)} as draft:
                 place = os.path.join(os.path.dirname(path), place)
@@ -468,7 +511,7 @@ def check_input(args: argparse.Namespace) -> dict[str, int]:
 def write_rows(args: argparse.Namespace, output: Output, generate, mine: set[str]) -> Counter:
     """Check the paths in `mine`; returns the number of rows by their status, and by the reason of a drop."""
     rows = (row for row in read_paths(args, check=False) if row_key(row) in mine)
-    checked = annotate(args, rows, generate) if args.annotate else verify(args, rows, generate)
+    checked = annotate(args, rows, generate) if args.annotate else decided(args, verify(args, rows, generate))
     counts, what = Counter(), "annotate" if args.annotate else "verify"
     for row in tqdm(checked, total=len(mine), desc=what, unit="path", disable=None):
         output.write(row)
@@ -501,6 +544,16 @@ def print_audit(counts: dict) -> None:
     print(f"no verdict on {counts['no_verdict']} of {counts['judged']} whole paths; {found}")
 
 
+def print_truth(counts: dict) -> None:
+    """How often the ORM is right, a right answer with a step that the teacher calls wrong being wrong."""
+    for name, pairs in counts.items():
+        for check, what in (("correct", "accepts what is right"), ("wrong", "rejects what is not")):
+            if rate := right_rate(pairs, check):
+                which = "all problems" if name == "all" else "problems that it was not trained on"
+                low, high = rate[1]
+                print(f"ORM {what}: {rate[0]:6.1%} [{low:.1%}, {high:.1%}] of {rate[2]} paths, {which}")
+
+
 def check_args(args: argparse.Namespace) -> None:
     """End the command on flags that do not go together, before anything is read."""
     if not args.model and (args.annotate or args.accept != "answer"):
@@ -520,9 +573,9 @@ def main() -> None:
         print_plan(args, args.dry_run * args.orm_samples if args.model else 0)
         return
     constants = {"answer check": check_version()}
-    code = (annotate, read_correct) if args.annotate else (verify if args.model else decide,)
+    code = (annotate, read_correct) if args.annotate else (verify, decided) if args.model else (decided,)
     inputs = ("input", "add_correct", "model")
-    unused = set() if args.model else {*vars(args)} - {"input", "accept", "limit"}
+    unused = set() if args.model else {*vars(args)} - {"input", "accept", "limit", "agree"}
     recipe = Recipe(
         args.output, __file__, args, inputs, {"batch_size", "processes"} | unused, constants, code
     )
@@ -545,7 +598,10 @@ def main() -> None:
                 output.write(row)
     output.finish(keys, **spent)
     if processes()[0] == 0:
-        if args.model and not args.annotate and (figures := audit(written_rows(Path(args.output)))):
+        rows = written_rows(Path(args.output))
+        if args.annotate:
+            print_truth(audit_truth(rows))
+        elif args.model and (figures := audit(rows)):
             print_audit(figures)
         print(f"{args.output}: {len(keys)} paths; this process: {listed(counts)}")
 

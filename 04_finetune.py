@@ -68,8 +68,8 @@ def parse_args() -> Namespace:
     add("--batches", choices=["packed", "padded"], default="packed", help="packed: no padding (default)")
     recomputed = "share of layers to checkpoint, recomputed in backward (default: 1 on a GPU, 0 on a CPU)"
     add("--recompute", type=real(0, 1), metavar="SHARE", help=recomputed)
-    held_out = "problems not trained on: validation_loss after each epoch (default %(default)s)"
-    add("--hold-out", type=whole(0), default=0, metavar="N", help=held_out)
+    held_out = "problems not trained on, or a share below 1: validation_loss after each epoch (default 0)"
+    add("--hold-out", type=real(), default=0, metavar="N", help=held_out)
     saved = f"checkpoint every N steps, the last {KEEP} are kept; 0: none (default %(default)s)"
     add("--save-steps", type=whole(0), default=200, metavar="N", help=saved)
     add("--log-with", help="a tracker of accelerate, such as tensorboard, beside train_log.jsonl")

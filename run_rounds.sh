@@ -22,6 +22,9 @@ REFLECT_ACCEPT="${REFLECT_ACCEPT:-$ACCEPT}"
 REFLECT="${REFLECT:-final}"          # final, every (round), none
 REFLECTOR="${REFLECTOR:-TEACHER}"    # TEACHER, student (the last round's model), another model
 ORM="${ORM:-}"                       # an existing ORM; empty: train one; none: no ORM, with ACCEPT=answer
+ORM_UPDATE="${ORM_UPDATE:-once}"     # the ORM learns: once, from M0's paths; every: from each round's paths too
+PAIRS="${PAIRS:-0}"                  # 1: it also learns from corrections of the problems that M0 does not solve
+AUDIT="${AUDIT:-0}"                  # 1: the teacher is asked about all paths, to tell how often the ORM is right
 MAX_PIXELS="${MAX_PIXELS:-1003520}"  # larger images are scaled down, in sampling and training alike
 SEED="${SEED:-0}"
 GPUS="${GPUS:-1}"                    # processes of a local model; on several nodes LAUNCH starts them
@@ -29,16 +32,16 @@ SERVE="${SERVE:-}"                   # serves local models, but not to 04: "vllm
 DRY_RUN="${DRY_RUN:-0}"              # 1: print every command with its calls, tokens and cost; run nothing
 FORCE="${FORCE:-0}"                  # 1: make anew what changed settings concern
 # More flags: SAMPLE_FLAGS (01, in the rounds), VERIFY_, EVALUATE_, FINETUNE_, REFLECT_, DISTILL_ (04: M0),
-# ORM_, ORM_SAMPLE_, ANNOTATE_FLAGS (04, 01, 02: the ORM), DATA_FLAGS, ENDPOINT_FLAGS (as --max-cost 50).
+# ORM_, ORM_SAMPLE_, ANNOTATE_FLAGS (04, 01, 02: the ORM), ORM_UPDATE_ (04), DATA_FLAGS, ENDPOINT_FLAGS (as --max-cost 50).
 check() { [[ ${!1} =~ ^($2)$ ]] || { echo "error: $1: ${!1}: must be $3" >&2; exit 2; }; }
 check RUN '[A-Za-z0-9_][A-Za-z0-9._-]*' "letters, digits, dots, dashes and underscores"
 check REFLECT 'final|every|none' "final, every or none"
+check ORM_UPDATE 'once|every' "once or every"
 for name in ROUNDS GPUS; do check $name '[1-9][0-9]{0,5}' "a whole number of at least 1"; done
 for name in DATA TEST; do check $name '.*[^ ].*' "set, see run_rounds.sh"; done
 teacher=$TEACHER; [[ $TEACHER != toy ]] || teacher=http://127.0.0.1:1/v1#teacher  # its port comes later
-run=runs/$RUN same=(--max-pixels "$MAX_PIXELS" --seed "$SEED") judge=(${VERIFY_FLAGS:-})
-asked=("${same[@]}" --spent "$run/spent.tsv" ${ENDPOINT_FLAGS:-}) force=($([[ $FORCE == 0 ]] || echo --force))
-[[ $ORM == none ]] || judge=(--model "${ORM:-$run/orm/model}" --retry-undecided 1 "${asked[@]}" "${judge[@]}")
+run=runs/$RUN same=(--max-pixels "$MAX_PIXELS" --seed "$SEED") force=($([[ $FORCE == 0 ]] || echo --force))
+asked=("${same[@]}" --spent "$run/spent.tsv" ${ENDPOINT_FLAGS:-})
 rows=$(head -n "${LIMIT/#0/999999999}" "$DATA" 2> /dev/null | wc -l || true)  # what a dry run counts with
 [[ -f ${DATA%.parquet} ]] || rows=$([[ $LIMIT =~ ^[1-9] ]] && echo "$LIMIT" || echo 341346)  # MathVL's
 
@@ -61,13 +64,25 @@ reflect() {  # reflect STAGE OUTPUT: on what is still wrong
     "${asked[@]}" ${REFLECT_FLAGS:-}
   verify "$rows" "$1" reflected.jsonl "$2" "$REFLECT_ACCEPT" "${judge[@]}"
 }
+annotate() {  # annotate ROWS STAGE INPUT OUTPUT FLAGS...: the teacher explains wrong paths, for an ORM
+  D_ORM+=("$run/$2/$4")
+  stage "$1" 02_verify.py --annotate --input "$run/$2/$3" --output "$run/$2/$4" --model "$teacher" \
+    "${asked[@]}" ${ANNOTATE_FLAGS:-} "${@:5}"
+}
+use_orm() { judge=(--model "$1" --retry-undecided 1 "${asked[@]}" ${VERIFY_FLAGS:-}); }
+train_orm() {  # train_orm STAGE FLAGS...: a few problems are kept out of it, to measure it on
+  finetune "$1" --orm --input "${D_ORM[@]}" --hold-out 0.1 ${ORM_FLAGS:-} "${@:2}"; use_orm "$run/$1/model"
+}
+audit() {  # audit STAGE: the round's paths tell how often the ORM is right; the next one may learn from them
+  if [[ $ORM != none && $AUDIT$ORM_UPDATE != 0once ]]; then annotate "$rows" "$1" verified.jsonl annotated.jsonl; fi
+}
 finetune() { stage 0 04_finetune.py --model "$MODEL" --output "$run/$1/model" \
   --train-file "$run/$1/train.jsonl" "${same[@]}" ${FINETUNE_FLAGS:-} "${@:2}"; }
 student() { finetune "$1" --input "${D_SFT[@]}" --init "$INIT" --previous "$M" "${@:2}"; M=$run/$1/model; }
 evaluate() { stage 1000 05_evaluate.py --test $TEST --output "$run/$1/eval" --model "$M" --limit "$LIMIT" \
   --fields "$FIELDS" "${asked[@]}" ${EVALUATE_FLAGS:+${EVALUATE_FLAGS//TEACHER/$teacher}}; }
 evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct rows count; M: last model
-  local D=$run/problems.jsonl D_SFT=() M=$MODEL i
+  local D=$run/problems.jsonl D_SFT=() D_ORM=() M=$MODEL judge=(${VERIFY_FLAGS:-}) i
   stage 0 -m mathse.problems --input "$DATA" --output "$D" --test $TEST --fields "$FIELDS" --limit "$LIMIT" \
     ${DATA_FLAGS:-}
   [[ $pass$TEACHER != runtoy ]] ||
@@ -76,12 +91,17 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
   sample round_0 "$teacher" --draw "$DISTILL" --origin teacher "${asked[@]}"                        # 1
   verify 0 round_0 samples.jsonl verified.jsonl answer
   student round_0 ${DISTILL_FLAGS:-}; evaluate round_0                                              # 2
-  if [[ -z $ORM ]]; then  # train one on paths of M0: wrong ones, explained by the teacher, and correct ones
+  if [[ $ORM ]]; then [[ $ORM == none ]] || use_orm "$ORM"
+  else  # train one on paths of M0: wrong ones, explained by the teacher, and correct ones
     sample orm "$M" --origin orm --draw 15000 --samples 4 --temperature 1.0 "${same[@]}" ${SAMPLE_FLAGS:-} \
       ${ORM_SAMPLE_FLAGS:-}
-    stage $((rows * 4)) 02_verify.py --annotate --input "$run/orm/samples.jsonl" --add-correct "${D_SFT[@]}" \
-      --output "$run/orm/annotated.jsonl" --model "$teacher" "${asked[@]}" ${ANNOTATE_FLAGS:-}
-    finetune orm --orm --input "$run/orm/annotated.jsonl" ${ORM_FLAGS:-}
+    annotate $((rows * 4)) orm samples.jsonl annotated.jsonl --add-correct "${D_SFT[@]}"
+    if [[ $PAIRS != 0 ]]; then
+      stage "$rows" 03_reflect.py --input "$run/orm/annotated.jsonl" --output "$run/orm/corrected.jsonl" \
+        --model "$teacher" "${asked[@]}" ${REFLECT_FLAGS:-}
+      annotate "$rows" orm corrected.jsonl corrected_annotated.jsonl
+    fi
+    train_orm orm
   fi
   for ((i = 1; i <= ROUNDS; i++)); do                                                               # 4
     sample "round_$i" "$M" --unsolved-in "${D_SFT[@]}" --samples "$SAMPLES" --temperature 1.0 \
@@ -89,8 +109,11 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
     verify $((rows * SAMPLES)) "round_$i" samples.jsonl verified.jsonl "$ACCEPT" "${judge[@]}"       # 6-9
     if [[ $REFLECT == every ]]; then reflect "round_$i" reflected_verified.jsonl; fi
     student "round_$i"; evaluate "round_$i"                                                         # 10
+    audit "round_$i"
+    if [[ -z $ORM && $ORM_UPDATE == every && $i$REFLECT != ${ROUNDS}none ]]; then train_orm "orm_$i" ${ORM_UPDATE_FLAGS:-}; fi
   done
   if [[ $REFLECT == final ]]; then reflect final verified.jsonl; student final; evaluate final; fi  # 11-13
+  [[ $REFLECT != final ]] || audit final
 }
 
 if [[ $DRY_RUN != 0 ]]; then pass=dry; evolution; exit; fi

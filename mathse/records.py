@@ -44,7 +44,7 @@ VALUES = {"finish": ("stop", "length", "error"), "status": ("correct", "wrong", 
 # What a verdict adds to a row: not the reflection's, and made anew when a verified file is verified again.
 VERDICT_FIELDS = {
     "answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_line", "error_analysis",
-    "judge_reply", "judge_tokens", "orm_confidence", "judge_error",
+    "judge_reply", "judge_tokens", "orm_confidence", "judge_error", "held_out", "teacher_check",
 }  # fmt: skip
 Refuse = Callable[[str, str], NoReturn]  # (field, problem and remedy)
 
@@ -73,6 +73,11 @@ def row_key(row: dict) -> str:
 def derive_seed(*parts: object) -> int:
     """A seed of 31 bits from names, never from order: (run seed, round, problem id, sample)."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big") >> 1
+
+
+def is_held_out(name: str, share: float, seed: int) -> bool:
+    """Whether a problem is of the share that is not trained on: the same for every model of a run."""
+    return derive_seed(seed, "held out", name) < share * (1 << 31)
 
 
 def same_text(text: str) -> str:

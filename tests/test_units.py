@@ -407,8 +407,9 @@ def test_status_probability(stage):
 )
 def test_judged(stage, replies, threshold, verdict, step):
     row = {"answer_check": "wrong", "response": SOLUTION}
-    judged = stage("02_verify").judged(row, [spoken(text) for text in replies], "orm", threshold)
-    assert (judged["orm_check"], judged["status"], judged["error_step"]) == (verdict, verdict, step)
+    args = argparse.Namespace(orm_threshold=threshold)
+    judged = stage("02_verify").judged(row, [spoken(text) for text in replies], args)
+    assert (judged["orm_check"], judged["error_step"]) == (verdict, step)
     assert judged["error_line"] == (2 if step else None)
 
 

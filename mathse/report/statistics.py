@@ -174,16 +174,18 @@ def differing(before: dict, after: dict) -> list[str]:
 def audit(rows: Iterable[dict]) -> dict:
     """Counts of verified rows, {} if there are none.
 
-    {paths, status, "answer/orm": pairs of answer check and ORM check, by_subject: the same, judged: complete
+    {paths, status, "answer/orm": pairs of answer check and ORM check, held_out: the same of problems that the
+    ORM was not trained on, by_subject: the same, judged: complete
     paths with an ORM check, no_verdict: those of them without a verdict, error_steps: {given, found: in the
     response}, examples: the first EXAMPLES of each disagreement}
     """
-    pairs, status, subjects = Counter(), Counter(), defaultdict(Counter)
+    pairs, status, subjects, held_out = Counter(), Counter(), defaultdict(Counter), Counter()
     steps, judged, no_verdict, examples = Counter(), 0, 0, defaultdict(list)
     for row in rows:
         checks = row.get("answer_check"), row.get("orm_check")
         pair = "/".join(map(str, checks))
         pairs[pair] += 1
+        held_out[pair] += bool(row.get("held_out"))
         subjects[str(row.get("subject"))][pair] += 1
         status[row["status"]] += 1
         kind = DISAGREEMENTS.get(checks)
@@ -202,12 +204,39 @@ def audit(rows: Iterable[dict]) -> dict:
         "paths": status.total(),
         "status": dict(status),
         "answer/orm": dict(pairs),
+        "held_out": dict(+held_out),
         "by_subject": {name: dict(subjects[name]) for name in sorted(subjects)},
         "judged": judged,
         "no_verdict": no_verdict,
         "error_steps": {"given": steps.total(), "found": steps[True]},
         "examples": dict(examples),
     }
+
+
+def truth_of(row: dict) -> str | None:
+    """What a path is that a teacher was asked about too: a right answer with a wrong step is luck, and wrong.
+
+    None where the answer check or the teacher does not tell.
+    """
+    if row.get("answer_check") == "wrong":
+        return "wrong"
+    told = row.get("answer_check") == "correct" and row.get("teacher_check") in ("correct", "wrong")
+    return row["teacher_check"] if told else None
+
+
+def audit_truth(rows: Iterable[dict]) -> dict:
+    """{"all", "held_out": counts of "truth/orm" of annotated rows with an ORM check}, {} without any.
+
+    held_out: of problems that the ORM was not trained on.
+    """
+    counts = {"all": Counter(), "held_out": Counter()}
+    for row in rows:
+        truth = truth_of(row)
+        if truth and row.get("orm_check"):
+            pair = f"{truth}/{row['orm_check']}"
+            counts["all"][pair] += 1
+            counts["held_out"][pair] += bool(row.get("held_out"))
+    return {name: dict(+pairs) for name, pairs in counts.items()} if counts["all"] else {}
 
 
 def right_rate(pairs: dict, check: str) -> tuple[float, tuple[float, float], int] | None:

@@ -1,5 +1,6 @@
 """The training file, and its rows -> optimizer steps of micro-batches. Torch is not needed."""
 
+import heapq
 import itertools
 import json
 import math
@@ -11,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from mathse.records import IMAGE, derive_seed, fail, read_rows, relative_images
+from mathse.records import IMAGE, derive_seed, fail, is_held_out, read_rows, relative_images
 
 
 def write_training_file(path: Path, sources: list[str], limit: int, choose: Callable, make: Callable) -> None:
@@ -59,7 +60,7 @@ class TrainingRows:
     have the same images, and prompts that begin alike. `held`: rows of problems that are not trained on.
     """
 
-    def __init__(self, path: Path, hold_out: int = 0, seed: int = 0):
+    def __init__(self, path: Path, hold_out: float = 0, seed: int = 0):
         entries, offset = [], 0
         with path.open("rb") as file:
             for line in file:
@@ -70,9 +71,9 @@ class TrainingRows:
                 offset += len(line)
         entries.sort()
         problems = sorted({entry[4] for entry in entries})
-        if hold_out >= len(problems):
-            fail(f"--hold-out: {hold_out}: there are {len(problems)} problems to train on; leave some")
-        held = {*random.Random(f"{seed} held").sample(problems, hold_out)}
+        held = held_problems(problems, hold_out, seed)
+        if len(held) == len(problems):
+            fail(f"--hold-out: {hold_out:g}: there are {len(problems)} problems to train on; leave some")
         known = {}
         self.path = path
         self.offsets = array("q", (entry[1] for entry in entries))
@@ -88,6 +89,13 @@ class TrainingRows:
             file.seek(self.offsets[index])
             row = json.loads(file.readline())
         return row | {"images": [str(self.path.parent / image) for image in row["images"]]}
+
+
+def held_problems(problems: list[str], hold_out: float, seed: int) -> set[str]:
+    """So many problems, or a share below 1 of them, drawn by the seed."""
+    if hold_out < 1:
+        return {name for name in problems if is_held_out(name, hold_out, seed)}
+    return {*heapq.nsmallest(int(hold_out), problems, key=lambda name: derive_seed(seed, "held out", name))}
 
 
 def beginning(row: dict) -> list[str]:
