@@ -19,6 +19,8 @@ from mathse import chat, images, records
 from mathse.generate import Reply
 from mathse.jsonl import Output
 from mathse.recipe import Recipe
+from mathse.report.statistics import audit_truth
+from mathse.train.rows import held_problems
 
 
 def test_fill_is_one_pass_and_defuses_tokens():
@@ -482,7 +484,58 @@ def test_undecided_replies_are_asked_for_again(stage):
     ],
 )
 def test_decide(stage, policy, answer, orm, status):
-    assert stage("02_verify").decide(policy, answer, orm) == status
+    decide = stage("02_verify").decide
+    assert decide(policy, answer, orm) == status
+    assert decide(policy, answer, orm, agrees=False) == ("undecided" if status == "correct" else status)
+
+
+def test_paths_agree_by_value(stage):
+    """Without a reference answer: 1/2 and 0.5 are one vote, a path without an answer has none."""
+
+    def path(name: str, sample: int, answer: str | None, finish: str = "stop") -> dict:
+        text = f"The answer to this problem is {answer}." if answer else "I do not know"
+        return {"id": name, "sample": sample, "response": text, "finish": finish}
+
+    rows = [path("a", 0, "1/2"), path("a", 1, "0.5"), path("a", 2, "3"), path("a", 3, None)]
+    rows += [path("b", 0, "7"), path("b", 1, "8"), path("b", 2, "9"), path("c", 0, "1", "length")]
+    agreeing = stage("02_verify").agreeing
+
+    def kept(share: float) -> set[tuple]:
+        keys = agreeing(iter(rows), share)
+        return {(row["id"], row["sample"]) for row in rows if records.row_key(row) in keys}
+
+    assert kept(0.5) == {("a", 0), ("a", 1)} and kept(0.6) == set()
+    assert kept(0.3) == {("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2)}
+
+
+def test_a_share_of_the_problems_is_held_out():
+    names = [f"p{index}" for index in range(2000)]
+    held = {name for name in names if records.is_held_out(name, 0.1, 0)}
+    assert 140 < len(held) < 260
+    assert held < {name for name in names if records.is_held_out(name, 0.2, 0)}
+    assert held != {name for name in names if records.is_held_out(name, 0.1, 1)}
+    assert held_problems(names, 0.1, 0) == held and len(held_problems(names, 7, 0)) == 7
+    assert held_problems(names, 0, 0) == set()
+
+
+def test_a_right_answer_with_a_wrong_step_is_not_right():
+    def row(answer: str, teacher: str | None, orm: str | None, held_out: bool | None = None) -> dict:
+        return {"answer_check": answer, "teacher_check": teacher, "orm_check": orm, "held_out": held_out}
+
+    rows = [
+        row("correct", "correct", "correct", True),
+        row("correct", "wrong", "wrong"),  # luck
+        row("wrong", "wrong", "wrong"),
+        row("wrong", "undecided", "correct", True),
+        row("correct", None, "wrong"),  # nobody was asked
+        row("undecided", "wrong", "wrong"),
+        row("correct", "correct", None),  # no ORM
+    ]
+    assert audit_truth(rows) == {
+        "all": {"correct/correct": 1, "wrong/wrong": 2, "wrong/correct": 1},
+        "held_out": {"correct/correct": 1, "wrong/correct": 1},
+    }
+    assert audit_truth(rows[4:]) == {}
 
 
 @pytest.mark.parametrize(
@@ -522,6 +575,9 @@ def test_annotations_that_contradict_the_answer_check_are_dropped(stage, check_c
         and found["wrong"]["error_analysis"] == "No."
     )
     assert all(row["judge_prompt"] == stage("02_verify").judge_prompt(row) for row in found.values())
+    told = {name: row.get("teacher_check") for name, row in found.items()}
+    right = ("correct", "wrong") if check_correct else (None, None)
+    assert told == {"right": right[0], "luck": right[1], "wrong": "wrong", "praised": "correct"}
 
 
 def test_an_orms_training_file_is_made_whole(stage, tmp_path):

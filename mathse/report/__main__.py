@@ -3,7 +3,7 @@
 Reads:  RUN/config.json, problems.jsonl, spent.tsv, {base,round_*,final}/{verified,train}.jsonl,
         eval/{metrics.json,*.jsonl}, recipes; blank/ of a stage evaluated with --blank-image too
 Writes: RUN/metrics.json   stages (train_rows, seconds, tokens, benchmarks, changes from the stage before,
-                           blank, audit, yield), overall, pool, tokens, cost
+                           blank, audit, truth, yield), overall, pool, tokens, cost
         RUN/ledger.jsonl   a row a problem: benchmark, id, subject, checks by stage (test problems); id,
                            subject, first_solved (training problems)
         RUN/report.html    the same with figures, and a gallery of problems
@@ -20,14 +20,14 @@ from mathse.records import fail
 from mathse.report.metrics import (
     collect,
     label,
-    orm_folder,
+    orm_folders,
     read_digest,
     read_json,
     read_settings,
     stage_folders,
 )
 from mathse.report.page import write_page
-from mathse.report.statistics import percent
+from mathse.report.statistics import percent, right_rate
 
 OUTPUTS = ("metrics.json", "ledger.jsonl", "report.html")
 
@@ -36,7 +36,7 @@ def report(run: Path) -> dict:
     """Write the run's metrics, ledger and page, unless they are made from the same; returns the metrics."""
     settings = read_settings(run)
     folders = stage_folders(run, settings)
-    made_from = read_digest(run, [*folders, *orm_folder(run, settings)])
+    made_from = read_digest(run, [*folders, *orm_folders(run, settings)])
     metrics = read_json(run / "metrics.json")
     if metrics.get("made_from") == made_from and all((run / name).is_file() for name in OUTPUTS):
         print(f"skip {run / 'report.html'}")
@@ -74,6 +74,18 @@ def print_table(metrics: dict) -> None:
             print(f"{name}: {text} on {change['n']} problems{test}")
 
 
+def print_truth(metrics: dict) -> None:
+    """How often the ORM is right by the teacher too, where the run asked it."""
+    for stage in metrics["stages"]:
+        for name, pairs in stage["truth"].items():
+            rates = [right_rate(pairs, check) for check in ("correct", "wrong")]
+            cells = [f"{rate[0]:6.1%} of {rate[2]:<6,}" if rate else "     - of 0     " for rate in rates]
+            which = "" if name == "all" else "  (problems that it was not trained on)"
+            print(
+                f"{label(stage['stage']):<14} ORM accepts {cells[0]} right, rejects {cells[1]} wrong{which}"
+            )
+
+
 def print_totals(metrics: dict) -> None:
     """Time, tokens and cost of the run."""
     cost = f"; endpoints cost ${metrics['cost']:.2f}" if metrics["cost"] is not None else ""
@@ -92,6 +104,7 @@ def main() -> None:
         fail(f"{run}: no such folder; bash run_rounds.sh makes runs/default")
     metrics = report(run)
     print_table(metrics)
+    print_truth(metrics)
     print_totals(metrics)
     print(f"report: {run / 'report.html'}")
 

@@ -206,7 +206,7 @@ def training_logs(folders: list[Path]) -> dict[str, list[dict]]:
     """The logged steps of each fine-tuning, by what the page calls it."""
     logs = {}
     for folder in folders:
-        name = "ORM" if folder.name == "orm" else label(folder.name).removeprefix("+ ")
+        name = label(folder.name).removeprefix("+ ")
         logs[name] = list(written_rows(folder / "model" / "train_log.jsonl"))
     return {name: steps for name, steps in logs.items() if steps}
 

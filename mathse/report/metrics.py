@@ -16,12 +16,12 @@ from mathse.generate.spending import read_spent
 from mathse.jsonl import replace
 from mathse.recipe import content_of, digest, read_recipe
 from mathse.records import fail, is_endpoint, written_rows
-from mathse.report.statistics import audit, checks_only, compare, differing, predictions
+from mathse.report.statistics import audit, audit_truth, checks_only, compare, differing, predictions
 
 VERIFIED = ("verified.jsonl", "reflected_verified.jsonl")
 READ = (  # files of a stage's folder that the report reads
-    *VERIFIED, "train.jsonl", "model/train_log.jsonl", "eval/metrics.json", "eval/predictions.jsonl",
-    "eval/errors.jsonl", "blank/predictions.jsonl",
+    *VERIFIED, "annotated.jsonl", "train.jsonl", "model/train_log.jsonl", "eval/metrics.json",
+    "eval/predictions.jsonl", "eval/errors.jsonl", "blank/predictions.jsonl",
 )  # fmt: skip
 
 
@@ -50,7 +50,9 @@ def stage_folders(run: Path, settings: dict[str, str]) -> list[Path]:
 
 def label(stage: str) -> str:
     """What the table and the page call a stage."""
-    names = {"base": "base", "round_0": "+ distilled", "final": "+ reflection"}
+    names = {"base": "base", "round_0": "+ distilled", "final": "+ reflection", "orm": "ORM"}
+    if stage.startswith("orm_"):
+        return f"ORM after round {stage[4:]}"
     return names.get(stage, f"+ {stage.replace('_', ' ')}")
 
 
@@ -58,9 +60,12 @@ def is_evaluated(folder: Path) -> bool:
     return (folder / "eval" / "metrics.json").is_file()
 
 
-def orm_folder(run: Path, settings: dict[str, str]) -> list[Path]:
-    """The folder of the ORM, if the run trains one."""
-    return [] if settings.get("ORM") or not (run / "orm").is_dir() else [run / "orm"]
+def orm_folders(run: Path, settings: dict[str, str]) -> list[Path]:
+    """The folders of the ORM and of those that follow it, if the run trains one."""
+    if settings.get("ORM"):
+        return []
+    later = sorted(run.glob("orm_*")) if settings.get("ORM_UPDATE", "every") == "every" else []
+    return [path for path in (run / "orm", *later) if path.is_dir()]
 
 
 # ---------------------------------------------------------------- recipes
@@ -211,7 +216,7 @@ def collect(run: Path, settings: dict[str, str]) -> dict:
     evaluated = [folder for folder in folders if is_evaluated(folder)]
     if not evaluated:
         fail(f"{run}: no stage has been evaluated in it yet")
-    with_orm = [*folders, *orm_folder(run, settings)]
+    with_orm = [*folders, *orm_folders(run, settings)]
     seconds, tokens = seconds_spent(run, with_orm), tokens_used(run, with_orm)
     subject_of = {row["id"]: row.get("subject") for row in written_rows(run / "problems.jsonl")}
     stages, results = [], []
@@ -227,10 +232,20 @@ def collect(run: Path, settings: dict[str, str]) -> dict:
         "overall": compare_all(results[0], results[-1]),
         "pool": write_ledger(run, folders),
         "seconds": round(sum(sum(steps.values()) for steps in seconds.values()), 1),
-        "orm": {"steps": seconds.get("orm", {}), "tokens": tokens.get("orm")},
+        "orm": orm_metrics([folder.name for folder in orm_folders(run, settings)], seconds, tokens),
         "tokens": total_tokens(tokens),
         "cost": cost_of(tokens, run),
     } | provenance_of(evaluated[-1])
+
+
+def orm_metrics(names: list[str], seconds: dict[str, dict], tokens: dict[str, dict]) -> dict:
+    """{steps: seconds by step, tokens} of the ORM and of those that follow it, together."""
+    steps, totals = Counter(), {"endpoint": [0, 0], "local": [0, 0]}
+    for name in names:
+        steps.update(seconds.get(name, {}))
+        for who, pair in tokens.get(name, {}).items():
+            totals[who] = [total + new for total, new in zip(totals[who], pair)]
+    return {"steps": {step: round(s, 1) for step, s in steps.items()}, "tokens": totals}
 
 
 def stage_metrics(folder: Path, subject_of: dict[str, str], *results: dict[str, list[dict]]) -> dict:
@@ -245,6 +260,7 @@ def stage_metrics(folder: Path, subject_of: dict[str, str], *results: dict[str, 
         "changes": compare_all(*results) if len(results) > 1 else {},
         "blank": compare_all(blank, results[-1]),
         "audit": audit(written_rows(folder / "verified.jsonl")),
+        "truth": audit_truth(written_rows(folder / "annotated.jsonl")),
         "yield": yield_of(folder, subject_of),
     }
 

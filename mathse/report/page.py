@@ -13,7 +13,7 @@ from pathlib import Path
 from mathse.jsonl import replace
 from mathse.report.figures import draw_figures, training_logs
 from mathse.report.gallery import CARDS, KINDS, test_cards, training_cards
-from mathse.report.metrics import label, orm_folder
+from mathse.report.metrics import label, orm_folders
 from mathse.report.statistics import VERDICTS, right_rate
 
 TEMPLATE = Path(__file__).parent / "page.html"
@@ -50,7 +50,7 @@ def values_of(run: Path, metrics: dict, settings: dict[str, str], folders: list[
 
     stages = metrics["stages"]
     names = list(dict.fromkeys(name for stage in stages for name in stage["benchmarks"]))
-    logs = training_logs([*folders, *orm_folder(run, settings)])
+    logs = training_logs([*folders, *orm_folders(run, settings)])
     figures = draw_figures(metrics, names, logs)
     cards = [*test_cards(folders), *training_cards(folders)]
     results = [result for stage in stages for result in stage["benchmarks"].values()]
