@@ -69,9 +69,11 @@ annotate() {  # annotate ROWS STAGE INPUT OUTPUT FLAGS...: the teacher explains 
   stage "$1" 02_verify.py --annotate --input "$run/$2/$3" --output "$run/$2/$4" --model "$teacher" \
     "${asked[@]}" ${ANNOTATE_FLAGS:-} "${@:5}"
 }
-use_orm() { judge=(--model "$1" --retry-undecided 1 "${asked[@]}" ${VERIFY_FLAGS:-}); }
+use_orm() { orm=$1 judge=(--model "$1" --retry-undecided 1 "${asked[@]}" ${VERIFY_FLAGS:-}); }
 train_orm() {  # train_orm STAGE FLAGS...: a few problems are kept out of it, to measure it on
-  finetune "$1" --orm --input "${D_ORM[@]}" --hold-out 0.1 ${ORM_FLAGS:-} "${@:2}"; use_orm "$run/$1/model"
+  finetune "$1" --orm --input "${D_ORM[@]}" --init "$INIT" --previous "$orm" --hold-out 0.1 ${ORM_FLAGS:-} \
+    "${@:2}"
+  use_orm "$run/$1/model"
 }
 audit() {  # audit STAGE: the round's paths tell how often the ORM is right; the next one may learn from them
   if [[ $ORM != none && $AUDIT$ORM_UPDATE != 0once ]]; then annotate "$rows" "$1" verified.jsonl annotated.jsonl; fi
@@ -82,7 +84,7 @@ student() { finetune "$1" --input "${D_SFT[@]}" --init "$INIT" --previous "$M" "
 evaluate() { stage 1000 05_evaluate.py --test $TEST --output "$run/$1/eval" --model "$M" --limit "$LIMIT" \
   --fields "$FIELDS" "${asked[@]}" ${EVALUATE_FLAGS:+${EVALUATE_FLAGS//TEACHER/$teacher}}; }
 evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct rows count; M: last model
-  local D=$run/problems.jsonl D_SFT=() D_ORM=() M=$MODEL judge=(${VERIFY_FLAGS:-}) i
+  local D=$run/problems.jsonl D_SFT=() D_ORM=() M=$MODEL orm=$MODEL judge=(${VERIFY_FLAGS:-}) i
   stage 0 -m mathse.problems --input "$DATA" --output "$D" --test $TEST --fields "$FIELDS" --limit "$LIMIT" \
     ${DATA_FLAGS:-}
   [[ $pass$TEACHER != runtoy ]] ||

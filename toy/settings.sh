@@ -3,6 +3,7 @@
 : "${MODEL:=toy/base}" "${TEACHER:=toy}" "${DATA:=toy/train.jsonl}" "${TEST:=toy/test.jsonl}"
 : "${ROUNDS:=3}" "${SAMPLES:=3}" "${DISTILL:=0.08}"
 : "${INIT:=previous}"          # the toy has no time to start each round anew
+: "${PAIRS:=1}" "${ORM_UPDATE:=every}" "${AUDIT:=1}"  # its teacher costs nothing
 : "${REFLECT_ACCEPT:=answer}"  # its ORM has seen hardly any right path of the hardest families
 SAMPLE_FLAGS="--max-tokens 128 --batch-size 256 ${SAMPLE_FLAGS:-}"
 VERIFY_FLAGS="--batch-size 256 ${VERIFY_FLAGS:-}"
@@ -13,4 +14,5 @@ ANNOTATE_FLAGS="--check-correct ${ANNOTATE_FLAGS:-}"
 FINETUNE_FLAGS="--epochs 3 --lr 1e-3 --batch-size 16 --micro-batch 16 --per-problem 1 ${FINETUNE_FLAGS:-}"
 DISTILL_FLAGS="--epochs 10 ${DISTILL_FLAGS:-}"  # M0's rows are few
 ORM_FLAGS="--epochs 4 --per-problem 4 ${ORM_FLAGS:-}"
+ORM_UPDATE_FLAGS="--epochs 1 ${ORM_UPDATE_FLAGS:-}"
 if [[ ! -e toy/train.jsonl || ! -e toy/test.jsonl ]]; then "$PYTHON" toy/problems.py --output toy; fi

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# docs/PAPER.md: the paper's tables, redrawn in the toy world by several runs with different seeds.
+#   bash tests/bench/paper.sh 0 1 2 3 4      # about 20 minutes a seed on two cores; goes on where it stopped
+# runs/paper-SEED is the default run; each arm adds its own steps in runs/paper-SEED/arms.
+set -euo pipefail
+exec 3>&2; trap '[[ $? == 0 ]] || tail -5 "$log" >&3' EXIT
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source mathse/environment.sh
+MODEL=toy/base  # what stands in toy/settings.sh, for the arms' own commands
+settings() { (source toy/settings.sh; echo "${!1}"); }
+read -ra SAMPLE <<< "$(settings SAMPLE_FLAGS)"; read -ra FINETUNE <<< "$(settings FINETUNE_FLAGS)"
+read -ra VERIFY <<< "$(settings VERIFY_FLAGS)"; read -ra ORM <<< "$(settings ORM_FLAGS)"
+
+arms() {  # arms SEED
+  local run=runs/paper-$1 seed=(--seed "$1") arms=runs/paper-$1/arms teacher rows passes name
+  local rounds=("$run"/round_[0-3]/verified.jsonl) last=$run/round_3/model
+  teacher=$("$PYTHON" toy/teacher.py --background $$ --seed "$1" --problems toy/train.jsonl toy/test.jsonl)
+  evaluate() { "$PYTHON" 05_evaluate.py --test toy/test.jsonl --output "$1/eval" --model "$1/model" \
+    "${seed[@]}" "${SAMPLE[@]}"; }
+  finetune() { "$PYTHON" 04_finetune.py --model "$MODEL" --output "$arms/$1/model" \
+    --train-file "$arms/$1/train.jsonl" "${seed[@]}" "${FINETUNE[@]}" "${@:2}"; }
+
+  # Table 3: the same reflections, accepted by the answer, by the ORM, by both (the run's own is one of them)
+  for name in answer both; do
+    "$PYTHON" 02_verify.py --input "$run/final/reflected.jsonl" --output "$arms/$name/verified.jsonl" \
+      --accept $name --model "$run/orm_3/model" --retry-undecided 1 "${seed[@]}" "${VERIFY[@]}"
+    finetune $name --input "${rounds[@]}" "$arms/$name/verified.jsonl" --init previous --previous "$last"
+    evaluate "$arms/$name"
+  done
+
+  # Table 4: as many rows as after the last round, all from the teacher, and as many passes over them
+  rows=$(wc -l < "$run/round_3/train.jsonl")
+  passes=$("$PYTHON" tests/bench/paper.py --passes "$run")
+  "$PYTHON" 01_sample.py --input "$run/problems.jsonl" --output "$arms/teacher/samples.jsonl" --model "$teacher" \
+    --origin teacher --draw 0 "${seed[@]}"
+  "$PYTHON" 02_verify.py --input "$arms/teacher/samples.jsonl" --output "$arms/teacher/verified.jsonl" \
+    --accept answer
+  finetune teacher --input "$arms/teacher/verified.jsonl" --limit "$rows" --epochs "$passes"
+  evaluate "$arms/teacher"
+
+  # Table 5: ORMs on M0's paths of test problems; their right and wrong steps by the teacher
+  "$PYTHON" 01_sample.py --input toy/test.jsonl --output "$arms/paths.jsonl" --model "$run/round_0/model" \
+    --samples 4 --temperature 1.0 --origin test "${seed[@]}" "${SAMPLE[@]}"
+  "$PYTHON" 02_verify.py --annotate --check-correct --input "$arms/paths.jsonl" --output "$arms/truth.jsonl" \
+    --model "$teacher" "${seed[@]}"
+  for name in once binary; do
+    finetune orm_$name --orm --input "$run/orm/annotated.jsonl" --hold-out 0.1 "${ORM[@]}" \
+      $([[ $name == once ]] || echo --binary)
+  done
+  for name in orm_once orm_binary; do judge "$name" "$arms/$name/model"; done
+  judge orm_pairs "$run/orm/model"; judge orm_refreshed "$run/orm_3/model"
+
+  # Without reference answers: the ORM and the paths' agreement accept
+  "$PYTHON" tests/bench/paper.py --hide "$run"
+  env RUN="paper-$1-hidden" SEED="$1" DATA="$run/hidden.jsonl" ORM="$run/orm/model" ORM_UPDATE=once AUDIT=0 \
+    REFLECT=none ACCEPT=orm VERIFY_FLAGS="--agree 0.5" bash run_rounds.sh
+}
+judge() { "$PYTHON" 02_verify.py --input "$arms/paths.jsonl" --output "$arms/$1.jsonl" --accept orm \
+  --model "$2" --retry-undecided 1 "${seed[@]}" "${VERIFY[@]}"; }
+
+for number in "${@:-0}"; do
+  log=runs/paper-$number/log
+  mkdir -p "runs/paper-$number"
+  { env RUN="paper-$number" SEED="$number" bash run_rounds.sh; arms "$number"; } >> "$log" 2>&1
+  echo "seed $number is done"
+done
+log=/dev/null
+"$PYTHON" tests/bench/paper.py --output docs/PAPER.md $(printf 'runs/paper-%s ' "${@:-0}")
