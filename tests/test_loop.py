@@ -131,17 +131,38 @@ def test_solved_problems_are_not_sampled_again(small_run):
 
 
 def test_the_orms_training_file_is_whole(small_run):
-    """Annotated paths of M0 and the correct ones of D0, each with the judge's prompt that it is trained
-    on.
+    """Annotated paths of M0, the correct ones of D0 and corrections of what M0 does not solve, each with the
+    judge's prompt that it is trained on.
     """
     folder = ROOT / "runs" / "test-loop" / "orm"
-    rows = {records.row_key(row): row for row in read_rows(folder / "annotated.jsonl")}
-    assert {row["origin"] for row in rows.values()} == {"orm", "teacher"}
+    files = ("annotated.jsonl", "corrected_annotated.jsonl")
+    rows = {(name, records.row_key(row)): row for name in files for row in read_rows(folder / name)}
+    assert {row["origin"] for row in rows.values()} == {"orm", "teacher", "reflection"}
     for row in read_rows(folder / "train.jsonl"):
-        found = rows[records.row_key({"id": row["id"], "sample": row["sample"]})]
+        found = rows[row["verified_in"], records.row_key({"id": row["id"], "sample": row["sample"]})]
         assert (
             row["messages"][0]["content"].endswith(found["judge_prompt"]) and row["status"] == found["status"]
         )
+
+
+def test_the_next_orm_learns_from_the_rounds_paths(small_run):
+    """A round's paths train the ORM that judges later ones; the teacher tells how often each was right."""
+    folder = ROOT / "runs" / "test-loop"
+    recipe = json.loads((folder / "orm_1" / "model" / "recipe.json").read_text())
+    inputs = [source["name"] for source in recipe["inputs"]["input"]]
+    assert "runs/test-loop/round_1/annotated.jsonl" in inputs
+    judge = json.loads((folder / "final" / "verified.jsonl.recipe.json").read_text())
+    assert judge["inputs"]["model"][0]["name"] == "runs/test-loop/orm_1/model"
+    annotated = read_rows(folder / "round_1" / "annotated.jsonl")
+    verified = {records.row_key(row): row for row in read_rows(folder / "round_1" / "verified.jsonl")}
+    for row in annotated:
+        assert row["orm_check"] == verified[records.row_key(row)]["orm_check"]
+        assert row["held_out"] is records.is_held_out(row["id"], 0.1, 0)
+    for name in ("orm", "orm_1"):
+        trained = {row["id"] for row in read_rows(folder / name / "train.jsonl")}
+        assert trained, name
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert all(metrics["stages"][number]["truth"]["all"] for number in (2, 3))
 
 
 def recipes(folder: Path) -> dict[str, str]:
@@ -154,7 +175,7 @@ def test_a_second_call_only_skips(small_run, run):
     lines = [line for line in again.stdout.split("\n\n")[0].splitlines()]
     assert again.returncode == 0 and lines and all(line.startswith("skip ") for line in lines), again.stdout
     assert not again.stderr and "report: runs/test-loop/report.html" in again.stdout
-    assert recipes(ROOT / "runs" / "test-loop") == before and len(before) == 21
+    assert recipes(ROOT / "runs" / "test-loop") == before and len(before) == 26
 
 
 def test_other_settings_are_refused_by_name(small_run, run):
@@ -179,9 +200,10 @@ def test_force_makes_anew_what_depends_on_a_setting_and_nothing_else(small_run, 
         assert made == [
             "final/verified.jsonl",
             "final/model",
+            "final/eval",  # answers, error types
             "final/eval",
-            "final/eval",
-        ]  # answers, error types
+            "final/annotated.jsonl",
+        ]
         changed = {
             str(path.relative_to(folder).parts[0])
             for path, text in before.items()

@@ -427,48 +427,6 @@ def make_model(tokenizer):
     return Qwen2VLForConditionalGeneration(config)
 
 
-def renew_tower(old_folder: Path, folder: Path, steps: int, seed: int) -> None:
-    """Write a model with the language part of another and a new vision tower, whose visual tokens are
-    those of the old one on the toy world's pictures.
-    """
-    import torch
-    from transformers import Qwen2VLForConditionalGeneration
-    from transformers.models.qwen2_vl import Qwen2VLImageProcessor
-
-    tokenizer, old_images = load_processor(old_folder)
-    old = Qwen2VLForConditionalGeneration.from_pretrained(old_folder, dtype=torch.float32).eval()
-    size = {"shortest_edge": 32 * 32, "longest_edge": 192 * 192}
-    images = Qwen2VLImageProcessor(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, size=size)
-    tokenizer.save_pretrained(folder), images.save_pretrained(folder)
-    model = make_model(tokenizer)
-    language = {name: weight for name, weight in old.state_dict().items() if ".visual." not in name}
-    assert not model.load_state_dict(language, strict=False).unexpected_keys
-    new_tower, old_tower = model.model.visual, old.model.visual
-    optimizer = torch.optim.AdamW(new_tower.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.05)
-    rng, start = random.Random(seed), time.monotonic()
-    for step in range(1, steps + 1):
-        pictures = [toy.make_problem(rng.choice(PICTURES), rng)[2].image for _ in range(32)]
-        with torch.no_grad():
-            wanted = see(old_tower, old_images, pictures)
-        loss = (see(new_tower, images, pictures) - wanted).pow(2).mean() / wanted.pow(2).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(new_tower.parameters(), 1.0)
-        optimizer.step(), schedule.step(), optimizer.zero_grad()
-        if step % 100 == 0:
-            print(
-                f"step {step}  off by {loss.item():.4f}  {(time.monotonic() - start) / 60:.1f} min",
-                flush=True,
-            )
-    model.save_pretrained(folder)
-
-
-def see(tower, images, pictures: list):
-    """The visual tokens (N, hidden) of pictures."""
-    inputs = images(images=pictures, return_tensors="pt")
-    return tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
-
-
 def make_batch(examples: list[Example], tokenizer, images) -> dict:
     """Right-padded (B, T) tensors; prompts are what CHAT_TEMPLATE renders. `labels` are set on the reply
     and, as verdicts, in statements;
@@ -614,7 +572,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--renew-tower", type=Path, help="only write this folder's model with a new tower")
     args = parser.parse_args()
 
     import torch
@@ -623,9 +580,6 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
-    if args.renew_tower:
-        renew_tower(args.renew_tower, args.output, args.steps, args.seed)
-        return
     tokenizer, images = (
         load_processor(args.init, args.output) if args.init else make_processor(args.output, args.seed)
     )

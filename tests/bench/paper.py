@@ -129,9 +129,9 @@ def reflection_table(runs: list[Path]) -> str:
     gated = change(arms["ORM's feedback, accepted by the answer"][0], [run / "arms/both" for run in runs])
     heads = ["reflection", "right (each seed)", "change from none", "paper, CogVLM2"]
     text = f"""
-The toy teacher answers a request to reflect with its worked solution and reads neither draft nor diagnosis, so
-that feedback of another origin would give the same texts: that effect cannot show here. Reflections that the
-ORM must accept too, against all with a right answer: {gated}.
+The toy teacher answers a request to reflect with its worked solution and reads neither draft nor diagnosis,
+so that feedback of another origin would give the same texts: that effect cannot show here. Reflections that
+the ORM must accept too, against all with a right answer: {gated}.
 """
     return "## Reflection (Table 3)\n\n" + table(heads, rows) + text
 
