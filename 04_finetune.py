@@ -54,6 +54,8 @@ def parse_args() -> Namespace:
     add("--previous", help="the model of the round before, for --init previous")
     add("--init", choices=["base", "previous"], default="base", help="first weights (default %(default)s)")
     add("--orm", action="store_true", help="train a judge on correct and wrong responses")
+    ratio = "with --orm: wrong responses for each correct one (default 1, as in the paper)"
+    add("--wrong-ratio", type=real(0, above=True), default=1.0, metavar="N", help=ratio)
     add("--binary", action="store_true", help="with --orm: learn the status alone (ablation)")
     add("--per-problem", type=whole(1), default=4, help="responses a problem and status (default 4)")
     add("--epochs", type=real(0, above=True), default=1.0, help="passes over the rows (default %(default)s)")
@@ -103,9 +105,9 @@ def pick_diverse(rows: list[tuple[object, str]], count: int) -> list:
     return [key for key, _ in taken]
 
 
-def balanced(keys: dict[tuple[str, str], list], seed: int) -> list:
-    """As many correct as wrong responses to train an ORM on, drawn by the seed from {(status, subject):
-    keys}.
+def balanced(keys: dict[tuple[str, str], list], seed: int, ratio: float = 1.0) -> list:
+    """Correct responses and `ratio` times as many wrong ones to train an ORM on, drawn by the seed from
+    {(status, subject): keys}.
 
     Within a subject at most SUBJECT_RATIO of one kind for each of the other: else the ORM learns which
     subjects are hard, and calls every response to them wrong.
@@ -116,8 +118,9 @@ def balanced(keys: dict[tuple[str, str], list], seed: int) -> list:
         most = SUBJECT_RATIO * max(1, min(map(len, found.values())))
         for status, group in found.items():
             chosen[status] += rng.sample(group, min(most, len(group)))
-    count = min(map(len, chosen.values()))
-    return [key for group in chosen.values() for key in rng.sample(group, count)]
+    count = min(len(chosen["correct"]), math.ceil(len(chosen["wrong"]) / ratio))
+    counts = {"correct": count, "wrong": min(len(chosen["wrong"]), round(count * ratio))}
+    return [key for status, group in chosen.items() for key in rng.sample(group, counts[status])]
 
 
 def is_usable(row: dict, orm: bool) -> bool:
@@ -140,7 +143,11 @@ def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
     for (status, name), rows in sorted(groups.items()):
         texts = [((str(args.input[file]), name, sample), text) for file, sample, text in sorted(rows)]
         chosen[status, subjects[name]] += pick_diverse(texts, args.per_problem)
-    return {*balanced(chosen, args.seed)} if args.orm else {key for keys in chosen.values() for key in keys}
+    return (
+        {*balanced(chosen, args.seed, args.wrong_ratio)}
+        if args.orm
+        else {key for keys in chosen.values() for key in keys}
+    )
 
 
 def training_row(row: dict, args: Namespace) -> dict:

@@ -28,6 +28,7 @@ from mathse.generate.types import Request
 from mathse.train import packing, session
 from mathse.train.data import IGNORE, MicroBatches, as_arrays, prefetch_batches, reply_tokens
 from mathse.train.model import set_up_model
+from mathse.train.packing import ROUNDING, how_far_off
 from mathse.train.rows import TrainingRows, deal, plan_steps, write_training_file
 
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "llava", "llava_onevision"]
@@ -1159,6 +1160,13 @@ def test_balance_of_an_orms_training_data(stage):
     assert kinds["ew"] <= 20 and kinds["hw"] <= 8 and kinds["uw"] <= 4
     assert balanced(keys, 0) == chosen != balanced(keys, 1)
     assert balanced({("correct", "a"): ["x"]}, 0) == []
+    few = {
+        status: [f"{status} {k}" for k in range(count)] for status, count in (("correct", 9), ("wrong", 12))
+    }
+    few = {(status, "a"): group for status, group in few.items()}
+    for ratio, expected in ((1.0, (9, 9)), (2.0, (6, 12)), (0.5, (9, 4))):  # wrong ones for each correct one
+        kinds = Counter(key.split()[0] for key in balanced(few, 0, ratio))
+        assert (kinds["correct"], kinds["wrong"]) == expected, ratio
 
 
 def test_pick_diverse(stage):
@@ -1245,3 +1253,11 @@ def test_plan_keeps_groups_whole(tmp_path):
     ((padded,),) = plan_steps(training, args, 1, packed=False)
     sizes = [training.sizes[number] for numbers in padded for number in numbers]
     assert sizes == sorted(sizes) and [len(numbers) for numbers in padded] == [4] * 7 + [1]
+
+
+def test_small_losses_may_differ_by_rounding():
+    """A model that has learnt its rows well has losses near 0: a share of them would be less than rounding."""
+    losses = torch.full((400,), 0.004)
+    assert how_far_off(losses + 1e-6, losses) < ROUNDING["no"] / 5
+    assert how_far_off(losses + 1e-3, losses) > ROUNDING["no"] * 50  # another row's keys
+    assert how_far_off(torch.full((9,), 3.0003), torch.full((9,), 3.0)) == pytest.approx(1e-4, rel=1e-2)

@@ -39,7 +39,7 @@ from mathse.train.vision_cache import VisionCache
 
 PACKED = "packed"  # in transformers' table of attentions; it has no mask function there, so no mask is made
 CHUNK = 1 << 27  # logits at a time: 512 MiB in fp32; each chunk reads the whole output layer again
-# Relative differences of losses that are rounding, computed in fp32 and in bf16.
+# Differences of losses that are rounding, computed in fp32 and in bf16: see how_far_off().
 ROUNDING = {"no": 1e-5, "bf16": 5e-2}
 
 
@@ -225,7 +225,14 @@ class Packing:
         self.whole = True
         theirs = self.losses(model, padded)
         self.whole = False
-        return ((ours - theirs).norm() / theirs.norm().clamp_min(1e-6)).item()
+        return how_far_off(ours, theirs)
+
+
+def how_far_off(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The root mean square of the differences of two losses (N), as a share of the loss or, where that is
+    smaller, in nats: of a model that is sure of its labels hardly more than rounding is left.
+    """
+    return ((ours - theirs).norm() / theirs.norm().clamp_min(max(1, len(theirs)) ** 0.5)).item()
 
 
 def check_losses(
