@@ -1256,7 +1256,7 @@ def test_plan_keeps_groups_whole(tmp_path):
 
 
 def test_small_losses_may_differ_by_rounding():
-    """A model that has learnt its rows well has losses near 0: a share of them would be less than rounding."""
+    """A model that has learnt its rows has losses near 0: a small share of them is less than rounding."""
     losses = torch.full((400,), 0.004)
     assert how_far_off(losses + 1e-6, losses) < ROUNDING["no"] / 5
     assert how_far_off(losses + 1e-3, losses) > ROUNDING["no"] * 50  # another row's keys
