@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source mathse/environment.sh
 export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
-exec "$PYTHON" -m pytest -q --durations=5 tests "$@"
+[[ -e toy/test.jsonl ]] || "$PYTHON" toy/problems.py > /dev/null
+exec "$PYTHON" -m pytest -q --durations=5 -n 2 --dist loadgroup tests "$@"

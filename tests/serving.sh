@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # --serve against the real vLLM, on CPUs: bash tests/serving.sh [ENVIRONMENT]   (about 3.5 GB, ten minutes)
-# Makes an environment of its own, serves toy/base, compares greedy replies with the local engine's, and kills
-# the server in the middle of a stage.
+# Makes an environment of its own, serves toy/base and a model that 04 wrote, compares greedy replies with the
+# local engine's, and kills the server in the middle of a stage.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source mathse/environment.sh
@@ -37,9 +37,24 @@ SERVE="$V/bin/vllm serve {model} --port {port} --host 127.0.0.1 --dtype float32 
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 [[ -e toy/train.jsonl && -e toy/test.jsonl ]] || "$PYTHON" toy/problems.py --output toy
-ask=(05_evaluate.py --test toy/test.jsonl --limit 40 --model toy/base --max-tokens 64)
-"$PYTHON" "${ask[@]}" --output "$out/local" > /dev/null
-"$PYTHON" "${ask[@]}" --output "$out/served" --serve "$SERVE" > /dev/null
+"$PYTHON" - "$out" <<'P'
+import json, os, sys
+sys.path[:0] = ["."]
+from common import solve_prompt
+from mathse.records import read_rows
+with open(f"{sys.argv[1]}/verified.jsonl", "w") as file:  # the problems' own solutions
+    for row in list(read_rows("toy/train.jsonl"))[:48]:
+        told = {"prompt": solve_prompt(row), "sample": 0, "response": row["solution"], "status": "correct"}
+        images = [os.path.abspath(image) for image in row["images"]]
+        file.write(json.dumps(row | told | {"finish": "stop", "images": images}) + "\n")
+P
+"$PYTHON" 04_finetune.py --input "$out/verified.jsonl" --output "$out/tuned" --model toy/base --epochs 8 \
+  --lr 1e-3 --batch-size 16 --micro-batch 16 > /dev/null
+for model in toy/base "$out/tuned"; do
+  ask=(05_evaluate.py --test toy/test.jsonl --limit 40 --model "$model" --max-tokens 64)
+  "$PYTHON" "${ask[@]}" --output "$out/local-$(basename "$model")" > /dev/null
+  "$PYTHON" "${ask[@]}" --output "$out/served-$(basename "$model")" --serve "$SERVE" > /dev/null
+done
 sampling=(01_sample.py --input toy/train.jsonl --limit 60 --samples 8 --temperature 1 --model toy/base
   --max-tokens 64)
 "$PYTHON" "${sampling[@]}" --output "$out/whole.jsonl" --serve "$SERVE" > /dev/null
@@ -52,12 +67,14 @@ grep -q "it is started anew" "$out/log"
 import json, sys
 def rows(name):
     return {(row["id"], row.get("sample")): row for row in map(json.loads, open(f"{sys.argv[1]}/{name}"))}
-local, served = rows("local/predictions.jsonl"), rows("served/predictions.jsonl")
-same = sum(local[key]["response"] == served[key]["response"] for key in local)
-print(f"greedy: {same} of {len(local)} replies are the local engine's")
+for model in ("base", "tuned"):
+    local, served = (rows(f"{how}-{model}/predictions.jsonl") for how in ("local", "served"))
+    same = sum(local[key]["response"] == served[key]["response"] for key in local)
+    print(f"{model}, greedy: {same} of {len(local)} replies are the local engine's")
+    assert same >= 0.95 * len(local)
 whole, killed = rows("whole.jsonl"), rows("killed.jsonl")
 errors = sum(row["finish"] == "error" for row in killed.values())
 print(f"killed in the middle: {len(killed)} of {len(whole)} samples, {errors} of them errors")
-assert same >= 0.95 * len(local) and killed.keys() == whole.keys() and not errors
+assert killed.keys() == whole.keys() and not errors
 P
 ! pgrep -f "vllm serve .*toy/base" > /dev/null && echo "no server is left"

@@ -18,6 +18,8 @@ KEY = "sk-this-is-a-secret-0123456789"
 
 # ---------------------------------------------------------------- kills
 
+pytestmark = pytest.mark.xdist_group("loop")  # they share a run
+
 
 def test_a_run_that_is_killed_in_every_step_ends_as_one_that_is_not(small_run):
     """Killed at 20 moments or more, with a teacher of whose replies three in ten fail."""

@@ -5,11 +5,14 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, read_rows
 from kill_runs import BUDGET as SMALL
 
 import common
 from mathse import chat, records
+
+pytestmark = pytest.mark.xdist_group("loop")  # they share a run
 
 
 def test_the_loop_runs_to_its_end(small_run):
