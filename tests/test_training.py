@@ -980,7 +980,7 @@ def test_a_student_learns_the_rows_own_prompt_and_a_judge_the_judges(stage, imag
     path = write_rows(tmp_path / "v.jsonl", [wrong, correct])
 
     def written(**flags) -> list[list[str]]:
-        args = argparse.Namespace(input=[str(path)], per_problem=4, limit=0, seed=0, **flags)
+        args = argparse.Namespace(input=[str(path)], per_problem=4, wrong_ratio=1.0, limit=0, seed=0, **flags)
         write_file(stage("04_finetune"), args, tmp_path / "t.jsonl")
         return [
             [message["content"] for message in row["messages"]] for row in read_rows(tmp_path / "t.jsonl")
@@ -1066,7 +1066,7 @@ def test_what_is_chosen_does_not_hang_on_the_order_of_the_rows(stage, tmp_path):
         chosen.append(
             [
                 stage("04_finetune").choose_rows(
-                    argparse.Namespace(input=[path], orm=orm, per_problem=1, seed=0)
+                    argparse.Namespace(input=[path], orm=orm, per_problem=1, wrong_ratio=1.0, seed=0)
                 )
                 for orm in (True, False)
             ]
@@ -1114,7 +1114,9 @@ def test_training_rows_name_where_they_come_from(stage, tmp_path):
         (tmp_path / folder).mkdir()
         write_rows(tmp_path / folder / "verified.jsonl", rows)
     inputs = [str(tmp_path / folder / "verified.jsonl") for folder in files]
-    args = argparse.Namespace(input=inputs, orm=False, binary=False, per_problem=4, limit=0, seed=0)
+    args = argparse.Namespace(
+        input=inputs, orm=False, binary=False, per_problem=4, wrong_ratio=1.0, limit=0, seed=0
+    )
     write_file(stage("04_finetune"), args, tmp_path / "elsewhere" / "train.jsonl")
     for row, (folder, rows) in zip(
         read_rows(tmp_path / "elsewhere" / "train.jsonl"), files.items(), strict=True
