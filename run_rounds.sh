@@ -37,6 +37,7 @@ check() { [[ ${!1} =~ ^($2)$ ]] || { echo "error: $1: ${!1}: must be $3" >&2; ex
 check RUN '[A-Za-z0-9_][A-Za-z0-9._-]*' "letters, digits, dots, dashes and underscores"
 check REFLECT 'final|every|none' "final, every or none"
 check ORM_UPDATE 'once|every' "once or every"
+for name in PAIRS AUDIT; do check $name '[01]' "0 or 1"; done; [[ $ORM != none ]] || AUDIT=0
 for name in ROUNDS GPUS; do check $name '[1-9][0-9]{0,5}' "a whole number of at least 1"; done
 for name in DATA TEST; do check $name '.*[^ ].*' "set, see run_rounds.sh"; done
 teacher=$TEACHER; [[ $TEACHER != toy ]] || teacher=http://127.0.0.1:1/v1#teacher  # its port comes later
@@ -75,9 +76,7 @@ train_orm() {  # train_orm STAGE FLAGS...: a few problems are kept out of it, to
     "${@:2}"
   use_orm "$run/$1/model"
 }
-audit() {  # audit STAGE: the round's paths tell how often the ORM is right; the next one may learn from them
-  if [[ $ORM != none && $AUDIT$ORM_UPDATE != 0once ]]; then annotate "$rows" "$1" verified.jsonl annotated.jsonl; fi
-}
+audit() { annotate $((rows * SAMPLES)) "$1" verified.jsonl annotated.jsonl; }  # how often is the ORM right?
 finetune() { stage 0 04_finetune.py --model "$MODEL" --output "$run/$1/model" \
   --train-file "$run/$1/train.jsonl" "${same[@]}" ${FINETUNE_FLAGS:-} "${@:2}"; }
 student() { finetune "$1" --input "${D_SFT[@]}" --init "$INIT" --previous "$M" "${@:2}"; M=$run/$1/model; }
@@ -111,11 +110,12 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
     verify $((rows * SAMPLES)) "round_$i" samples.jsonl verified.jsonl "$ACCEPT" "${judge[@]}"       # 6-9
     if [[ $REFLECT == every ]]; then reflect "round_$i" reflected_verified.jsonl; fi
     student "round_$i"; evaluate "round_$i"                                                         # 10
-    audit "round_$i"
-    if [[ -z $ORM && $ORM_UPDATE == every && $i$REFLECT != ${ROUNDS}none ]]; then train_orm "orm_$i" ${ORM_UPDATE_FLAGS:-}; fi
+    local again=$([[ $ORM || $ORM_UPDATE == once || $i$REFLECT == ${ROUNDS}none ]] || echo yes)
+    if [[ $again || $AUDIT != 0 ]]; then audit "round_$i"; fi
+    if [[ $again ]]; then train_orm "orm_$i" ${ORM_UPDATE_FLAGS:-}; fi
   done
   if [[ $REFLECT == final ]]; then reflect final verified.jsonl; student final; evaluate final; fi  # 11-13
-  [[ $REFLECT != final ]] || audit final
+  if [[ $REFLECT == final && $AUDIT != 0 ]]; then audit final; fi
 }
 
 if [[ $DRY_RUN != 0 ]]; then pass=dry; evolution; exit; fi
