@@ -119,7 +119,7 @@ def balanced(keys: dict[tuple[str, str], list], seed: int, ratio: float = 1.0) -
         for status, group in found.items():
             chosen[status] += rng.sample(group, min(most, len(group)))
     count = min(len(chosen["correct"]), math.ceil(len(chosen["wrong"]) / ratio))
-    counts = {"correct": count, "wrong": min(len(chosen["wrong"]), round(count * ratio))}
+    counts = {"correct": count, "wrong": min(len(chosen["wrong"]), math.ceil(count * ratio))}
     return [key for status, group in chosen.items() for key in rng.sample(group, counts[status])]
 
 

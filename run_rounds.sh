@@ -24,7 +24,7 @@ REFLECTOR="${REFLECTOR:-TEACHER}"    # TEACHER, student (the last round's model)
 ORM="${ORM:-}"                       # an existing ORM; empty: train one; none: no ORM, with ACCEPT=answer
 ORM_UPDATE="${ORM_UPDATE:-once}"     # the ORM learns: once, from M0's paths; every: from each round's paths too
 PAIRS="${PAIRS:-0}"                  # 1: it also learns from corrections of the problems that M0 does not solve
-AUDIT="${AUDIT:-0}"                  # 1: the teacher is asked about all paths, to tell how often the ORM is right
+AUDIT="${AUDIT:-0}"                  # 1: the teacher tells how often the ORM is right (needs --check-correct)
 MAX_PIXELS="${MAX_PIXELS:-1003520}"  # larger images are scaled down, in sampling and training alike
 SEED="${SEED:-0}"
 GPUS="${GPUS:-1}"                    # processes of a local model; on several nodes LAUNCH starts them
@@ -76,7 +76,7 @@ train_orm() {  # train_orm STAGE FLAGS...: a few problems are kept out of it, to
     "${@:2}"
   use_orm "$run/$1/model"
 }
-audit() { annotate $((rows * SAMPLES)) "$1" verified.jsonl annotated.jsonl; }  # how often is the ORM right?
+audit() { annotate "$1" "$2" verified.jsonl annotated.jsonl; }  # audit ROWS STAGE: is the ORM right?
 finetune() { stage 0 04_finetune.py --model "$MODEL" --output "$run/$1/model" \
   --train-file "$run/$1/train.jsonl" "${same[@]}" ${FINETUNE_FLAGS:-} "${@:2}"; }
 student() { finetune "$1" --input "${D_SFT[@]}" --init "$INIT" --previous "$M" "${@:2}"; M=$run/$1/model; }
@@ -111,11 +111,11 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
     if [[ $REFLECT == every ]]; then reflect "round_$i" reflected_verified.jsonl; fi
     student "round_$i"; evaluate "round_$i"                                                         # 10
     local again=$([[ $ORM || $ORM_UPDATE == once || $i$REFLECT == ${ROUNDS}none ]] || echo yes)
-    if [[ $again || $AUDIT != 0 ]]; then audit "round_$i"; fi
+    if [[ $again || $AUDIT != 0 ]]; then audit $((rows * SAMPLES)) "round_$i"; fi
     if [[ $again ]]; then train_orm "orm_$i" ${ORM_UPDATE_FLAGS:-}; fi
   done
   if [[ $REFLECT == final ]]; then reflect final verified.jsonl; student final; evaluate final; fi  # 11-13
-  if [[ $REFLECT == final && $AUDIT != 0 ]]; then audit final; fi
+  if [[ $REFLECT == final && $AUDIT != 0 ]]; then audit "$rows" final; fi
 }
 
 if [[ $DRY_RUN != 0 ]]; then pass=dry; evolution; exit; fi

@@ -59,7 +59,9 @@ sampling=(01_sample.py --input toy/train.jsonl --limit 60 --samples 8 --temperat
   --max-tokens 64)
 "$PYTHON" "${sampling[@]}" --output "$out/whole.jsonl" --serve "$SERVE" > /dev/null
 "$PYTHON" "${sampling[@]}" --output "$out/killed.jsonl" --serve "$SERVE" --concurrency 2 > "$out/log" &
-until [[ $(cat "$out"/killed.jsonl.part/*.jsonl 2> /dev/null | wc -l) -ge 40 ]]; do sleep 0.2; done
+until [[ $(cat "$out"/killed.jsonl.part/*.jsonl 2> /dev/null | wc -l) -ge 40 ]]; do
+  kill -0 $! && sleep 0.2
+done
 pkill -9 -f "vllm serve .*toy/base"
 wait $!
 grep -q "it is started anew" "$out/log"
@@ -77,4 +79,4 @@ errors = sum(row["finish"] == "error" for row in killed.values())
 print(f"killed in the middle: {len(killed)} of {len(whole)} samples, {errors} of them errors")
 assert killed.keys() == whole.keys() and not errors
 P
-! pgrep -f "vllm serve .*toy/base" > /dev/null && echo "no server is left"
+! pgrep -f "$V/bin/vllm serve" > /dev/null && echo "no server is left"

@@ -1166,7 +1166,7 @@ def test_balance_of_an_orms_training_data(stage):
         status: [f"{status} {k}" for k in range(count)] for status, count in (("correct", 9), ("wrong", 12))
     }
     few = {(status, "a"): group for status, group in few.items()}
-    for ratio, expected in ((1.0, (9, 9)), (2.0, (6, 12)), (0.5, (9, 4))):  # wrong ones for each correct one
+    for ratio, expected in ((1.0, (9, 9)), (2.0, (6, 12)), (0.5, (9, 5))):  # wrong ones for each correct one
         kinds = Counter(key.split()[0] for key in balanced(few, 0, ratio))
         assert (kinds["correct"], kinds["wrong"]) == expected, ratio
 

@@ -52,7 +52,7 @@ from mathse.generate.faults import INPUT_ERRORS, end_if_device_failed, one_line
 from mathse.generate.processes import Forked, core_count
 from mathse.generate.serve import Served
 from mathse.generate.types import Generator, Reply, Request
-from mathse.records import is_endpoint
+from mathse.records import fail, is_endpoint
 
 
 def open_model(
@@ -70,7 +70,10 @@ def open_model(
     if args.serve:
         return Served(spec, args, logprobs=logprobs, schema=schema)
     model, processor = load(spec, args.trust_remote_code)
-    count = args.processes or (core_count() if model.device.type == "cpu" else 1)
+    on_cpu = model.device.type == "cpu"
+    count = args.processes or (core_count() if on_cpu else 1)
+    if count > 1 and not on_cpu:
+        fail("--processes: more than one is for models on a CPU; start one process a GPU by torchrun")
     if count > 1:
         args = argparse.Namespace(**vars(args) | {"batch_size": -(-args.batch_size // count)})
     local = LocalModel(model, processor, args, logprobs)

@@ -9,6 +9,7 @@ Each problem goes to the process that has had the fewest samples so far. So what
 from the order of the requests, not from how fast they were answered.
 """
 
+import contextlib
 import ctypes
 import itertools
 import multiprocessing
@@ -27,6 +28,10 @@ from mathse.records import fail
 
 CHUNK = 64  # requests that a process takes at a time
 SMALL = 16  # samples that are not worth a second process
+ENDED = (
+    "a process that generates was ended from outside, perhaps out of memory: set a smaller --batch-size or "
+    "fewer --processes; the rows so far are kept"
+)
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
 
 
@@ -45,12 +50,9 @@ class Failure:
 
 
 class Forked:
-    """A model on the CPU, with one thread, as a Generator of several processes: see types.py."""
+    """A model on the CPU as a Generator of several processes: see types.py. Few samples stay in this one."""
 
     def __init__(self, model: Generator, count: int):
-        import torch
-
-        torch.set_num_threads(1)
         print(f"engine: {count} processes of one thread", flush=True)
         self.model = model
         self.count = count
@@ -82,8 +84,7 @@ class Forked:
         try:
             for number in range(self.count):
                 ours, theirs = context.Pipe()
-                job = self.model, theirs, [ours, *numbers], temperature
-                process = context.Process(target=answer, args=job, daemon=True)
+                process = context.Process(target=answer, args=(self.model, theirs, temperature), daemon=True)
                 process.start()
                 started.append(process)
                 theirs.close()
@@ -97,7 +98,7 @@ class Forked:
                         self.others += message
                         del numbers[connection]
                     else:
-                        connection.send(dealer.take(numbers[connection]))
+                        send(connection, dealer.take(numbers[connection]))
         finally:
             for process in started:
                 process.terminate()
@@ -146,9 +147,8 @@ def receive(connection: Connection) -> object:
     """A process's next message. Ends the stage as the process has ended."""
     try:
         message = connection.recv()
-    except EOFError:
-        what = "a process that generates was ended from outside, perhaps out of memory"
-        fail(f"{what}: set a smaller --batch-size or fewer --processes; the rows so far are kept", 1)
+    except (EOFError, OSError):  # OSError: it ended in the middle of a message
+        fail(ENDED, 1)
     if isinstance(message, Failure):
         if message.trace:
             raise RuntimeError(f"in a process that generates:\n{message.trace}")
@@ -156,15 +156,21 @@ def receive(connection: Connection) -> object:
     return message
 
 
-def answer(model: Generator, connection: Connection, foreign: list[Connection], temperature: float) -> None:
+def send(connection: Connection, requests: list[Request]) -> None:
+    try:
+        connection.send(requests)
+    except OSError:
+        fail(ENDED, 1)
+
+
+def answer(model: Generator, connection: Connection, temperature: float | None) -> None:
     """A process: asks for requests, sends a Reply for each sample, and at last what work it did."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    for end in foreign:
-        end.close()
+    close_inherited(connection.fileno())
     torch.set_num_threads(1)  # the parent's threads are not in a fork
     before = Counter(model.work)
     try:
@@ -175,6 +181,16 @@ def answer(model: Generator, connection: Connection, foreign: list[Connection], 
         connection.send(Failure(code=end.code))
     except Exception:
         connection.send(Failure(trace=traceback.format_exc()))
+
+
+def close_inherited(kept: int) -> None:
+    """Close the files that the parent had open, but for the standard streams: whoever waits for the end of a
+    pipe, such as the parent for a worker of the answer check, would wait for this process, too.
+    """
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2 and number != kept:
+            with contextlib.suppress(OSError):
+                os.close(number)
 
 
 def taken(connection: Connection) -> Iterator[Request]:

@@ -64,7 +64,9 @@ def orm_folders(run: Path, settings: dict[str, str]) -> list[Path]:
     """The folders of the ORM and of those that follow it, if the run trains one."""
     if settings.get("ORM"):
         return []
-    later = sorted(run.glob("orm_*")) if settings.get("ORM_UPDATE", "every") == "every" else []
+    rounds = int(settings.get("ROUNDS", "999")) if settings.get("ORM_UPDATE", "every") == "every" else 0
+    numbers = sorted(int(path.name[4:]) for path in run.glob("orm_*") if path.name[4:].isdigit())
+    later = [run / f"orm_{number}" for number in numbers if number <= rounds]
     return [path for path in (run / "orm", *later) if path.is_dir()]
 
 
@@ -240,6 +242,8 @@ def collect(run: Path, settings: dict[str, str]) -> dict:
 
 def orm_metrics(names: list[str], seconds: dict[str, dict], tokens: dict[str, dict]) -> dict:
     """{steps: seconds by step, tokens} of the ORM and of those that follow it, together."""
+    if not names:
+        return {"steps": {}, "tokens": None}
     steps, totals = Counter(), {"endpoint": [0, 0], "local": [0, 0]}
     for name in names:
         steps.update(seconds.get(name, {}))

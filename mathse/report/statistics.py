@@ -174,18 +174,16 @@ def differing(before: dict, after: dict) -> list[str]:
 def audit(rows: Iterable[dict]) -> dict:
     """Counts of verified rows, {} if there are none.
 
-    {paths, status, "answer/orm": pairs of answer check and ORM check, held_out: the same of problems that the
-    ORM was not trained on, by_subject: the same, judged: complete
+    {paths, status, "answer/orm": pairs of answer check and ORM check, by_subject: the same, judged: complete
     paths with an ORM check, no_verdict: those of them without a verdict, error_steps: {given, found: in the
     response}, examples: the first EXAMPLES of each disagreement}
     """
-    pairs, status, subjects, held_out = Counter(), Counter(), defaultdict(Counter), Counter()
+    pairs, status, subjects = Counter(), Counter(), defaultdict(Counter)
     steps, judged, no_verdict, examples = Counter(), 0, 0, defaultdict(list)
     for row in rows:
         checks = row.get("answer_check"), row.get("orm_check")
         pair = "/".join(map(str, checks))
         pairs[pair] += 1
-        held_out[pair] += bool(row.get("held_out"))
         subjects[str(row.get("subject"))][pair] += 1
         status[row["status"]] += 1
         kind = DISAGREEMENTS.get(checks)
@@ -204,7 +202,6 @@ def audit(rows: Iterable[dict]) -> dict:
         "paths": status.total(),
         "status": dict(status),
         "answer/orm": dict(pairs),
-        "held_out": dict(+held_out),
         "by_subject": {name: dict(subjects[name]) for name in sorted(subjects)},
         "judged": judged,
         "no_verdict": no_verdict,
