@@ -37,8 +37,8 @@ ORMS = {  # Table 5: 97.10 and 92.65 % overall on ORM-2K
 TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")
 PAPER_TEXT = """# The paper's tables in the toy world
 
-Made by `bash tests/bench/paper.sh {seeds}` from its run folders; nothing here is written by hand. {count}
-seeds, 300 test problems, greedy, one answer a problem, per cent. Brackets are 95 % intervals of differences:
+Made by `bash tests/bench/paper.sh {seeds}` from its run folders; nothing here is written by hand. Seeds:
+{count}; 300 test problems, greedy, one answer a problem, per cent. Brackets are 95 % intervals of differences:
 paired, by a bootstrap over problems, of each the mean over seeds. The paper's figures stand beside: they are
 of other models and other problems, so that only the direction of a difference can be compared. A run took
 {minutes} minutes.
@@ -174,7 +174,7 @@ def balanced(rows: Iterable[tuple[str, bool]]) -> tuple[float, float, float]:
 
 
 def orm_table(runs: list[Path]) -> str:
-    rows, first = [], None
+    rows, first, steps = [], None, {}
     for name, (text, paper) in ORMS.items():
         found = list(verdicts(runs, name))
         shares = balanced((truth, is_right) for _, truth, _, is_right in found)
@@ -189,11 +189,14 @@ def orm_table(runs: list[Path]) -> str:
         first = first or weights
         cells = " / ".join(f"{share:.1f}" for share in shares)
         rows.append([text, cells, step, f"{len(found):,}", paper])
+        steps[name] = step
+    effect_of_steps = {"shows": "is reversed", "is reversed": "shows"}.get(effect(steps["orm_binary"]))
+    said = f"Step and analysis against the status alone: the paper's effect {effect_of_steps or 'does not show'}."
     heads = ["ORM", "accepts / rejects / mean", "change from the first", "paths", "paper: ORM-2K"]
     note = (
         "Four paths of M0 a test problem; a right answer with a step that the teacher calls wrong is wrong."
     )
-    return "## The ORM (Table 5)\n\n" + note + "\n\n" + table(heads, rows)
+    return f"## The ORM (Table 5)\n\n{note}\n\n{table(heads, rows)}\n{said}\n"
 
 
 def pooled(runs: list[Path], stage: str) -> tuple[Counter, Counter]:

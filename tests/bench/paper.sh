@@ -7,7 +7,7 @@ exec 3>&2; trap '[[ $? == 0 ]] || tail -5 "$log" >&3' EXIT
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source mathse/environment.sh
 MODEL=toy/base  # what stands in toy/settings.sh, for the arms' own commands
-settings() { (source toy/settings.sh; echo "${!1}"); }
+settings() { (source toy/settings.sh > /dev/null; echo "${!1}"); }
 read -ra SAMPLE <<< "$(settings SAMPLE_FLAGS)"; read -ra FINETUNE <<< "$(settings FINETUNE_FLAGS)"
 read -ra VERIFY <<< "$(settings VERIFY_FLAGS)"; read -ra ORM <<< "$(settings ORM_FLAGS)"
 
