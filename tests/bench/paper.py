@@ -38,10 +38,10 @@ TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")
 PAPER_TEXT = """# The paper's tables in the toy world
 
 Made by `bash tests/bench/paper.sh {seeds}` from its run folders; nothing here is written by hand. Seeds:
-{count}; 300 test problems, greedy, one answer a problem, per cent. Brackets are 95 % intervals of differences:
-paired, by a bootstrap over problems, of each the mean over seeds. The paper's figures stand beside: they are
-of other models and other problems, so that only the direction of a difference can be compared. A run took
-{minutes} minutes.
+{count}; 300 test problems, greedy, one answer a problem, per cent. Brackets are 95 % intervals of
+differences: paired, by a bootstrap over problems, of each the mean over seeds. The paper's figures stand
+beside: they are of other models and other problems, so that only the direction of a difference can be
+compared. A run took {minutes} minutes.
 """
 
 
@@ -82,9 +82,10 @@ def each(values: list[float]) -> str:
     return f"**{statistics.mean(values):.1f}** ({', '.join(f'{value:.1f}' for value in values)})"
 
 
-def effect(difference: str) -> str:
-    """What a difference with its interval comes to, in words."""
-    low, high = (float(part) for part in difference.partition("[")[2].rstrip("]").split(","))
+def effect(difference: str, expected: int = 1) -> str:
+    """What a difference with its interval comes to, in words. `expected`: its sign in the paper."""
+    bounds = difference.partition("[")[2].rstrip("]").split(",")
+    low, high = sorted(expected * float(bound) for bound in bounds)
     return "shows" if low > 0 else "is reversed" if high < 0 else "does not show"
 
 
@@ -190,8 +191,8 @@ def orm_table(runs: list[Path]) -> str:
         cells = " / ".join(f"{share:.1f}" for share in shares)
         rows.append([text, cells, step, f"{len(found):,}", paper])
         steps[name] = step
-    effect_of_steps = {"shows": "is reversed", "is reversed": "shows"}.get(effect(steps["orm_binary"]))
-    said = f"Step and analysis against the status alone: the paper's effect {effect_of_steps or 'does not show'}."
+    shown = effect(steps["orm_binary"], expected=-1)
+    said = f"Step and analysis against the status alone: the paper's effect {shown}."
     heads = ["ORM", "accepts / rejects / mean", "change from the first", "paths", "paper: ORM-2K"]
     note = (
         "Four paths of M0 a test problem; a right answer with a step that the teacher calls wrong is wrong."
