@@ -1,18 +1,20 @@
 """The whole loop on a very small budget, and its rerun."""
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
 
-import pytest
+import kill_runs
 from conftest import ROOT, read_rows
 from kill_runs import BUDGET as SMALL
+from server import FAULTS, Server, faulty, teaching
 
 import common
 from mathse import chat, records
 
-pytestmark = pytest.mark.xdist_group("loop")  # they share a run
+KEY = "sk-this-is-a-secret-0123456789"
 
 
 def test_the_loop_runs_to_its_end(small_run):
@@ -215,5 +217,37 @@ def test_force_makes_anew_what_depends_on_a_setting_and_nothing_else(small_run, 
         assert changed <= {"final", "ledger.jsonl"}
         again = run("run_rounds.sh", RUN="test-force", **(SMALL | {"REFLECT_ACCEPT": "answer"}))
         assert again.returncode == 0 and "+ python" not in again.stdout
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_run_that_is_killed_in_its_steps_ends_as_one_that_is_not(small_run):
+    """Killed in 18 steps, drawn by a seed, with a teacher of whose replies three in ten fail. kill_runs.py
+    kills in all of them.
+    """
+    import teacher
+
+    assert small_run.returncode == 0
+    seconds = kill_runs.seconds_of("test-loop")
+    known = [ROOT / "runs" / "test-loop" / "problems.jsonl", ROOT / "toy" / "test.jsonl"]
+    server = Server(faulty(teaching(teacher.Teacher(known, wrong=0.1, seed=0))), seconds=0.0)
+    budget = kill_runs.BUDGET | {
+        "TEACHER": server.spec,
+        "OPENAI_API_KEY": KEY,
+        "ENDPOINT_FLAGS": "--timeout 10 --concurrency 4",
+        "EVALUATE_FLAGS": "--max-tokens 96 --classify TEACHER",
+    }
+    folder = ROOT / "runs" / "test-kill"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        rng = random.Random(0)
+        steps = {name: seconds[name] for name in rng.sample(sorted(seconds), 18)}
+        kills = kill_runs.kill_every_step("test-kill", budget, steps, rng, twice=2)
+        assert kills.total() >= 14 and len(kills) >= 12
+        assert kill_runs.differences("test-kill", "test-loop") == []
+        assert server.count > len(FAULTS) * 3
+        files = [path for path in folder.rglob("*") if path.is_file()]  # the log of all calls among them
+        assert not [path for path in files if KEY.encode() in path.read_bytes()]
+        assert b"Traceback" not in (folder / "log").read_bytes()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
