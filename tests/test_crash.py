@@ -1,6 +1,5 @@
 """What breaks from outside: kills, a full disk, a folder that may not be written, a second call."""
 
-import shutil
 import signal
 import subprocess
 import sys
