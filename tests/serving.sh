@@ -60,7 +60,8 @@ sampling=(01_sample.py --input toy/train.jsonl --limit 60 --samples 8 --temperat
 "$PYTHON" "${sampling[@]}" --output "$out/whole.jsonl" --serve "$SERVE" > /dev/null
 "$PYTHON" "${sampling[@]}" --output "$out/killed.jsonl" --serve "$SERVE" --concurrency 2 > "$out/log" &
 until [[ $(cat "$out"/killed.jsonl.part/*.jsonl 2> /dev/null | wc -l) -ge 40 ]]; do
-  kill -0 $! && sleep 0.2
+  kill -0 $! || exit 1
+  sleep 0.2
 done
 pkill -9 -f "vllm serve .*toy/base"
 wait $!
