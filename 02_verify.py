@@ -36,8 +36,8 @@ from mathse.answers import (
     find_answer,
     option_values,
     reference_letters,
-    same_vote,
     states_value,
+    votes,
 )
 from mathse.chat import fill, question_text, user_message
 from mathse.cli import (
@@ -64,7 +64,7 @@ from mathse.records import (
     written_rows,
 )
 from mathse.replies import Field, Found, find_lines, find_objects, thought_end
-from mathse.report.statistics import VERDICTS, audit, audit_truth, right_rate
+from mathse.report.statistics import VERDICTS, audit, audit_truth, right_rate, truth_lines
 
 # The ORM's prompt. Image and question come first, so that what is computed for them serves all candidates.
 JUDGE_PROMPT = """Problem: {question}
@@ -151,17 +151,15 @@ def decide(policy: str, answer_check: str | None, orm_check: str | None, agrees:
     Without a reference answer the ORM decides; `both` accepts what neither doubts. Nothing is accepted that
     does not agree with enough of the problem's paths (--agree).
     """
-    if not agrees:
-        status = decide(policy, answer_check, orm_check)
-        return "undecided" if status == "correct" else status
     if policy == "answer":
-        return answer_check or "undecided"
-    if policy == "orm" or answer_check is None:
-        return orm_check or "undecided"
-    checks = {answer_check, orm_check}
+        checks = {answer_check}
+    elif policy == "orm" or answer_check is None:
+        checks = {orm_check}
+    else:
+        checks = {answer_check, orm_check}
     if "wrong" in checks:
         return "wrong"
-    return "correct" if checks == {"correct"} else "undecided"
+    return "correct" if checks == {"correct"} and agrees else "undecided"
 
 
 def agreeing(rows: Iterable[dict], share: float) -> set[str]:
@@ -169,18 +167,15 @@ def agreeing(rows: Iterable[dict], share: float) -> set[str]:
 
     Needs no reference answer. A path without an answer agrees with nobody.
     """
-    problems = defaultdict(list)
+    problems, options = defaultdict(list), {}
     for row in rows:
         answer = find_answer(row["response"])[0] if row["finish"] == "stop" else None
-        problems[row["id"]].append((row_key(row), answer, row.get("options")))
+        problems[row["id"]].append((row_key(row), answer))
+        options[row["id"]] = row.get("options")
     kept = set()
-    for paths in problems.values():
-        votes: list[tuple[str, list[str]]] = []  # (an answer, keys of the paths that give it)
-        for key, answer, options in paths:
-            if answer is not None:
-                same = next((keys for other, keys in votes if same_vote(other, answer, options)), None)
-                votes.append((answer, [key])) if same is None else same.append(key)
-        kept |= {key for _, keys in votes if len(keys) >= share * len(paths) for key in keys}
+    for name, paths in problems.items():
+        groups = votes(paths, options[name])
+        kept |= {key for keys in groups if len(keys) >= share * len(paths) for key in keys}
     return kept
 
 
@@ -544,16 +539,6 @@ def print_audit(counts: dict) -> None:
     print(f"no verdict on {counts['no_verdict']} of {counts['judged']} whole paths; {found}")
 
 
-def print_truth(counts: dict) -> None:
-    """How often the ORM is right, a right answer with a step that the teacher calls wrong being wrong."""
-    for name, pairs in counts.items():
-        for check, what in (("correct", "accepts what is right"), ("wrong", "rejects what is not")):
-            if rate := right_rate(pairs, check):
-                which = "all problems" if name == "all" else "problems that it was not trained on"
-                low, high = rate[1]
-                print(f"ORM {what}: {rate[0]:6.1%} [{low:.1%}, {high:.1%}] of {rate[2]} paths, {which}")
-
-
 def check_args(args: argparse.Namespace) -> None:
     """End the command on flags that do not go together, before anything is read."""
     if not args.model and (args.annotate or args.accept != "answer"):
@@ -600,7 +585,8 @@ def main() -> None:
     if processes()[0] == 0:
         rows = written_rows(Path(args.output))
         if args.annotate:
-            print_truth(audit_truth(rows))
+            for line in truth_lines(audit_truth(rows)):
+                print(line)
         elif args.model and (figures := audit(rows)):
             print_audit(figures)
         print(f"{args.output}: {len(keys)} paths; this process: {listed(counts)}")

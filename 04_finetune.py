@@ -143,11 +143,9 @@ def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
     for (status, name), rows in sorted(groups.items()):
         texts = [((str(args.input[file]), name, sample), text) for file, sample, text in sorted(rows)]
         chosen[status, subjects[name]] += pick_diverse(texts, args.per_problem)
-    return (
-        {*balanced(chosen, args.seed, args.wrong_ratio)}
-        if args.orm
-        else {key for keys in chosen.values() for key in keys}
-    )
+    if args.orm:
+        return {*balanced(chosen, args.seed, args.wrong_ratio)}
+    return {key for keys in chosen.values() for key in keys}
 
 
 def training_row(row: dict, args: Namespace) -> dict:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from common import SOLVE_PROMPT, load, solve_prompt
 from mathse import cli
-from mathse.answers import AnswerChecker, check_failed, check_rows, check_version, same_vote
+from mathse.answers import AnswerChecker, check_failed, check_rows, check_version, votes
 from mathse.chat import harmless, user_message
 from mathse.generate import Repeats, Reply, Request, open_model
 from mathse.images import blank_image
@@ -113,18 +113,10 @@ def parse_args() -> Namespace:
 def majority(rows: list[dict], k: int) -> bool:
     """Whether the answer that the first k samples give most often is right, by its value; the earliest wins a
     tie."""
-    votes = []  # [answer, number of its rows, whether it is right]
-    for row in rows[:k]:
-        if row["extracted"] is None:
-            continue
-        vote = next(
-            (vote for vote in votes if same_vote(vote[0], row["extracted"], row.get("options"))), None
-        )
-        if vote is None:
-            votes.append(vote := [row["extracted"], 0, False])
-        vote[1] += 1
-        vote[2] |= row["answer_check"] == "correct"
-    return max(votes, key=lambda vote: vote[1])[2] if votes else False
+    right = [row["answer_check"] == "correct" for row in rows[:k]]
+    answers = enumerate(row["extracted"] for row in rows[:k])
+    groups = votes(answers, rows[0].get("options"))
+    return any(right[number] for number in max(groups, key=len, default=[]))
 
 
 def score(rows: list[dict], splits: dict[str, str]) -> dict:

@@ -11,6 +11,7 @@ from conftest import ROOT, read_rows, write_rows
 from PIL import Image
 from server import Server
 
+from mathse import answers
 from mathse.report import statistics
 
 # ---------------------------------------------------------------- statistics
@@ -86,7 +87,7 @@ def test_score(stage):
 )
 def test_the_majority_is_of_values(stage, said, options, right):
     """The right answers are those equal to the first."""
-    alike = stage("05_evaluate").same_vote
+    alike = answers.same_vote
     rows = [
         {
             "extracted": text,

@@ -27,6 +27,7 @@ from mathse.answers.check import (
     is_readable,
     same_vote,
     states_value,
+    votes,
 )
 from mathse.answers.choice import LETTERS, option_values, reference_letters
 from mathse.answers.find import find_answer
@@ -45,4 +46,5 @@ __all__ = [
     "reference_letters",
     "same_vote",
     "states_value",
+    "votes",
 ]

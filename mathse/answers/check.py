@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -126,6 +127,22 @@ def same_vote(one: str, other: str, options: list | None = None) -> bool:
         if all(letters):
             return letters[0] == letters[1]
     return same_answer(one, other, Rules(equal_if_rounded)) is True
+
+
+def votes(answers: Iterable[tuple[object, str | None]], options: list | None = None) -> list[list]:
+    """[the keys that give one answer], from (key, answer as extracted), in the order in which the answers
+    come first. None is no answer and no vote.
+    """
+    found: list[tuple[str, list]] = []
+    for key, answer in answers:
+        if answer is None:
+            continue
+        same = next((keys for other, keys in found if same_vote(other, answer, options)), None)
+        if same is None:
+            found.append((answer, [key]))
+        else:
+            same.append(key)
+    return [keys for _, keys in found]
 
 
 def states_value(text: str, answer: str) -> bool:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from mathse.chat import chat_parts, encode_prompts, encode_texts
 from mathse.generate.faults import INPUT_ERRORS, end_if_device_failed, halves, one_line
+from mathse.generate.processes import core_count
 from mathse.generate.types import Request
 from mathse.images import open_image
-from mathse.jsonl import processes
 from mathse.records import IMAGE
 
 LOOK_AHEAD = 16  # batches of requests that are grouped and sorted by length together
@@ -261,5 +261,4 @@ def worker_count(device) -> int:
     """Worker processes: none for a model on the CPU, whose cores are busy."""
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(WORKERS, cores // processes()[1] - 1))
+    return min(WORKERS, core_count() - 1)

@@ -1,9 +1,9 @@
 """A local model on all cores: processes forked from the one that loaded it, each with its share of the
 problems.
 
-A small model's layers are too short to be split among threads: two threads took longer than one to sample
-from the toy base, two processes of one thread little more than half the time. The weights are loaded once,
-and a fork shares them.
+A small model's layers are too short to be split among threads. Two processes sample from the toy base 1.4
+times, and judge 1.5 times, as fast as one (docs/SERVING.md). The weights are loaded once, and a fork shares
+them.
 
 Each problem goes to the process that has had the fewest samples so far. So what a process computes follows
 from the order of the requests, not from how fast they were answered.

@@ -27,7 +27,7 @@ from mathse.report.metrics import (
     stage_folders,
 )
 from mathse.report.page import write_page
-from mathse.report.statistics import percent, right_rate
+from mathse.report.statistics import percent, truth_lines
 
 OUTPUTS = ("metrics.json", "ledger.jsonl", "report.html")
 
@@ -77,13 +77,8 @@ def print_table(metrics: dict) -> None:
 def print_truth(metrics: dict) -> None:
     """How often the ORM is right by the teacher too, where the run asked it."""
     for stage in metrics["stages"]:
-        for name, pairs in stage["truth"].items():
-            rates = [right_rate(pairs, check) for check in ("correct", "wrong")]
-            cells = [f"{rate[0]:6.1%} of {rate[2]:<6,}" if rate else "     - of 0     " for rate in rates]
-            which = "" if name == "all" else "  (problems that it was not trained on)"
-            print(
-                f"{label(stage['stage']):<14} ORM accepts {cells[0]} right, rejects {cells[1]} wrong{which}"
-            )
+        for line in truth_lines(stage["truth"]):
+            print(f"{label(stage['stage']):<14} {line}")
 
 
 def print_totals(metrics: dict) -> None:

@@ -6,7 +6,7 @@ samples that are right; the accuracy is the mean over problems. An undecided ans
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mathse.records import written_rows
@@ -234,6 +234,15 @@ def audit_truth(rows: Iterable[dict]) -> dict:
             counts["all"][pair] += 1
             counts["held_out"][pair] += bool(row.get("held_out"))
     return {name: dict(+pairs) for name, pairs in counts.items()} if counts["all"] else {}
+
+
+def truth_lines(counts: dict) -> Iterator[str]:
+    """What audit_truth() counted, in words."""
+    for name, pairs in counts.items():
+        rates = [right_rate(pairs, check) for check in ("correct", "wrong")]
+        cells = [f"{rate[0]:6.1%} of {rate[2]:<6,}" if rate else "     - of 0     " for rate in rates]
+        which = "" if name == "all" else "  (problems that it was not trained on)"
+        yield f"ORM accepts {cells[0]} right, rejects {cells[1]} wrong{which}"
 
 
 def right_rate(pairs: dict, check: str) -> tuple[float, tuple[float, float], int] | None:
