@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, read_rows
+from conftest import ROOT, read_rows, write_rows
 
 from mathse.generate import serve
 
@@ -60,6 +60,30 @@ def test_a_model_is_served_and_its_server_ended(run, toy_world, folder):
     for body in bodies:  # all that a folder's habits could change
         assert body["top_k"] == -1 and body["repetition_penalty"] == 1.0 and body["min_p"] == 0.0
     assert len({row["response"] for row in rows if row["id"] == rows[0]["id"]}) > 1
+
+
+def test_reflections_and_evaluations_are_served_too(run, toy_world, folder):
+    told = {"prompt": "Q", "sample": 0, "response": "It is 0.", "finish": "stop", "status": "wrong"}
+    rows = read_rows(toy_world / "train.jsonl")[:4]
+    rows = [row | told | {"images": [str(toy_world / name) for name in row["images"]]} for row in rows]
+    wrong = write_rows(folder / "wrong.jsonl", rows)
+    outputs = folder / "out/reflected.jsonl", folder / "out/eval/predictions.jsonl"
+    reflect = ["03_reflect.py", "--input", wrong, "--output", outputs[0]]
+    evaluate = [
+        "05_evaluate.py",
+        "--test",
+        toy_world / "test.jsonl",
+        "--limit",
+        4,
+        "--output",
+        outputs[1].parent,
+    ]
+    for command, output in zip((reflect, evaluate), outputs):
+        done = run(*command, "--model", "toy/base", "--serve", FAKE)
+        assert done.returncode == 0, done.stderr
+        assert "serve: answers after" in done.stdout
+        assert [row["finish"] for row in read_rows(output)] == ["stop"] * 4
+    assert not any(map(is_alive, processes_of(folder)))
 
 
 def test_greedy_samples_are_told(run, toy_world, folder):
