@@ -35,13 +35,14 @@ from mathse.jsonl import hold, meet, processes, refuse_held, stage_end
 from mathse.recipe import Recipe
 from mathse.records import fail, read_rows
 from mathse.train.checkpoints import KEEP, LOCK, remove_checkpoints
+from mathse.train.processes import LEAST_ROWS, process_count, train_on_cores
 from mathse.train.rows import TrainingRows, write_training_file
 
 # AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128. Qwen2-VL: 1e-5 with
 # warm-up 0.1, CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
 SUBJECT_RATIO = 4  # see balanced()
-WITHOUT = ("train_file", "micro_batch", "recompute", "save_steps", "log_with")
+WITHOUT = ("train_file", "micro_batch", "recompute", "save_steps", "log_with", "processes")
 
 
 def parse_args() -> Namespace:
@@ -76,6 +77,8 @@ def parse_args() -> Namespace:
     add("--save-steps", type=whole(0), default=200, metavar="N", help=saved)
     add("--log-with", help="a tracker of accelerate, such as tensorboard, beside train_log.jsonl")
     add("--workers", type=whole(0), default=1, help="processes that prepare batches (default %(default)s)")
+    forked = "processes that train on a CPU (default: one a core, each with at least {} rows of a step)"
+    add("--processes", type=whole(1), metavar="N", help=forked.format(LEAST_ROWS))
     add("--limit", type=whole(0), default=0, help="the first N training rows (default: all)")
     add("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
     add("--seed", type=whole(0), default=0, help="of the order of the rows (default %(default)s)")
@@ -265,11 +268,13 @@ def main() -> None:
         write_training_file(train_file, args.input, args.limit, choose, make)
         # refuses --hold-out before --force removes a model
         TrainingRows(train_file, args.hold_out, args.seed)
+    count = process_count(args.processes, args.batch_size)
     recipe.start()
     if rank == 0:
         lock = (recipe.part / LOCK).open("a")
         hold(lock, recipe.part)
-    summary = train(args, spec, TrainingRows(train_file, args.hold_out, args.seed), recipe.part)
+    rows = TrainingRows(train_file, args.hold_out, args.seed)
+    summary = train_on_cores(count, partial(train, args, spec, rows, recipe.part))
     if rank == 0:
         recipe.complete(recipe.part, **summary)
         remove_checkpoints(args.output)  # only now: a kill in between leaves a whole model

@@ -44,6 +44,12 @@ def processes() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def become(rank: int, world: int) -> None:
+    """Be one of several processes of this machine from here on, as a launcher would have started it."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({name: str(number) for name, number in names.items()})
+
+
 def meet(world: int | None = None) -> None:
     """Wait for the other processes of this launch. The launcher ends all if one of them fails."""
     if (processes()[1] if world is None else world) == 1:

@@ -167,10 +167,7 @@ def answer(model: Generator, connection: Connection, temperature: float | None) 
     """A process: asks for requests, sends a Reply for each sample, and at last what work it did."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    close_inherited(connection.fileno())
+    settle_fork(connection.fileno())
     torch.set_num_threads(1)  # the parent's threads are not in a fork
     before = Counter(model.work)
     try:
@@ -183,10 +180,14 @@ def answer(model: Generator, connection: Connection, temperature: float | None) 
         connection.send(Failure(trace=traceback.format_exc()))
 
 
-def close_inherited(kept: int) -> None:
-    """Close the files that the parent had open, but for the standard streams: whoever waits for the end of a
-    pipe, such as the parent for a worker of the answer check, would wait for this process, too.
+def settle_fork(kept: int) -> None:
+    """Make this process one that a stage has forked: it ends with the stage, and keeps no file of it open but
+    the standard streams and number `kept`. Whoever waits for the end of a pipe, such as the stage for a
+    worker of the answer check, would wait for this process, too.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in map(int, os.listdir("/proc/self/fd")):
         if number > 2 and number != kept:
             with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # docs/PAPER.md: the paper's tables, redrawn in the toy world by several runs with different seeds.
-#   bash tests/bench/paper.sh 0 1 2 3 4      # about 30 minutes a seed on two cores; goes on where it stopped
+#   bash tests/bench/paper.sh 0 1 2 3 4      # goes on where it stopped
+# Each core takes a seed at a time; where fewer seeds than cores are left, one after the other gets all cores.
 # runs/paper-SEED is the default run; each arm adds its own steps in runs/paper-SEED/arms.
 set -euo pipefail
-exec 3>&2; trap '[[ $? == 0 ]] || tail -5 "$log" >&3' EXIT
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source mathse/environment.sh
 MODEL=toy/base  # what stands in toy/settings.sh, for the arms' own commands
@@ -56,11 +56,20 @@ arms() {  # arms SEED
 judge() { "$PYTHON" 02_verify.py --input "$arms/paths.jsonl" --output "$arms/$1.jsonl" --accept orm \
   --model "$2" --retry-undecided 1 "${seed[@]}" "${VERIFY[@]}"; }
 
-for number in "${@:-0}"; do
-  log=runs/paper-$number/log
-  mkdir -p "runs/paper-$number"
-  { env RUN="paper-$number" SEED="$number" bash run_rounds.sh; arms "$number"; } >> "$log" 2>&1
-  echo "seed $number is done"
+seed() {  # seed SEED: the run and its arms
+  local log=runs/paper-$1/log
+  trap '[[ $? == 0 ]] || tail -5 '"$log" EXIT
+  mkdir -p "runs/paper-$1"
+  { env RUN="paper-$1" SEED="$1" bash run_rounds.sh; arms "$1"; } >> "$log" 2>&1
+  echo "seed $1 is done"
+}
+seeds=("${@:-0}") cores=$(nproc)
+for ((first = 0; first < ${#seeds[@]}; first += cores)); do
+  turn=("${seeds[@]:first:cores}")
+  for core in "${!turn[@]}"; do
+    if ((${#turn[@]} < cores)); then (seed "${turn[core]}")
+    else (taskset -cp "$core" $BASHPID > /dev/null; seed "${turn[core]}") & fi
+  done
+  while [[ $(jobs -p) ]]; do wait -n; done
 done
-log=/dev/null
-"$PYTHON" tests/bench/paper.py --output docs/PAPER.md $(printf 'runs/paper-%s ' "${@:-0}")
+"$PYTHON" tests/bench/paper.py --output docs/PAPER.md $(printf 'runs/paper-%s ' "${seeds[@]}")
