@@ -76,6 +76,12 @@ Check every step of the solution against the image and the problem. Reply with J
 {"status": "CORRECT" or "WRONG", "error_step": the first wrong step or null, "error_analysis": why it is \
 wrong or null}"""
 
+# How the verdicts of an ORM that 04 has trained begin: what is fixed in them is not decoded token by token.
+VERDICT_DRAFTS = (
+    '{"status": "CORRECT", "error_step": null, "error_analysis": null}',
+    '{"status": "WRONG", "error_step": "',
+)
+
 # The teacher's annotation of a wrong path (the paper's feedback prompt, in our words).
 FEEDBACK_PROMPT = """You are evaluating a student's solution of a mathematics problem.
 
@@ -351,7 +357,8 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
                 (args.seed, "judge", row["id"], row["sample"], attempt, k) for k in range(args.orm_samples)
             ]
             seeds = {k: derive_seed(*name) for k, name in enumerate(names)}
-            yield Request(row, user_message(judge_prompt(row, args.show_answer), row["images"]), seeds)
+            messages = user_message(judge_prompt(row, args.show_answer), row["images"])
+            yield Request(row, messages, seeds, VERDICT_DRAFTS)
 
     for attempt in range(args.retry_undecided + 1):
         replies, undecided = defaultdict(list), []

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -234,6 +235,55 @@ def test_samples_depend_on_their_seed_only(kind, stops_often, problems):
     assert len({many["0", k][0] for k in range(4)}) > 1
     assert {finish for _, finish, _ in many.values()} == {"stop", "length"}
     assert many == refilled and few == {key: value for key, value in many.items() if key[0] == "0"}
+
+
+@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafts_change_no_reply(kind, temperature, stops_often, problems, monkeypatch):
+    """Right ones, wrong ones, two that begin alike, none, too long; several passes, few logits at once."""
+    spec = stops_often(kind, 60 if temperature else 300)
+    monkeypatch.setattr(PromptDataset, "draft_tokens", lambda self, draft: json.loads(draft))
+
+    def decoded(asked: list[Request]) -> tuple[dict, Counter]:
+        model = open_tiny(spec, batch_size=5)
+        model.decoder.logprobs = True
+        found = {
+            (sample.request.row["id"], sample.number): sample for sample in model.samples(asked, temperature)
+        }
+        return found, model.work
+
+    whole, work = decoded(requests(problems, 4))
+    assert work["draft_tokens"] == 0
+    asked = []
+    for request in requests(problems, 4):
+        for number, seed in request.seeds.items():
+            tokens = whole[request.row["id"], number].tokens
+            wrong = [*tokens[:3], 1 + tokens[3] if len(tokens) > 3 else 1, 5, 6]
+            kinds = [tokens], [wrong, tokens[:-1]], [tokens + [7] * 40], []
+            drafts = tuple(map(json.dumps, kinds[(number + int(request.row["id"])) % 4]))
+            asked.append(Request(request.row, request.messages, {number: seed}, drafts))
+    for chunk in (decoder.CHUNK, 1):
+        monkeypatch.setattr(decoder, "CHUNK", chunk)
+        drafted, work = decoded(asked)
+        assert work["draft_tokens"] > work["draft_kept"] > 20
+        assert drafted.keys() == whole.keys()
+        for key, sample in whole.items():
+            assert drafted[key].tokens == sample.tokens, key
+            assert drafted[key].logprobs == pytest.approx(sample.logprobs, abs=1e-3)
+
+
+def test_a_pass_over_drafts_that_fails_is_done_token_by_token(tiny_model, problems, monkeypatch):
+    whole = texts(open_tiny(tiny_model("qwen2_vl")), problems)
+    model = open_tiny(tiny_model("qwen2_vl"))
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(model.decoder, "read_guesses", fail)
+    asked = [
+        Request(one.row, one.messages, one.seeds, (whole[one.row["id"], 0][0],)) for one in requests(problems)
+    ]
+    assert said(model(asked)) == whole
 
 
 def test_the_temperature_of_a_call_replaces_that_of_the_flags(tiny_model, problems):

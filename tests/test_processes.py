@@ -16,7 +16,8 @@ from conftest import ROOT, read_rows, write_rows
 
 from mathse.generate import Reply, Request
 from mathse.generate.processes import SMALL, Dealer, Forked
-from mathse.jsonl import share
+from mathse.jsonl import processes, share
+from mathse.train.processes import LEAST_ROWS, process_count, train_on_cores
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 LOCAL = ["--model", "toy/base", "--max-tokens", "24"]
@@ -207,11 +208,19 @@ def test_a_process_that_ends_ends_the_stage(fault, ends, printed, capfd):
 
 
 def test_a_stage_that_is_killed_leaves_no_process(toy_world, tmp_path):
-    output = tmp_path / "samples.jsonl"
-    flags = ["--input", toy_world / "train.jsonl", "--samples", 64, "--temperature", 2, "--processes", 2]
-    flags += ["--model", "toy/base", "--max-tokens", "400", "--output", output]
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        process = subprocess.Popen([sys.executable, "01_sample.py", *map(str, flags)], cwd=ROOT)
+    same = ["--model", "toy/base", "--processes", 2]
+    sample = ["01_sample.py", "--input", toy_world / "train.jsonl", "--samples", 64, "--temperature", 2]
+    lesson = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}]
+    rows = [{"id": "a", "sample": 0, "images": [], "messages": lesson}]
+    train = ["04_finetune.py", "--input", write_rows(tmp_path / "t.jsonl", rows), "--epochs", 10_000]
+    commands = {
+        signal.SIGKILL: sample + ["--max-tokens", "400"],
+        signal.SIGTERM: sample + ["--max-tokens", "400"],
+        signal.SIGINT: train + ["--workers", 0],
+    }
+    for number, command in commands.items():
+        flags = [*same, "--output", tmp_path / command[0]]
+        process = subprocess.Popen([sys.executable, *map(str, command + flags)], cwd=ROOT)
         deadline = time.monotonic() + 120
         while len(forked := children(process.pid)) < 2:
             assert time.monotonic() < deadline and process.poll() is None
@@ -229,3 +238,48 @@ def test_one_process_and_two_write_the_same(toy_world, tmp_path, one):
         one("01_sample.py", *flags, "--output", tmp_path / f"{count}.jsonl", "--processes", count)
     assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
     assert "processes" not in json.loads((tmp_path / "2.jsonl.recipe.json").read_text())["flags"]
+
+
+# ---------------------------------------------------------------- a training in several processes
+
+
+def test_a_training_takes_a_process_a_core_of_a_step_s_rows(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
+    assert [process_count(None, rows) for rows in (1, 2 * LEAST_ROWS, 100)] == [1, 2, 6]
+    assert process_count(3, 1) == 3
+    monkeypatch.setenv("WORLD_SIZE", "2")  # by a launcher
+    assert process_count(None, 100) == process_count(3, 100) == 1
+
+
+def test_the_first_process_s_result_is_returned():
+    assert train_on_cores(3, lambda: {"rank": processes()[0], "world": processes()[1]}) == {
+        "rank": 0,
+        "world": 3,
+    }
+    assert processes() == (0, 1) and not children(os.getpid())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    "fault, ends, printed",
+    [
+        (SystemExit(2), SystemExit, ""),
+        (KeyError("gone"), RuntimeError, "KeyError: 'gone'"),
+        (None, SystemExit, "was ended from outside"),
+    ],
+)
+def test_a_training_ends_as_its_first_process_that_fails(rank, fault, ends, printed, capfd):
+    """The others wait for it, or train on: they are ended."""
+
+    def train() -> dict:
+        if processes()[0] != rank:
+            time.sleep(300)
+        if fault is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise fault
+
+    with pytest.raises(ends) as error:
+        train_on_cores(2, train)
+    assert printed in capfd.readouterr().err + str(error.value)
+    assert ends is not SystemExit or error.value.code == (1 if fault is None else 2)
+    assert not children(os.getpid())

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate.state import AcceleratorState
 from conftest import ROOT, read_rows, write_rows
 from PIL import Image
+from safetensors.torch import load_file
 
 import common
 from mathse.chat import user_message
@@ -32,7 +34,7 @@ from mathse.train.packing import ROUNDING, how_far_off
 from mathse.train.rows import TrainingRows, deal, plan_steps, write_training_file
 
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "llava", "llava_onevision"]
-FLAGS = ["--max-pixels", 10_000, "--workers", 0]
+FLAGS = ["--max-pixels", 10_000, "--workers", 0, "--processes", 1]
 SETTINGS = argparse.Namespace(max_pixels=10_000, max_length=2000)
 
 
@@ -98,7 +100,8 @@ def finetune(stage, monkeypatch, capsys):
     """
 
     def call(*flags: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["04_finetune.py", *map(str, [*flags, *FLAGS])])
+        AcceleratorState._reset_state(True)  # a stage begins without
+        monkeypatch.setattr(sys, "argv", ["04_finetune.py", *map(str, [*FLAGS, *flags])])
         stage("04_finetune").main()
         return capsys.readouterr().out
 
@@ -508,16 +511,45 @@ def test_two_processes_train_alike(batches, tiny_model, mixed_file, tmp_path, fi
     finetune(*flags, "--output", tmp_path / "one")
     two = with_two("04_finetune.py", *flags, "--output", tmp_path / "two")
     assert two.returncode == 0, two.stderr[-2000:]
-    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
+    finetune(*flags, "--output", tmp_path / "forked", "--processes", 2)
     held = [
         [
             entry["validation_loss"]
             for entry in read_rows(tmp_path / name / "train_log.jsonl")
             if "validation_loss" in entry
         ]
-        for name in ("one", "two")
+        for name in ("one", "two", "forked")
     ]
-    assert held[0] == pytest.approx(held[1], rel=1e-4) and len(held[0]) == 3
+    for name, losses_held in zip(("two", "forked"), held[1:]):
+        assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / name), rel=1e-4)
+        assert held[0] == pytest.approx(losses_held, rel=1e-4) and len(held[0]) == 3
+
+
+@pytest.mark.parametrize("first, then", [(2, 1), (1, 2)])
+def test_a_training_goes_on_with_another_number_of_processes(
+    first, then, tiny_model, mixed_file, tmp_path, finetune, monkeypatch
+):
+    flags = ["--input", mixed_file, "--model", tiny_model("llava"), "--epochs", 3, "--lr", "1e-3"]
+    flags += ["--batch-size", 5, "--save-steps", 2]
+    finetune(*flags, "--output", tmp_path / "whole")
+    output = tmp_path / "moved"
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session.Session, "save", stop)
+        with pytest.raises((Stopped, SystemExit)):
+            finetune(*flags, "--output", output, "--processes", first)
+    printed = finetune(*flags, "--output", output, "--processes", then)
+    assert then == 2 or "resumed at step 4" in printed  # the forks print past what is caught
+    assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    weights = [load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,19 @@ class Sample:
     limit: int = 0  # new tokens, at most
     tokens: list[int] = field(default_factory=list)  # new token ids
     logprobs: list[float] = field(default_factory=list)  # of `tokens`, at temperature 1
+    drafts: list[list[int]] = field(default_factory=list)  # token ids of the request's
     error: str | None = None  # in one line
 
     @property
     def tail(self) -> list[int]:
         """The tokens of the prompt that the group does not share."""
         return self.prompt[self.group.shared :]
+
+    def guess(self) -> list[int]:
+        """The tokens of a draft that begins as this reply does, as far as one more fits behind them."""
+        count = len(self.tokens)
+        following = (draft[count : self.limit - 1] for draft in self.drafts if draft[:count] == self.tokens)
+        return next(filter(None, following), [])
 
 
 @dataclass
@@ -168,11 +175,17 @@ class PromptDataset:
             group.shared = min(len(os.path.commonprefix(texts)), longest)
             for request, prompt in zip(group.requests, texts):
                 limit = min(self.max_tokens, self.context - len(prompt))
-                samples += [Sample(request, number, group, prompt, limit) for number in request.seeds]
+                drafts = [self.draft_tokens(draft) for draft in request.drafts]
+                samples += [
+                    Sample(request, number, group, prompt, limit, drafts=drafts) for number in request.seeds
+                ]
         lengths = [group.shared for group in groups]
         if len(groups) > 1 and len(groups) * max(lengths) > PASS_TOKENS:
             return [batch for half in halves(groups) for batch in self.encode(half)]
         return [Batch(groups, cut(inputs, lengths, self.processor.tokenizer.pad_token_id), samples)]
+
+    def draft_tokens(self, draft: str) -> list[int]:
+        return self.processor.tokenizer(draft, add_special_tokens=False)["input_ids"]
 
     def chat(self, request: Request) -> list[dict]:
         images = [open_image(path, self.max_pixels) for path in request.row["images"]]

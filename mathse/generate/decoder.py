@@ -20,6 +20,8 @@ from mathse.generate.faults import MODEL_ERRORS, FaultCounter, end_if_device_fai
 from mathse.generate.kv_cache import PromptPass, SharedKVCache, StepPass, use_shared_prompts
 from mathse.generate.sampling import draw, make_warpers, uniform_numbers
 
+CHUNK = 1 << 28  # logits of drafts at a time: 1 GiB in fp32
+
 
 class Decoder:
     """Decodes samples together, live[i] in row i of the cache; `work` counts what was computed."""
@@ -87,7 +89,11 @@ class Decoder:
                 self.live += [self.waiting.popleft() for _ in range(free)]
             if not self.live:
                 return
-            yield from self.start(busy) if busy < len(self.live) else self.step()
+            if busy < len(self.live):
+                yield from self.start(busy)
+                yield from self.follow_drafts(busy)
+            else:
+                yield from self.step()
 
     def fill(self, batches: Iterator[Batch], encode: Callable) -> Iterator[Sample]:
         """Read prompts until enough samples wait for the free rows. Yields samples that have failed."""
@@ -173,6 +179,52 @@ class Decoder:
                 return torch.zeros(1, self.vocabulary, device=self.model.device)
         left, right = halves(samples)
         return torch.cat([self.read_tails(first, left), self.read_tails(first + len(left), right)])
+
+    def follow_drafts(self, first: int) -> Iterator[Sample]:
+        """Read in one pass what drafts foresee for the rows from `first` on. A row keeps the tokens that it
+        would have drawn one by one, and gets the one behind them. Yields the samples that have finished.
+        """
+        while any(guesses := [sample.guess() for sample in self.live[first:]]):
+            rows = self.live[first:]
+            try:
+                drawn = self.read_guesses(first, guesses)
+            except MODEL_ERRORS as error:
+                end_if_device_failed(error)
+                for sample in rows:
+                    sample.drafts = []  # then token by token
+                return
+            counts, tokens, logprobs = [], [], []
+            for sample, guess, row, scores in zip(rows, guesses, *drawn):
+                agree = (token == other not in self.eos_ids for token, other in zip(guess, row))
+                kept = next((place for place, same in enumerate(agree) if not same), len(guess))
+                sample.tokens += guess[:kept]
+                sample.logprobs += scores[:kept]
+                counts.append(kept + 1)
+                tokens.append(row[kept])
+                logprobs.append(scores[kept])
+            self.cache.end_rows(first, torch.tensor(counts))
+            self.work.update(draft_tokens=sum(map(len, guesses)), draft_kept=sum(counts) - len(counts))
+            yield from self.collect(first, tokens, logprobs)
+
+    def read_guesses(self, first: int, guesses: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
+        """What the rows from `first` on draw behind their last token and behind each token of their guess,
+        and its log-probabilities. CHUNK logits at a time.
+        """
+        rows, width = self.live[first:], 1 + max(map(len, guesses))
+        many = max(1, CHUNK // (width * self.vocabulary))
+        tokens, logprobs = [], []
+        for begin in range(0, len(rows), many):
+            part = rows[begin : begin + many]
+            read = [[sample.tokens[-1], *guess] for sample, guess in zip(part, guesses[begin:])]
+            ids = torch.tensor([row + [0] * (width - len(row)) for row in read]).to(self.model.device)
+            logits = self.call(ids, self.cache.begin_rows(first + begin, len(part), width), width)
+            drawn = torch.tensor([len(sample.tokens) for sample in part])[:, None] + torch.arange(width)
+            drawn = drawn.clamp_max(self.args.max_tokens - 1).to(logits.device)
+            points = self.uniform[first + begin : first + begin + len(part)].gather(1, drawn)
+            chosen = self.choose(logits.flatten(0, 1).float(), points.flatten()[:, None])
+            for found, values in zip((tokens, logprobs), chosen):
+                found += [values[start : start + width] for start in range(0, len(values), width)]
+        return tokens, logprobs
 
     def step(self) -> list[Sample]:
         """One more token in every row. Returns the samples that have finished."""

@@ -35,17 +35,19 @@ def use_shared_prompts(model) -> None:
 
 @dataclass
 class PromptPass:
-    """A forward pass over the own prompt tokens, right-padded, of rows first ... first + R - 1."""
+    """A forward pass over several more tokens, right-padded, of rows first ... first + R - 1."""
 
     first: int
+    places: torch.Tensor  # (R, T), where in its row each token is written
+    length: int  # L, with them
     owners: torch.Tensor  # (R), the group of each row
     prompt_length: int  # P
-    mask: torch.Tensor  # (R, 1, T, P + T), 0 or -inf, in the model's type
+    mask: torch.Tensor  # (R, 1, T, P + L), 0 or -inf, in the model's type
     position_ids: torch.Tensor  # (K, R, T), or (R, T) if K is 1
     repeated: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask_of(self, heads: int) -> torch.Tensor:
-        """The mask (R, 1, heads * T, P + T) of queries whose heads stand one after the other."""
+        """The mask (R, 1, heads * T, P + L) of queries whose heads stand one after the other."""
         if heads not in self.repeated:
             self.repeated[heads] = self.mask.repeat(1, 1, heads, 1)
         return self.repeated[heads]
@@ -88,7 +90,7 @@ class StepPass:
 
 
 def attend(module, query, key, value, attention_mask, scaling=None, **settings):
-    """query (R, heads, T, W); key and value as `SharedKVCache.update` returns them, (R, KV heads, T or L, W).
+    """query (R, heads, T, W); key and value as `SharedKVCache.update` returns them, (R, KV heads, L, W).
 
     Returns the output (R, T, heads, W), and None for the weights.
     """
@@ -104,7 +106,7 @@ def attend_prompt(now: PromptPass, query, key, value, prompt_key, prompt_value, 
     """Many queries a row: bound by arithmetic, so each row may have its copy of the prompt's keys."""
     rows, heads, tokens, width = query.shape
     group = heads // key.shape[1]
-    key = torch.cat([prompt_key[now.owners], key], 2)  # (R, KV heads, P + T, W)
+    key = torch.cat([prompt_key[now.owners], key], 2)  # (R, KV heads, P + L, W)
     value = torch.cat([prompt_value[now.owners], value], 2)
     # the heads of a key as its queries: with a mask and enable_gqa CUDA has no fast kernel
     query = query.reshape(rows, -1, group * tokens, width)
@@ -211,15 +213,19 @@ class SharedKVCache(Cache):
     # ------------------------------------------------------------ passes
 
     def begin_rows(self, first: int, count: int, tokens: int) -> PromptPass:
-        """Before `count` empty rows, from `first` on, get up to `tokens` tokens each, right-padded."""
-        owners, steps = self.owners[first : first + count], torch.arange(tokens)
-        grow(self.sample_kv, len(self.lengths), tokens)
+        """Before `count` rows, from `first` on, get up to `tokens` tokens more each, right-padded."""
+        owners, lengths = self.owners[first : first + count], self.lengths[first : first + count]
+        places = lengths[:, None] + torch.arange(tokens)  # (R, T)
+        length = int(lengths.max()) + tokens
+        grow(self.sample_kv, len(self.lengths), length)
         prompt = self.visible_prompt(owners)[:, None].expand(-1, tokens, -1)  # (R, T, P)
-        own = (steps <= steps[:, None]).expand(count, -1, -1)  # (R, T, T)
+        own = torch.arange(length) <= places[..., None]  # (R, T, L)
         visible = torch.cat([prompt, own], -1)[:, None].to(self.device)
-        positions = self.next_positions[owners][..., None] + steps  # (R, K, T)
+        positions = self.next_positions[owners][..., None] + places[:, None]  # (R, K, T)
         self.current = PromptPass(
             first=first,
+            places=places.to(self.device),
+            length=length,
             owners=owners.to(self.device),
             prompt_length=prompt.shape[-1],
             mask=additive(visible, self.dtype),
@@ -228,8 +234,8 @@ class SharedKVCache(Cache):
         return self.current
 
     def end_rows(self, first: int, lengths: torch.Tensor) -> None:
-        """After it: the numbers of tokens (R) that were no padding."""
-        self.lengths[first : first + len(lengths)] = lengths
+        """After it: the numbers of tokens (R) that stay; the others were padding, or are not wanted."""
+        self.lengths[first : first + len(lengths)] += lengths
         self.layout = None
 
     def begin_step(self, rows: int) -> StepPass:
@@ -282,17 +288,17 @@ class SharedKVCache(Cache):
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         """Write new keys and values (R, KV heads, T, W) behind the rows' own.
 
-        Returns the rows' own keys and values, (R, KV heads, T, W) of a PromptPass, (R, KV heads, L, W) of a
-        StepPass.
+        Returns the rows' own keys and values (R, KV heads, L, W).
         """
         now, own = self.current, []
         for part, states in zip(self.sample_kv[layer_idx], (key_states, value_states)):
             if isinstance(now, PromptPass):
-                part[now.first : now.first + len(states), :, : states.shape[2]] = states
-                own.append(states)
+                part = part[now.first : now.first + len(states)]
+                rows = torch.arange(len(states), device=part.device)[:, None]
+                part[rows, :, now.places] = states.transpose(1, 2)
             else:
                 part[now.layout.numbers, :, now.lengths] = states[:, :, 0]
-                own.append(part[: len(states), :, : now.length])
+            own.append(part[: len(states), :, : now.length])
         own[0].kv_cache = self
         return tuple(own)
 

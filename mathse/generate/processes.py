@@ -143,15 +143,15 @@ class Dealer:
         return replace(reply, row=row)
 
 
-def receive(connection: Connection) -> object:
-    """A process's next message. Ends the stage as the process has ended."""
+def receive(connection: Connection, ended: str = ENDED) -> object:
+    """A process's next message. Ends the stage as the process has ended; `ended` says that it was killed."""
     try:
         message = connection.recv()
     except (EOFError, OSError):  # OSError: it ended in the middle of a message
-        fail(ENDED, 1)
+        fail(ended, 1)
     if isinstance(message, Failure):
         if message.trace:
-            raise RuntimeError(f"in a process that generates:\n{message.trace}")
+            raise RuntimeError(f"in another process of this stage:\n{message.trace}")
         sys.exit(message.code)
     return message
 
@@ -170,10 +170,17 @@ def answer(model: Generator, connection: Connection, temperature: float | None) 
     settle_fork(connection.fileno())
     torch.set_num_threads(1)  # the parent's threads are not in a fork
     before = Counter(model.work)
-    try:
+    with failures_to(connection):
         for reply in model(taken(connection), temperature):
             connection.send(reply)
         connection.send(model.work - before)
+
+
+@contextlib.contextmanager
+def failures_to(connection: Connection) -> Iterator[None]:
+    """Around what a forked process does: how it fails is sent to the stage, see receive()."""
+    try:
+        yield
     except SystemExit as end:
         connection.send(Failure(code=end.code))
     except Exception:

@@ -8,11 +8,16 @@ from typing import Protocol
 
 @dataclass
 class Request:
-    """A prompt and its samples. `seeds[k]` is the seed of sample k; `row` is the caller's."""
+    """A prompt and its samples. `seeds[k]` is the seed of sample k; `row` is the caller's.
+
+    `drafts`: how a reply may begin. They change no reply: a local model reads such a beginning in one pass,
+    and keeps what it would have written token by token.
+    """
 
     row: dict
     messages: list[dict]
     seeds: dict[int, int]
+    drafts: tuple[str, ...] = ()
 
 
 @dataclass

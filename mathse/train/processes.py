@@ -6,13 +6,13 @@ shares it.
 """
 
 import multiprocessing
-import sys
+import os
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from mathse.generate.processes import core_count, settle_fork
+from mathse.generate.processes import core_count, failures_to, receive, settle_fork
 from mathse.jsonl import become, processes
 from mathse.records import fail
 
@@ -44,7 +44,8 @@ def train_on_cores(count: int, train: Callable[[], dict]) -> dict:
         return train()
     import mathse.train.session  # here, that the forks need not  # noqa: F401
 
-    context, started, summary = multiprocessing.get_context("fork"), {}, None
+    context = multiprocessing.get_context("fork")
+    connections, started, results = [], [], {}
     with tempfile.TemporaryDirectory() as folder:
         try:
             for rank in range(count):
@@ -52,30 +53,16 @@ def train_on_cores(count: int, train: Callable[[], dict]) -> dict:
                 work = rank, count, Path(folder) / "meeting", train, theirs
                 process = context.Process(target=take_part, args=work)
                 process.start()
-                started[ours] = process
+                started.append(process)
+                connections.append(ours)
                 theirs.close()
-            waiting = set(started)
-            while waiting:
-                for connection in wait(waiting):
-                    result = received(connection, started[connection])
-                    waiting.remove(connection)
-                    summary = summary or result
-            return summary
+            while waiting := [connection for connection in connections if connection not in results]:
+                results |= {connection: receive(connection, ENDED) for connection in wait(waiting)}
+            return results[connections[0]]
         finally:
-            for process in started.values():
+            for process in started:
                 process.kill()
                 process.join()
-
-
-def received(connection: Connection, process: multiprocessing.Process) -> dict:
-    """What a process returned. Ends the stage if it has none: it has said why, unless it was killed."""
-    try:
-        return connection.recv()
-    except EOFError:
-        process.join()
-        if process.exitcode < 0:
-            fail(ENDED, 1)
-        sys.exit(process.exitcode)
 
 
 def take_part(rank: int, count: int, meeting: Path, train: Callable[[], dict], result: Connection) -> None:
@@ -85,10 +72,13 @@ def take_part(rank: int, count: int, meeting: Path, train: Callable[[], dict], r
     from mathse.train.distributed import join_processes
 
     settle_fork(result.fileno())
-    torch.set_num_threads(max(1, core_count() // count))
+    threads = max(1, core_count() // count)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # else accelerate chooses
     become(rank, count)
     join = {"init_method": meeting.as_uri(), "rank": rank, "world_size": count}
     torch.distributed.init_process_group("gloo", **join)
     join_processes()
-    result.send(train())
-    torch.distributed.destroy_process_group()
+    with failures_to(result):
+        result.send(train())
+        torch.distributed.destroy_process_group()
