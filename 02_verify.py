@@ -17,6 +17,7 @@ Of verified.jsonl the ORM's checks are kept, so that the output tells how often 
 
 import argparse
 import difflib
+import json
 import math
 import os
 import re
@@ -76,12 +77,6 @@ Check every step of the solution against the image and the problem. Reply with J
 {"status": "CORRECT" or "WRONG", "error_step": the first wrong step or null, "error_analysis": why it is \
 wrong or null}"""
 
-# How the verdicts of an ORM that 04 has trained begin: what is fixed in them is not decoded token by token.
-VERDICT_DRAFTS = (
-    '{"status": "CORRECT", "error_step": null, "error_analysis": null}',
-    '{"status": "WRONG", "error_step": "',
-)
-
 # The teacher's annotation of a wrong path (the paper's feedback prompt, in our words).
 FEEDBACK_PROMPT = """You are evaluating a student's solution of a mathematics problem.
 
@@ -118,6 +113,7 @@ CHOICE = (  # LETTER is named as a choice
     r"[\s:：(*\"']*LETTER(?![\w'])"
 )
 RETRY_TEMPERATURE = 0.7  # at least, when a reply gave no verdict: greedily it would be the same again
+DRAFTED_LINES = 100  # of a response
 AUDIT_SUBJECTS = 12  # printed, at most
 ORM_FIELDS = {"orm_check", "orm_confidence", "held_out"}  # what an ORM said of a path that is annotated
 NO_VERDICT = {"error_step": None, "error_analysis": None, "judge_reply": None}
@@ -192,6 +188,16 @@ def judge_prompt(row: dict, show_answer: bool = False) -> str:
     """JUDGE_PROMPT with the row's question and response; `show_answer` adds the reference answer."""
     answer = f"\n\nStandard answer: {row['answer']}" if show_answer else ""
     return fill(JUDGE_PROMPT, question=question_text(row) + answer, response=row["response"])
+
+
+def verdict_drafts(response: str) -> tuple[str, ...]:
+    """How the verdict of an ORM that 04 has trained may begin: CORRECT, or WRONG with a line of the response.
+    What is fixed in it, or copied, need not be decoded token by token.
+    """
+    verdict = dict.fromkeys(("status", "error_step", "error_analysis"))
+    wrong = ({"error_step": line, "error_analysis": ""} for line in response.split("\n")[:DRAFTED_LINES])
+    drafts = (json.dumps(verdict | {"status": "WRONG"} | parts, ensure_ascii=False)[:-2] for parts in wrong)
+    return json.dumps(verdict | {"status": "CORRECT"}), *drafts
 
 
 def parse_verdict(reply: str) -> dict:
@@ -358,7 +364,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
             ]
             seeds = {k: derive_seed(*name) for k, name in enumerate(names)}
             messages = user_message(judge_prompt(row, args.show_answer), row["images"])
-            yield Request(row, messages, seeds, VERDICT_DRAFTS)
+            yield Request(row, messages, seeds, verdict_drafts(row["response"]))
 
     for attempt in range(args.retry_undecided + 1):
         replies, undecided = defaultdict(list), []

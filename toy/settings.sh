@@ -10,7 +10,7 @@ EVALUATE_FLAGS="--max-tokens 128 --batch-size 256 ${EVALUATE_FLAGS:-}"
 if [[ $TEACHER$TEST == toytoy/test.jsonl ]]; then EVALUATE_FLAGS="--classify TEACHER $EVALUATE_FLAGS"; fi
 ORM_SAMPLE_FLAGS="--draw 0 --samples 4 ${ORM_SAMPLE_FLAGS:-}"
 ANNOTATE_FLAGS="--check-correct ${ANNOTATE_FLAGS:-}"
-FINETUNE_FLAGS="--epochs 2 --lr 1e-3 --batch-size 16 --micro-batch 16 --per-problem 1 ${FINETUNE_FLAGS:-}"
+FINETUNE_FLAGS="--epochs 3 --lr 1e-3 --batch-size 16 --micro-batch 16 --per-problem 1 ${FINETUNE_FLAGS:-}"
 DISTILL_FLAGS="--epochs 10 ${DISTILL_FLAGS:-}"  # M0's rows are few
 # the base can check sums and descriptions: a high learning rate would make it forget that
 ORM_FLAGS="--lr 2e-4 --epochs 2 --per-problem 2 --wrong-ratio 2 ${ORM_FLAGS:-}"

@@ -56,10 +56,10 @@ class Sample:
         return self.prompt[self.group.shared :]
 
     def guess(self) -> list[int]:
-        """The tokens of a draft that begins as this reply does, as far as one more fits behind them."""
+        """The next tokens in which all drafts agree that begin as this reply does, and room for one more."""
         count = len(self.tokens)
-        following = (draft[count : self.limit - 1] for draft in self.drafts if draft[:count] == self.tokens)
-        return next(filter(None, following), [])
+        possible = [draft for draft in self.drafts if draft[:count] == self.tokens]
+        return os.path.commonprefix(possible)[count : self.limit - 1] if possible else []
 
 
 @dataclass

@@ -21,6 +21,7 @@ from mathse.generate.kv_cache import PromptPass, SharedKVCache, StepPass, use_sh
 from mathse.generate.sampling import draw, make_warpers, uniform_numbers
 
 CHUNK = 1 << 28  # logits of drafts at a time: 1 GiB in fp32
+FEW, PADDING = 16, 0.25  # more rows than so few are read together if so little is padding, of their tokens
 
 
 class Decoder:
@@ -138,6 +139,7 @@ class Decoder:
         """
         fresh = self.live[first:]
         leaders = list({id(sample.request): sample for sample in fresh}.values())
+        leaders.sort(key=lambda sample: len(sample.tail))
         place = {id(sample.request): index for index, sample in enumerate(leaders)}
         followers = [sample for sample in fresh if sample is not leaders[place[id(sample.request)]]]
         fresh = leaders + followers
@@ -159,15 +161,16 @@ class Decoder:
     def read_tails(self, first: int, samples: list[Sample]) -> torch.Tensor:
         """Logits (R, V) behind the prompts of the samples in the rows from `first` on.
 
-        Halved if it is too much for one pass, or if the pass fails. A sample that fails alone gets an error.
+        Halved if it is too much for one pass, or too much padding, or if the pass fails. A sample that fails
+        alone gets an error.
         """
         tails = [sample.tail for sample in samples]
-        width = max(map(len, tails))
+        tokens, padded = sum(map(len, tails)), len(tails) * max(map(len, tails))
+        padding = padded - tokens
+        is_even = len(samples) <= FEW or padding < PADDING * tokens
         try:
-            if len(samples) == 1 or len(samples) * width <= PASS_TOKENS:
+            if len(samples) == 1 or (padded <= PASS_TOKENS and is_even):
                 logits = self.forward(first, tails)
-                tokens = sum(map(len, tails))
-                padding = len(tails) * width - tokens
                 self.work.update(tails=len(tails), tail_tokens=tokens, tail_padding=padding)
                 self.tail_faults.passed()
                 return logits

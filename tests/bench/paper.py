@@ -41,7 +41,8 @@ Made by `bash tests/bench/paper.sh {seeds}` from its run folders; nothing here i
 {count}; 300 test problems, greedy, one answer a problem, per cent. Brackets are 95 % intervals of
 differences: paired, by a bootstrap over problems, of each the mean over seeds. The paper's figures stand
 beside: they are of other models and other problems, so that only the direction of a difference can be
-compared. A run took {minutes} minutes.
+compared. A run took {minutes} minutes (median), each
+with a core of its own.
 """
 
 
@@ -194,9 +195,7 @@ def orm_table(runs: list[Path]) -> str:
     shown = effect(steps["orm_binary"], expected=-1)
     said = f"Step and analysis against the status alone: the paper's effect {shown}."
     heads = ["ORM", "accepts / rejects / mean", "change from the first", "paths", "paper: ORM-2K"]
-    note = (
-        "Four paths of M0 a test problem; a right answer with a step that the teacher calls wrong is wrong."
-    )
+    note = "Two paths of M0 a test problem; a right answer with a step that the teacher calls wrong is wrong."
     return f"## The ORM (Table 5)\n\n{note}\n\n{table(heads, rows)}\n{said}\n"
 
 

@@ -38,7 +38,7 @@ arms() {  # arms SEED
 
   # Table 5: ORMs on M0's paths of test problems; their right and wrong steps by the teacher
   "$PYTHON" 01_sample.py --input toy/test.jsonl --output "$arms/paths.jsonl" --model "$run/round_0/model" \
-    --samples 4 --temperature 1.0 --origin test "${seed[@]}" "${SAMPLE[@]}"
+    --samples 2 --temperature 1.0 --origin test "${seed[@]}" "${SAMPLE[@]}"
   "$PYTHON" 02_verify.py --annotate --check-correct --input "$arms/paths.jsonl" --output "$arms/truth.jsonl" \
     --model "$teacher" "${seed[@]}"
   for name in once binary; do
@@ -50,6 +50,7 @@ arms() {  # arms SEED
 
   # Without reference answers: the ORM and the paths' agreement accept
   "$PYTHON" tests/bench/paper.py --hide "$run"
+  mkdir -p "$run-hidden"; cp -r "$run/base" "$run-hidden"  # the same evaluation
   env RUN="paper-$1-hidden" SEED="$1" DATA="$run/hidden.jsonl" ORM="$run/orm/model" ORM_UPDATE=once AUDIT=0 \
     REFLECT=none ACCEPT=orm VERIFY_FLAGS="--agree 0.5" bash run_rounds.sh
 }
