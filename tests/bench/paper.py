@@ -280,6 +280,18 @@ accepted paths, and {shares["held out"]} of the other tenth's.
     return text + table(["stage", "with answers", "without", "change"], rows)
 
 
+TABLES = {  # and the last file that each reads; a run without it is left out
+    stages_table: "",
+    reflection_table: "/arms/answer/eval/predictions.jsonl",
+    teacher_table: "/arms/teacher/eval/predictions.jsonl",
+    orm_table: "/arms/orm_refreshed.jsonl",
+    audit_table: "",
+    transitions_table: "",
+    errors_table: "",
+    hidden_table: "-hidden/round_3/eval/predictions.jsonl",
+}
+
+
 # ---------------------------------------------------------------- for paper.sh
 
 
@@ -317,8 +329,11 @@ def main() -> None:
     minutes = [json.loads((run / "metrics.json").read_text())["seconds"] / 60 for run in args.runs]
     took = f"{statistics.median(minutes):.1f}"
     parts = [PAPER_TEXT.format(seeds=seeds, count=len(args.runs), minutes=took)]
-    tables = (stages_table, reflection_table, teacher_table, orm_table, audit_table)
-    parts += [make(args.runs) for make in (*tables, transitions_table, errors_table, hidden_table)]
+    for make, last in TABLES.items():
+        complete = [run for run in args.runs if Path(f"{run}{last}").exists()]
+        parts += [make(complete)] if complete else []
+        if 0 < len(complete) < len(args.runs):
+            parts[-1] += f"\nOf the first {len(complete)} seeds.\n"
     args.output.write_text("\n".join(parts), encoding="utf-8")
     print(f"{args.output}: {len(args.runs)} seeds")
 

@@ -2,7 +2,7 @@
 # docs/PAPER.md: the paper's tables, redrawn in the toy world by several runs with different seeds.
 #   bash tests/bench/paper.sh 0 1 2 3 4      # goes on where it stopped
 # Each core takes a seed at a time; where fewer seeds than cores are left, one after the other gets all cores.
-# runs/paper-SEED is the default run; each arm adds its own steps in runs/paper-SEED/arms.
+# runs/paper-SEED is the default run; each arm adds its own steps in runs/paper-SEED/arms; ARMS=0: none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source mathse/environment.sh
@@ -61,7 +61,7 @@ seed() {  # seed SEED: the run and its arms
   local log=runs/paper-$1/log
   trap '[[ $? == 0 ]] || tail -5 '"$log" EXIT
   mkdir -p "runs/paper-$1"
-  { env RUN="paper-$1" SEED="$1" bash run_rounds.sh; arms "$1"; } >> "$log" 2>&1
+  { env RUN="paper-$1" SEED="$1" bash run_rounds.sh; [[ ${ARMS:-1} == 0 ]] || arms "$1"; } >> "$log" 2>&1
   echo "seed $1 is done"
 }
 seeds=("${@:-0}") cores=$(nproc)
