@@ -64,12 +64,13 @@ seed() {  # seed SEED: the run and its arms
   { env RUN="paper-$1" SEED="$1" bash run_rounds.sh; [[ ${ARMS:-1} == 0 ]] || arms "$1"; } >> "$log" 2>&1
   echo "seed $1 is done"
 }
-seeds=("${@:-0}") cores=$(nproc)
-for ((first = 0; first < ${#seeds[@]}; first += cores)); do
-  turn=("${seeds[@]:first:cores}")
-  for core in "${!turn[@]}"; do
-    if ((${#turn[@]} < cores)); then (seed "${turn[core]}")
-    else (taskset -cp "$core" $BASHPID > /dev/null; seed "${turn[core]}") & fi
+seeds=("${@:-0}")
+read -ra cores <<< "$("$PYTHON" -c 'import os; print(*os.sched_getaffinity(0))')"
+for ((first = 0; first < ${#seeds[@]}; first += ${#cores[@]})); do
+  turn=("${seeds[@]:first:${#cores[@]}}")
+  for place in "${!turn[@]}"; do
+    if ((${#turn[@]} < ${#cores[@]})); then (seed "${turn[place]}")
+    else (taskset -cp "${cores[place]}" $BASHPID > /dev/null; seed "${turn[place]}") & fi
   done
   while [[ $(jobs -p) ]]; do wait -n; done
 done
