@@ -192,7 +192,7 @@ def judge_prompt(row: dict, show_answer: bool = False) -> str:
 
 def verdict_drafts(response: str) -> tuple[str, ...]:
     """How the verdict of an ORM that 04 has trained may begin: CORRECT, or WRONG with a line of the response.
-    What is fixed in it, or copied, need not be decoded token by token.
+    What is fixed in it, or copied, need not be decoded token by token. The analysis stays open.
     """
     verdict = dict.fromkeys(("status", "error_step", "error_analysis"))
     wrong = ({"error_step": line, "error_analysis": ""} for line in response.split("\n")[:DRAFTED_LINES])

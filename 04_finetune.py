@@ -268,7 +268,7 @@ def main() -> None:
         write_training_file(train_file, args.input, args.limit, choose, make)
         # refuses --hold-out before --force removes a model
         TrainingRows(train_file, args.hold_out, args.seed)
-    count = process_count(args.processes, args.batch_size)
+    count = process_count(args.processes, args.batch_size, spec)
     recipe.start()
     if rank == 0:
         lock = (recipe.part / LOCK).open("a")

@@ -273,18 +273,20 @@ def test_drafts_change_no_reply(kind, temperature, stops_often, problems, monkey
             assert drafted[key].logprobs == pytest.approx(sample.logprobs, abs=1e-3)
 
 
-def test_a_pass_over_drafts_that_fails_is_done_token_by_token(tiny_model, problems, monkeypatch):
-    whole = texts(open_tiny(tiny_model("qwen2_vl")), problems)
-    model = open_tiny(tiny_model("qwen2_vl"))
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), ValueError("odd shapes")])
+def test_a_pass_over_drafts_that_fails_is_done_token_by_token(error, tiny_model, problems, monkeypatch):
+    whole = texts(open_tiny(tiny_model("llava")), problems, 2)
+    model, calls = open_tiny(tiny_model("llava")), []
+    monkeypatch.setattr(PromptDataset, "draft_tokens", lambda self, draft: json.loads(draft))
+    drafts = tuple(f"[{first}, 7, 8]" for first in range(300))
 
     def fail(*_):
-        raise torch.OutOfMemoryError("out of memory")
+        calls.append(1)
+        raise error
 
     monkeypatch.setattr(model.decoder, "read_guesses", fail)
-    asked = [
-        Request(one.row, one.messages, one.seeds, (whole[one.row["id"], 0][0],)) for one in requests(problems)
-    ]
-    assert said(model(asked)) == whole
+    asked = [Request(one.row, one.messages, one.seeds, drafts) for one in requests(problems, 2)]
+    assert said(model(asked)) == whole and calls
 
 
 def test_the_temperature_of_a_call_replaces_that_of_the_flags(tiny_model, problems):

@@ -17,6 +17,7 @@ from conftest import ROOT, read_rows, write_rows
 from mathse.generate import Reply, Request
 from mathse.generate.processes import SMALL, Dealer, Forked
 from mathse.jsonl import processes, share
+from mathse.train import processes as training
 from mathse.train.processes import LEAST_ROWS, process_count, train_on_cores
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -60,6 +61,10 @@ def rows_of(path: Path) -> list[dict]:
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    return [found for child in children(pid) for found in (child, *descendants(child))]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
@@ -210,19 +215,20 @@ def test_a_process_that_ends_ends_the_stage(fault, ends, printed, capfd):
 def test_a_stage_that_is_killed_leaves_no_process(toy_world, tmp_path):
     same = ["--model", "toy/base", "--processes", 2]
     sample = ["01_sample.py", "--input", toy_world / "train.jsonl", "--samples", 64, "--temperature", 2]
-    lesson = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}]
-    rows = [{"id": "a", "sample": 0, "images": [], "messages": lesson}]
+    lesson = [{"role": "user", "content": "<image>Q?"}, {"role": "assistant", "content": "A."}]
+    image = str(next((toy_world / "images").glob("*.png")))
+    rows = [{"id": str(k), "sample": 0, "images": [image], "messages": lesson} for k in range(16)]
     train = ["04_finetune.py", "--input", write_rows(tmp_path / "t.jsonl", rows), "--epochs", 10_000]
-    commands = {
-        signal.SIGKILL: sample + ["--max-tokens", "400"],
-        signal.SIGTERM: sample + ["--max-tokens", "400"],
-        signal.SIGINT: train + ["--workers", 0],
+    commands = {  # a training process has one that prepares its batches
+        signal.SIGKILL: (train, 4),
+        signal.SIGTERM: (sample + ["--max-tokens", "400"], 2),
+        signal.SIGINT: (train, 4),
     }
-    for number, command in commands.items():
-        flags = [*same, "--output", tmp_path / command[0]]
+    for number, (command, count) in commands.items():
+        flags = [*same, "--output", tmp_path / f"{number}"]
         process = subprocess.Popen([sys.executable, *map(str, command + flags)], cwd=ROOT)
         deadline = time.monotonic() + 120
-        while len(forked := children(process.pid)) < 2:
+        while len(forked := descendants(process.pid)) < count:
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
         process.send_signal(number)
@@ -244,11 +250,16 @@ def test_one_process_and_two_write_the_same(toy_world, tmp_path, one):
 
 
 def test_a_training_takes_a_process_a_core_of_a_step_s_rows(monkeypatch):
+    model = str(ROOT / "toy/base")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
-    assert [process_count(None, rows) for rows in (1, 2 * LEAST_ROWS, 100)] == [1, 2, 6]
-    assert process_count(3, 1) == 3
+    assert [process_count(None, rows, model) for rows in (1, 2 * LEAST_ROWS, 100)] == [1, 2, 6]
+    assert process_count(3, 1, model) == 3
+    assert process_count(None, 100, "a/hub-id") == 1
+    size = (ROOT / "toy/base/model.safetensors").stat().st_size
+    monkeypatch.setattr(training, "free_memory", lambda: 3.5 * training.COPIES * size)
+    assert process_count(None, 100, model) == 3
     monkeypatch.setenv("WORLD_SIZE", "2")  # by a launcher
-    assert process_count(None, 100) == process_count(3, 100) == 1
+    assert process_count(None, 100, model) == process_count(3, 100, model) == 1
 
 
 def test_the_first_process_s_result_is_returned():

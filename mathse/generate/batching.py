@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from mathse.chat import chat_parts, encode_prompts, encode_texts
 from mathse.generate.faults import INPUT_ERRORS, end_if_device_failed, halves, one_line
-from mathse.generate.processes import core_count
+from mathse.generate.processes import core_count, end_with_parent
 from mathse.generate.types import Request
 from mathse.images import open_image
 from mathse.records import IMAGE
@@ -24,6 +24,7 @@ PASS_TOKENS = 32 << 10  # padded tokens of a forward pass over prompts
 PASS_GROUPS = 16  # PromptGroups that are encoded together: PASS_TOKENS at 2,048 tokens a prompt
 WORKERS = 4  # processes that encode for a GPU, at most
 PREFETCH = 2  # lists of PromptGroups that each of them encodes ahead
+GUESS = 64  # tokens of drafts that are read in one pass, at most
 
 
 @dataclass
@@ -59,7 +60,8 @@ class Sample:
         """The next tokens in which all drafts agree that begin as this reply does, and room for one more."""
         count = len(self.tokens)
         possible = [draft for draft in self.drafts if draft[:count] == self.tokens]
-        return os.path.commonprefix(possible)[count : self.limit - 1] if possible else []
+        end = min(self.limit - 1, count + GUESS)
+        return os.path.commonprefix(possible)[count:end] if possible else []
 
 
 @dataclass
@@ -175,7 +177,7 @@ class PromptDataset:
             group.shared = min(len(os.path.commonprefix(texts)), longest)
             for request, prompt in zip(group.requests, texts):
                 limit = min(self.max_tokens, self.context - len(prompt))
-                drafts = [self.draft_tokens(draft) for draft in request.drafts]
+                drafts = [] if self.whole else [self.draft_tokens(draft) for draft in request.drafts]
                 samples += [
                     Sample(request, number, group, prompt, limit, drafts=drafts) for number in request.seeds
                 ]
@@ -252,6 +254,7 @@ def load_batches(
         batch_size=None,
         collate_fn=unchanged,
         num_workers=workers,
+        worker_init_fn=end_with_parent,
         prefetch_factor=PREFETCH if workers else None,
     )
     for batches in loader:

@@ -16,12 +16,19 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from mathse.generate.batching import PASS_TOKENS, REFILL, Batch, Sample, on_device
-from mathse.generate.faults import MODEL_ERRORS, FaultCounter, end_if_device_failed, halves, one_line
+from mathse.generate.faults import (
+    MODEL_ERRORS,
+    FaultCounter,
+    end_if_device_failed,
+    halves,
+    is_out_of_memory,
+    one_line,
+)
 from mathse.generate.kv_cache import PromptPass, SharedKVCache, StepPass, use_shared_prompts
 from mathse.generate.sampling import draw, make_warpers, uniform_numbers
 
-CHUNK = 1 << 28  # logits of drafts at a time: 1 GiB in fp32
-FEW, PADDING = 16, 0.25  # more rows than so few are read together if so little is padding, of their tokens
+CHUNK = 1 << 26  # logits of drafts at a time: 256 MiB in fp32, a few times that where they are sampled
+FEW, PADDING = 16, 0.25  # a pass over more rows than FEW has at most this share of its tokens as padding
 
 
 class Decoder:
@@ -192,7 +199,8 @@ class Decoder:
             try:
                 drawn = self.read_guesses(first, guesses)
             except MODEL_ERRORS as error:
-                end_if_device_failed(error)
+                if not is_out_of_memory(error):
+                    end_if_device_failed(error)
                 for sample in rows:
                     sample.drafts = []  # then token by token
                 return
@@ -211,10 +219,10 @@ class Decoder:
 
     def read_guesses(self, first: int, guesses: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
         """What the rows from `first` on draw behind their last token and behind each token of their guess,
-        and its log-probabilities. CHUNK logits at a time.
+        and its log-probabilities. CHUNK logits and PASS_TOKENS tokens at a time.
         """
         rows, width = self.live[first:], 1 + max(map(len, guesses))
-        many = max(1, CHUNK // (width * self.vocabulary))
+        many = max(1, min(CHUNK // self.vocabulary, PASS_TOKENS) // width)
         tokens, logprobs = [], []
         for begin in range(0, len(rows), many):
             part = rows[begin : begin + many]

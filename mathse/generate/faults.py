@@ -20,12 +20,16 @@ def halves(items: list) -> tuple[list, list]:
     return items[: len(items) // 2], items[len(items) // 2 :]
 
 
-def end_if_device_failed(error: Exception) -> None:
-    """End the stage with exit code 1 on an error that no other split of the rows would cure."""
+def is_out_of_memory(error: Exception) -> bool:
     import torch
 
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def end_if_device_failed(error: Exception) -> None:
+    """End the stage with exit code 1 on an error that no other split of the rows would cure."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
+    if is_out_of_memory(error):
         fail(f"out of memory: set a smaller --batch-size ({one_line(error)}); {KEPT}", 1)
     if "CUDA error" in text:
         fail(f"the device failed ({one_line(error)}); {KEPT}", 1)

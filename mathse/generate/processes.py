@@ -182,9 +182,16 @@ def failures_to(connection: Connection) -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
+        sys.stdout.flush()  # the stage kills this process once it knows
         connection.send(Failure(code=end.code))
     except Exception:
+        sys.stdout.flush()
         connection.send(Failure(trace=traceback.format_exc()))
+
+
+def end_with_parent(*_: object) -> None:
+    """Let Linux kill this process when the one that started it is gone, however it ended."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def settle_fork(kept: int) -> None:
@@ -194,7 +201,7 @@ def settle_fork(kept: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     for number in map(int, os.listdir("/proc/self/fd")):
         if number > 2 and number != kept:
             with contextlib.suppress(OSError):

@@ -10,8 +10,8 @@ from typing import Protocol
 class Request:
     """A prompt and its samples. `seeds[k]` is the seed of sample k; `row` is the caller's.
 
-    `drafts`: how a reply may begin. They change no reply: a local model reads in one pass what they agree in,
-    and keeps what it would have written token by token.
+    `drafts`: how a reply may begin. A local model reads in one pass what they agree in, and keeps what it
+    would have written token by token: they change no reply, as far as floating point allows.
     """
 
     row: dict

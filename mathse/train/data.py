@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from mathse.chat import chat_parts, encode_prompts, encode_texts
+from mathse.generate.processes import end_with_parent
 from mathse.images import open_image
 from mathse.records import IMAGE
 from mathse.train.rows import TrainingRows
@@ -114,8 +115,9 @@ def prefetch_batches(dataset: MicroBatches, workers: int, seed: int) -> Iterator
 
     # A generator of its own: a resumed training draws the same dropout.
     settings = {"generator": torch.Generator().manual_seed(seed), "collate_fn": as_arrays}
-    ahead = 4 if workers else None
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=ahead, **settings)
+    # else a worker with batches that nobody takes would outlive a training process that is killed
+    settings |= {"num_workers": workers, "worker_init_fn": end_with_parent}
+    loader = DataLoader(dataset, batch_size=None, prefetch_factor=4 if workers else None, **settings)
     for batch, left_out in loader:
         yield batch and batch.convert(as_tensor), left_out
 

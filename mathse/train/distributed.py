@@ -24,10 +24,12 @@ from mathse.records import fail
 from mathse.train.checkpoints import UNUSED
 from mathse.train.model import checkpointed_layers
 
+TIMEOUT = timedelta(hours=2)  # that processes wait for each other
+
 
 def join_processes() -> None:
     """Make the process group of this launch, before anything waits for others."""
-    PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
+    PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 
 def check_tracker(name: str) -> None:

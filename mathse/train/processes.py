@@ -7,25 +7,30 @@ shares it.
 
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from mathse.generate.processes import core_count, failures_to, receive, settle_fork
-from mathse.jsonl import become, processes
+from mathse.jsonl import become, processes, stage_end
 from mathse.records import fail
 
-LEAST_ROWS = 4  # of a step for each process: with fewer, what the rows share is read too often
+LEAST_ROWS = 4  # of a step for each process: a problem's rows share their prompt only within a process
+# Memory of a process for each byte of the model's files: fp32 weights, gradients and Adam's two averages are
+# 16 bytes a parameter, of which a file in bf16 has 2.
+COPIES = 8
 ENDED = (
     "a process that trains was ended from outside, perhaps out of memory: set a smaller --micro-batch or "
     "fewer --processes; the last checkpoint is kept"
 )
 
 
-def process_count(asked: int | None, batch_size: int) -> int:
-    """How many processes to fork: the number asked for, else one a core. With GPUs, and where a launcher has
-    started several, none.
+def process_count(asked: int | None, batch_size: int, spec: str) -> int:
+    """How many processes train: on a CPU as many as asked for, else one a core, as far as the steps' rows
+    and the memory for the model in the folder `spec` reach. With GPUs, and of several that a launcher has
+    started, each trains by itself: 1.
     """
     if processes()[1] > 1:
         return 1
@@ -35,14 +40,24 @@ def process_count(asked: int | None, batch_size: int) -> int:
         if asked and asked > 1:
             fail("--processes: more than one is for CPUs; start one process a GPU by torchrun")
         return 1
-    return asked or max(1, min(core_count(), batch_size // LEAST_ROWS))
+    if asked:
+        return asked
+    size = sum(path.stat().st_size for path in Path(spec).glob("*.safetensors"))
+    fitting = free_memory() // (COPIES * size) if size else 1
+    return max(1, min(core_count(), batch_size // LEAST_ROWS, fitting))
+
+
+def free_memory() -> int:
+    """Bytes of the machine's memory that can be had, as Linux says."""
+    with open("/proc/meminfo") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
 
 
 def train_on_cores(count: int, train: Callable[[], dict]) -> dict:
     """What `train` returns in the first of `count` processes. Ends the stage as the first that fails does."""
     if count == 1:
         return train()
-    import mathse.train.session  # here, that the forks need not  # noqa: F401
+    import mathse.train.session  # noqa: F401  # its imports are shared with the forks
 
     context = multiprocessing.get_context("fork")
     connections, started, results = [], [], {}
@@ -50,7 +65,7 @@ def train_on_cores(count: int, train: Callable[[], dict]) -> dict:
         try:
             for rank in range(count):
                 ours, theirs = context.Pipe(duplex=False)
-                work = rank, count, Path(folder) / "meeting", train, theirs
+                work = rank, count, f"{folder}/meeting", train, theirs
                 process = context.Process(target=take_part, args=work)
                 process.start()
                 started.append(process)
@@ -65,20 +80,25 @@ def train_on_cores(count: int, train: Callable[[], dict]) -> dict:
                 process.join()
 
 
-def take_part(rank: int, count: int, meeting: Path, train: Callable[[], dict], result: Connection) -> None:
+def take_part(rank: int, count: int, meeting: str, train: Callable[[], dict], result: Connection) -> None:
     """A process: joins the others by the file `meeting`, trains, and sends what the training returned."""
-    import torch
-
-    from mathse.train.distributed import join_processes
-
     settle_fork(result.fileno())
-    threads = max(1, core_count() // count)
+    become(rank, count)
+    with failures_to(result), stage_end():
+        join(rank, count, meeting)
+        summary = train()
+        sys.stdout.flush()  # the stage kills this process once it has the summary
+        result.send(summary)
+
+
+def join(rank: int, count: int, meeting: str) -> None:
+    import torch
+    from torch.distributed import FileStore, init_process_group
+
+    from mathse.train.distributed import TIMEOUT, join_processes
+
+    threads = core_count()
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # else accelerate chooses
-    become(rank, count)
-    join = {"init_method": meeting.as_uri(), "rank": rank, "world_size": count}
-    torch.distributed.init_process_group("gloo", **join)
+    init_process_group("gloo", store=FileStore(meeting, count), rank=rank, world_size=count, timeout=TIMEOUT)
     join_processes()
-    with failures_to(result):
-        result.send(train())
-        torch.distributed.destroy_process_group()

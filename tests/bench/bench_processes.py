@@ -2,7 +2,7 @@
 starts it, in turns. Tokens a second of the median step, and seconds of the whole command.
 
     bash run_rounds.sh
-    python tests/bench/bench_processes.py --input runs/default/orm/train.jsonl --model runs/default/round_0/model
+    python tests/bench/bench_processes.py --input R/orm/train.jsonl --model R/round_0/model  # R: runs/default
 """
 
 import argparse

@@ -41,8 +41,8 @@ Made by `bash tests/bench/paper.sh {seeds}` from its run folders; nothing here i
 {count}; 300 test problems, greedy, one answer a problem, per cent. Brackets are 95 % intervals of
 differences: paired, by a bootstrap over problems, of each the mean over seeds. The paper's figures stand
 beside: they are of other models and other problems, so that only the direction of a difference can be
-compared. A run took {minutes} minutes (median), each
-with a core of its own.
+compared. A run took {minutes} minutes (median) where
+each core had a seed of its own.
 """
 
 
@@ -333,7 +333,7 @@ def main() -> None:
         complete = [run for run in args.runs if Path(f"{run}{last}").exists()]
         parts += [make(complete)] if complete else []
         if 0 < len(complete) < len(args.runs):
-            parts[-1] += f"\nOf the first {len(complete)} seeds.\n"
+            parts[-1] += f"\nOf {', '.join(run.name for run in complete)} alone.\n"
     args.output.write_text("\n".join(parts), encoding="utf-8")
     print(f"{args.output}: {len(args.runs)} seeds")
 

@@ -4,6 +4,7 @@
 # Each core takes a seed at a time; where fewer seeds than cores are left, one after the other gets all cores.
 # runs/paper-SEED is the default run; each arm adds its own steps in runs/paper-SEED/arms; ARMS=0: none.
 set -euo pipefail
+exec 3>&2
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source mathse/environment.sh
 MODEL=toy/base  # what stands in toy/settings.sh, for the arms' own commands
@@ -59,7 +60,7 @@ judge() { "$PYTHON" 02_verify.py --input "$arms/paths.jsonl" --output "$arms/$1.
 
 seed() {  # seed SEED: the run and its arms
   local log=runs/paper-$1/log
-  trap '[[ $? == 0 ]] || tail -5 '"$log" EXIT
+  trap '[[ $? == 0 ]] || tail -5 '"$log"' >&3' EXIT
   mkdir -p "runs/paper-$1"
   { env RUN="paper-$1" SEED="$1" bash run_rounds.sh; [[ ${ARMS:-1} == 0 ]] || arms "$1"; } >> "$log" 2>&1
   echo "seed $1 is done"
@@ -72,6 +73,8 @@ for ((first = 0; first < ${#seeds[@]}; first += ${#cores[@]})); do
     if ((${#turn[@]} < ${#cores[@]})); then (seed "${turn[place]}")
     else (taskset -cp "${cores[place]}" $BASHPID > /dev/null; seed "${turn[place]}") & fi
   done
-  while [[ $(jobs -p) ]]; do wait -n; done
+  status=0
+  while [[ $(jobs -p) ]]; do wait -n || status=$?; done
+  ((status == 0)) || exit "$status"
 done
 "$PYTHON" tests/bench/paper.py --output docs/PAPER.md $(printf 'runs/paper-%s ' "${seeds[@]}")
