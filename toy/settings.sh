@@ -14,5 +14,5 @@ FINETUNE_FLAGS="--epochs 3 --lr 1e-3 --batch-size 16 --micro-batch 16 --per-prob
 DISTILL_FLAGS="--epochs 10 ${DISTILL_FLAGS:-}"  # M0's rows are few
 # the base can check sums and descriptions: a high learning rate would make it forget that
 ORM_FLAGS="--lr 2e-4 --epochs 2 --per-problem 2 --wrong-ratio 2 ${ORM_FLAGS:-}"
-ORM_UPDATE_FLAGS="--lr 1e-4 --epochs 0.5 --wrong-ratio 2.3 ${ORM_UPDATE_FLAGS:-}"
+ORM_UPDATE_FLAGS="--lr 1e-4 --epochs 0.5 ${ORM_UPDATE_FLAGS:-}"
 if [[ ! -e toy/train.jsonl || ! -e toy/test.jsonl ]]; then "$PYTHON" toy/problems.py --output toy; fi
