@@ -38,7 +38,7 @@ check RUN '[A-Za-z0-9_][A-Za-z0-9._-]*' "letters, digits, dots, dashes and under
 check REFLECT 'final|every|none' "final, every or none"
 check ORM_UPDATE 'once|every' "once or every"
 for name in PAIRS AUDIT; do check $name '[01]' "0 or 1"; done; [[ $ORM != none ]] || AUDIT=0
-for name in ROUNDS GPUS; do check $name '[1-9][0-9]{0,5}' "a whole number of at least 1"; done
+for name in ROUNDS SAMPLES GPUS; do check $name '[1-9][0-9]{0,5}' "a whole number of at least 1"; done
 for name in DATA TEST; do check $name '.*[^ ].*' "set, see run_rounds.sh"; done
 teacher=$TEACHER; [[ $TEACHER != toy ]] || teacher=http://127.0.0.1:1/v1#teacher  # its port comes later
 run=runs/$RUN same=(--max-pixels "$MAX_PIXELS" --seed "$SEED") force=($([[ $FORCE == 0 ]] || echo --force))
@@ -52,7 +52,7 @@ stage() {  # stage ROWS COMMAND...: run it; in the first pass check its flags, f
   elif [[ $SERVE && ${words[0]} != 04_* ]]; then words+=(--serve "$SERVE")
   elif [[ $GPUS != 1 ]]; then launch=${LAUNCH:-$PYTHON $many}; fi
   if [[ $pass == run ]]; then $launch "${words[@]}" "${force[@]}"; return; fi
-  printf '+ %s' "$launch"; printf ' %q' "${words[@]}"; echo; "$PYTHON" "${words[@]}" --dry-run "$1"
+  printf '+ %s' "$launch"; printf ' %q' "${words[@]}"; echo; printf '%q ' "${words[@]}" --dry-run "$1"; echo
 }
 sample() { stage "$rows" 01_sample.py --input "$D" --output "$run/$1/samples.jsonl" --model "$2" "${@:3}"; }
 verify() {  # verify ROWS STAGE INPUT OUTPUT POLICY FLAGS...
@@ -118,8 +118,8 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
   if [[ $REFLECT == final && $AUDIT != 0 ]]; then audit "$rows" final; fi
 }
 
-if [[ $DRY_RUN != 0 ]]; then pass=dry; evolution; exit; fi
-pass=check; evolution > /dev/null  # a wrong setting is refused before anything runs
+pass=check; evolution | "$PYTHON" -m mathse.check $([[ $DRY_RUN != 0 ]] || echo --quiet)
+[[ $DRY_RUN == 0 ]] || exit 0  # a wrong setting has been refused by now
 [[ -e $run/config.json ]] || "$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
 pass=run; evolution; "$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
 "$PYTHON" -m mathse.report "$run"

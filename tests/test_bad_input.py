@@ -933,7 +933,7 @@ def test_bad_flags_of_training(folder, capsys, monkeypatch, stage, flag):
 # A setting of run_rounds.sh -> wrong values, and the flag or setting that the one line names. Nothing is run.
 BAD_SETTINGS = {
     "ROUNDS": (["0", "-1", "two", "1.5", "99999999999999999999"], "ROUNDS"),
-    "SAMPLES": (["0", "x"], "--samples"),
+    "SAMPLES": (["0", "x"], "SAMPLES"),
     "DISTILL": (["-5", "x"], "--draw"),
     "LIMIT": (["-1", "x"], "--limit"),
     "SEED": (["x"], "--seed"),

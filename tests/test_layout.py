@@ -21,6 +21,7 @@ ROOMS = [
     "replies",
     "attention",
     "cli",
+    "check",
     "generate",
     "train",
     "problems",

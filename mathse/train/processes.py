@@ -42,15 +42,11 @@ def process_count(asked: int | None, batch_size: int, spec: str) -> int:
         return 1
     if asked:
         return asked
+    from mathse.train.vision_cache import free_memory
+
     size = sum(path.stat().st_size for path in Path(spec).glob("*.safetensors"))
     fitting = free_memory() // (COPIES * size) if size else 1
     return max(1, min(core_count(), batch_size // LEAST_ROWS, fitting))
-
-
-def free_memory() -> int:
-    """Bytes of the machine's memory that can be had, as Linux says."""
-    with open("/proc/meminfo") as file:
-        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
 
 
 def train_on_cores(count: int, train: Callable[[], dict]) -> dict:

@@ -16,8 +16,8 @@ from mathse.train.data import MicroBatch, MicroBatches, prefetch_batches
 from mathse.train.distributed import empty_model, find_unused, leave_out_unused, make_accelerator, prepare
 from mathse.train.model import flops_per_token, peak_flops, set_up_model
 from mathse.train.packing import Packing, check_losses
-from mathse.train.processes import free_memory
 from mathse.train.rows import TrainingRows, deal, plan_steps
+from mathse.train.vision_cache import free_memory
 
 CACHE_SHARE = 4  # features of a frozen vision tower may take this part of the machine's free memory
 

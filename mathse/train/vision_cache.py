@@ -48,3 +48,9 @@ class VisionCache:
                 self.used += sum(feature.nbytes for feature in features)
         while self.used > self.room:
             self.used -= sum(feature.nbytes for feature in self.kept.popitem(last=False)[1])
+
+
+def free_memory() -> int:
+    """Bytes of the machine's memory that can be had, as Linux says."""
+    with open("/proc/meminfo") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
