@@ -17,7 +17,6 @@ Of verified.jsonl the ORM's checks are kept, so that the output tells how often 
 
 import argparse
 import difflib
-import json
 import math
 import os
 import re
@@ -64,7 +63,7 @@ from mathse.records import (
     row_key,
     written_rows,
 )
-from mathse.replies import Field, Found, find_lines, find_objects, thought_end
+from mathse.replies import Field, Found, find_lines, find_objects, thought_end, verdict_text
 from mathse.report.statistics import VERDICTS, audit, audit_truth, right_rate, truth_lines
 
 # The ORM's prompt. Image and question come first, so that what is computed for them serves all candidates.
@@ -194,10 +193,8 @@ def verdict_drafts(response: str) -> tuple[str, ...]:
     """How the verdict of an ORM that 04 has trained may begin: CORRECT, or WRONG with a line of the response.
     What is fixed in it, or copied, need not be decoded token by token. The analysis stays open.
     """
-    verdict = dict.fromkeys(("status", "error_step", "error_analysis"))
-    wrong = ({"error_step": line, "error_analysis": ""} for line in response.split("\n")[:DRAFTED_LINES])
-    drafts = (json.dumps(verdict | {"status": "WRONG"} | parts, ensure_ascii=False)[:-2] for parts in wrong)
-    return json.dumps(verdict | {"status": "CORRECT"}), *drafts
+    lines = response.split("\n")[:DRAFTED_LINES]
+    return verdict_text("CORRECT"), *(verdict_text("WRONG", line, "")[: -len('"}')] for line in lines)
 
 
 def parse_verdict(reply: str) -> dict:

@@ -34,8 +34,9 @@ from mathse.images import MAX_PIXELS
 from mathse.jsonl import hold, meet, processes, refuse_held, stage_end
 from mathse.recipe import Recipe
 from mathse.records import fail, read_rows
+from mathse.replies import verdict_text
 from mathse.train.checkpoints import KEEP, LOCK, remove_checkpoints
-from mathse.train.processes import LEAST_ROWS, process_count, train_on_cores
+from mathse.train.cores import LEAST_ROWS, process_count, train_on_cores
 from mathse.train.rows import TrainingRows, write_training_file
 
 # AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128. Qwen2-VL: 1e-5 with
@@ -155,11 +156,9 @@ def training_row(row: dict, args: Namespace) -> dict:
     """What a verified row teaches: its own prompt, and the reply to it."""
     prompt, reply = row["judge_prompt" if args.orm else "prompt"], row["response"]
     if args.orm:
-        wrong = row["status"] == "wrong"
-        verdict = {"status": "WRONG" if wrong else "CORRECT"}
-        if not args.binary:
-            verdict |= {name: row.get(name) if wrong else None for name in ("error_step", "error_analysis")}
-        reply = json.dumps(verdict, ensure_ascii=False)
+        told = (row.get("error_step"), row.get("error_analysis")) if row["status"] == "wrong" else ()
+        status = "WRONG" if told else "CORRECT"
+        reply = json.dumps({"status": status}) if args.binary else verdict_text(status, *told)
     said = {"role": "assistant", "content": harmless(reply)}
     made = {"messages": [*user_message(prompt, row["images"]), said], "images": row["images"]}
     return made | ({"status": row["status"]} if args.orm else {})

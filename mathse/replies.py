@@ -5,6 +5,7 @@ unquoted names and words, Python's None, a cut-off end, and LaTeX whose backslas
 evaluated, no text raises, and the time is linear in its length.
 """
 
+import json
 import re
 from typing import NamedTuple
 
@@ -64,6 +65,12 @@ class Found(NamedTuple):
 
     def names(self) -> set[str]:
         return {field.name for field in self.fields}
+
+
+def verdict_text(status: str, error_step: str | None = None, error_analysis: str | None = None) -> str:
+    """A verdict in the form that 04 teaches an ORM, and that 02 foresees."""
+    verdict = {"status": status, "error_step": error_step, "error_analysis": error_analysis}
+    return json.dumps(verdict, ensure_ascii=False)
 
 
 def thought_end(reply: str) -> int | None:

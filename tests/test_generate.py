@@ -263,8 +263,8 @@ def test_drafts_change_no_reply(kind, temperature, stops_often, problems, monkey
             kinds = [tokens], [wrong, tokens[:-1]], [tokens + [7] * 40], []
             drafts = tuple(map(json.dumps, kinds[(number + int(request.row["id"])) % 4]))
             asked.append(Request(request.row, request.messages, {number: seed}, drafts))
-    for chunk in (decoder.CHUNK, 1):
-        monkeypatch.setattr(decoder, "CHUNK", chunk)
+    for count in (decoder.DRAFT_LOGITS, 1):
+        monkeypatch.setattr(decoder, "DRAFT_LOGITS", count)
         drafted, work = decoded(asked)
         assert work["draft_tokens"] >= work["draft_kept"] > 10
         assert drafted.keys() == whole.keys()

@@ -17,9 +17,8 @@ from conftest import ROOT, read_rows, write_rows
 from mathse.generate import Reply, Request
 from mathse.generate.processes import SMALL, Dealer, Forked
 from mathse.jsonl import processes, share
-from mathse.train import processes as training
-from mathse.train import vision_cache
-from mathse.train.processes import LEAST_ROWS, process_count, train_on_cores
+from mathse.train import cores, vision_cache
+from mathse.train.cores import LEAST_ROWS, process_count, train_on_cores
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 LOCAL = ["--model", "toy/base", "--max-tokens", "24"]
@@ -257,7 +256,7 @@ def test_a_training_takes_a_process_a_core_of_a_step_s_rows(monkeypatch):
     assert process_count(3, 1, model) == 3
     assert process_count(None, 100, "a/hub-id") == 1
     size = (ROOT / "toy/base/model.safetensors").stat().st_size
-    monkeypatch.setattr(vision_cache, "free_memory", lambda: 3.5 * training.COPIES * size)
+    monkeypatch.setattr(vision_cache, "free_memory", lambda: 3.5 * cores.COPIES * size)
     assert process_count(None, 100, model) == 3
     monkeypatch.setenv("WORLD_SIZE", "2")  # by a launcher
     assert process_count(None, 100, model) == process_count(3, 100, model) == 1

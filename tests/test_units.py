@@ -309,6 +309,23 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("status", ["correct", "wrong"])
+@pytest.mark.parametrize("step", ['Step 1: "a" is 5°.', "Step 2: 三角形 \\frac{1}{2}"])
+def test_what_an_orm_is_taught_begins_as_02_foresees(stage, status, step):
+    row = {
+        "judge_prompt": "?",
+        "images": [],
+        "response": 'Step 1: "a" is 5°.\nStep 2: 三角形 \\frac{1}{2}\nEnd.',
+    }
+    row |= {"status": status, "error_step": step, "error_analysis": "It is not."}
+    made = stage("04_finetune").training_row(row, argparse.Namespace(orm=True, binary=False))
+    taught = made["messages"][-1]["content"]
+    drafts = stage("02_verify").verdict_drafts(row["response"])
+    found = [draft for draft in drafts if taught.startswith(draft)]
+    assert len(found) == 1 and (found[0] == taught) == (status == "correct")
+    assert stage("02_verify").parse_verdict(taught)["verdict"] == status
+
+
 def test_parse_verdict_takes_any_text(stage):
     """Also where a text of one sort goes on for long, which takes a time in proportion."""
     parse, random_ = stage("02_verify").parse_verdict, random.Random(0)

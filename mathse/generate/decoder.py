@@ -27,7 +27,7 @@ from mathse.generate.faults import (
 from mathse.generate.kv_cache import PromptPass, SharedKVCache, StepPass, use_shared_prompts
 from mathse.generate.sampling import draw, make_warpers, uniform_numbers
 
-CHUNK = 1 << 26  # logits of drafts at a time: 256 MiB in fp32, a few times that where they are sampled
+DRAFT_LOGITS = 1 << 26  # logits of drafts at a time: 256 MiB in fp32, a few times that where they are sampled
 FEW, PADDING = 16, 0.25  # a pass over more rows than FEW has at most this share of its tokens as padding
 
 
@@ -219,10 +219,10 @@ class Decoder:
 
     def read_guesses(self, first: int, guesses: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
         """What the rows from `first` on draw behind their last token and behind each token of their guess,
-        and its log-probabilities. CHUNK logits and PASS_TOKENS tokens at a time.
+        and its log-probabilities. DRAFT_LOGITS logits and PASS_TOKENS tokens at a time.
         """
         rows, width = self.live[first:], 1 + max(map(len, guesses))
-        many = max(1, min(CHUNK // self.vocabulary, PASS_TOKENS) // width)
+        many = max(1, min(DRAFT_LOGITS // self.vocabulary, PASS_TOKENS) // width)
         tokens, logprobs = [], []
         for begin in range(0, len(rows), many):
             part = rows[begin : begin + many]

@@ -21,7 +21,7 @@ LEAST_ROWS = 4  # of a step for each process: a problem's rows share their promp
 # Memory of a process for each byte of the model's files: fp32 weights, gradients and Adam's two averages are
 # 16 bytes a parameter, of which a file in bf16 has 2.
 COPIES = 8
-ENDED = (
+KILLED = (
     "a process that trains was ended from outside, perhaps out of memory: set a smaller --micro-batch or "
     "fewer --processes; the last checkpoint is kept"
 )
@@ -68,7 +68,7 @@ def train_on_cores(count: int, train: Callable[[], dict]) -> dict:
                 connections.append(ours)
                 theirs.close()
             while waiting := [connection for connection in connections if connection not in results]:
-                results |= {connection: receive(connection, ENDED) for connection in wait(waiting)}
+                results |= {connection: receive(connection, KILLED) for connection in wait(waiting)}
             return results[connections[0]]
         finally:
             for process in started:
