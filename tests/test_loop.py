@@ -199,7 +199,7 @@ def test_force_makes_anew_what_depends_on_a_setting_and_nothing_else(small_run, 
     shutil.copytree(ROOT / "runs" / "test-loop", folder)
     before = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
     try:
-        done = run("run_rounds.sh", RUN="test-force", FORCE="1", **(SMALL | {"REFLECT_ACCEPT": "answer"}))
+        done = run("run_rounds.sh", RUN="test-force", FORCE="1", **(SMALL | {"REFLECT_ACCEPT": "both"}))
         assert done.returncode == 0, done.stderr
         made = re.findall(r"^\+ python .*--output runs/test-force/(\S+)", done.stdout, re.MULTILINE)
         assert made == [
@@ -215,7 +215,7 @@ def test_force_makes_anew_what_depends_on_a_setting_and_nothing_else(small_run, 
             if path.read_bytes() != text
         }
         assert changed <= {"final", "ledger.jsonl"}
-        again = run("run_rounds.sh", RUN="test-force", **(SMALL | {"REFLECT_ACCEPT": "answer"}))
+        again = run("run_rounds.sh", RUN="test-force", **(SMALL | {"REFLECT_ACCEPT": "both"}))
         assert again.returncode == 0 and "+ python" not in again.stdout
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,7 @@
 : "${ROUNDS:=3}" "${SAMPLES:=3}" "${DISTILL:=0.08}"
 : "${INIT:=previous}"          # the toy has no time to start each round anew
 : "${PAIRS:=1}" "${ORM_UPDATE:=every}" "${AUDIT:=1}"  # its teacher costs nothing
+: "${REFLECT_ACCEPT:=${ACCEPT:-answer}}"  # asking the ORM too loses accuracy: docs/PAPER.md
 SAMPLE_FLAGS="--max-tokens 128 --batch-size 256 ${SAMPLE_FLAGS:-}"
 VERIFY_FLAGS="--batch-size 256 ${VERIFY_FLAGS:-}"
 EVALUATE_FLAGS="--max-tokens 128 --batch-size 256 ${EVALUATE_FLAGS:-}"
@@ -13,6 +14,6 @@ ANNOTATE_FLAGS="--check-correct ${ANNOTATE_FLAGS:-}"
 FINETUNE_FLAGS="--epochs 3 --lr 1e-3 --batch-size 16 --micro-batch 16 --per-problem 1 ${FINETUNE_FLAGS:-}"
 DISTILL_FLAGS="--epochs 10 ${DISTILL_FLAGS:-}"  # M0's rows are few
 # the base can check sums and descriptions: a high learning rate would make it forget that
-ORM_FLAGS="--lr 2e-4 --epochs 2 --per-problem 2 --wrong-ratio 2 ${ORM_FLAGS:-}"
+ORM_FLAGS="--lr 2e-4 --epochs 2 --per-problem 2 --wrong-ratio 1.7 ${ORM_FLAGS:-}"
 ORM_UPDATE_FLAGS="--lr 1e-4 --epochs 0.5 ${ORM_UPDATE_FLAGS:-}"
 if [[ ! -e toy/train.jsonl || ! -e toy/test.jsonl ]]; then "$PYTHON" toy/problems.py --output toy; fi

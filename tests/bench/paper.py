@@ -120,15 +120,15 @@ def reflection_table(runs: list[Path]) -> str:
     none = [run / "round_3" for run in runs]
     arms = {
         "no reflection": (none, "62.35"),
-        "ORM's feedback, accepted by the answer": ([run / "arms/answer" for run in runs], ""),
-        "ORM's feedback, accepted by answer and ORM": ([run / "final" for run in runs], "64.70"),
+        "ORM's feedback, accepted by the answer": ([run / "final" for run in runs], ""),
+        "ORM's feedback, accepted by answer and ORM": ([run / "arms/both" for run in runs], "64.70"),
     }
     rows = [
         [name, each(accuracy(folders)), change(none, folders) if folders != none else "", paper]
         for name, (folders, paper) in arms.items()
     ]
     rows.append(["teacher's own feedback", "not measured", "", "64.25"])
-    gated = change(arms["ORM's feedback, accepted by the answer"][0], [run / "final" for run in runs])
+    gated = change([run / "final" for run in runs], [run / "arms/both" for run in runs])
     heads = ["reflection", "right (each seed)", "change from none", "paper, CogVLM2"]
     text = f"""
 The toy teacher answers a request to reflect with its worked solution and reads neither draft nor diagnosis,
@@ -282,7 +282,7 @@ accepted paths, and {shares["held out"]} of the other tenth's.
 
 TABLES = {  # and the last file that each reads; a run without it is left out
     stages_table: "",
-    reflection_table: "/arms/answer/eval/predictions.jsonl",
+    reflection_table: "/arms/both/eval/predictions.jsonl",
     teacher_table: "/arms/teacher/eval/predictions.jsonl",
     orm_table: "/arms/orm_refreshed.jsonl",
     audit_table: "",

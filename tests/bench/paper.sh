@@ -21,11 +21,11 @@ arms() {  # arms SEED
   finetune() { "$PYTHON" 04_finetune.py --model "$MODEL" --output "$arms/$1/model" \
     --train-file "$arms/$1/train.jsonl" "${seed[@]}" "${FINETUNE[@]}" "${@:2}"; }
 
-  # Table 3: the same reflections, accepted by the answer alone (the run's own must please the ORM, too)
-  "$PYTHON" 02_verify.py --input "$run/final/reflected.jsonl" --output "$arms/answer/verified.jsonl" \
-    --accept answer
-  finetune answer --input "${rounds[@]}" "$arms/answer/verified.jsonl" --init previous --previous "$last"
-  evaluate "$arms/answer"
+  # Table 3: the same reflections, which must please the ORM too (the run's own only need a right answer)
+  "$PYTHON" 02_verify.py --input "$run/final/reflected.jsonl" --output "$arms/both/verified.jsonl" \
+    --accept both --model "$run/orm_3/model" --retry-undecided 1 "${seed[@]}" "${VERIFY[@]}"
+  finetune both --input "${rounds[@]}" "$arms/both/verified.jsonl" --init previous --previous "$last"
+  evaluate "$arms/both"
 
   # Table 4: as many rows as after the last round, all from the teacher, and as many passes over them
   rows=$(wc -l < "$run/round_3/train.jsonl")
