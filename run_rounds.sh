@@ -46,13 +46,12 @@ asked=("${same[@]}" --spent "$run/spent.tsv" ${ENDPOINT_FLAGS:-})
 rows=$(head -n "${LIMIT/#0/999999999}" "$DATA" 2> /dev/null | wc -l || true)  # what a dry run counts with
 [[ -f ${DATA%.parquet} ]] || rows=$([[ $LIMIT =~ ^[1-9] ]] && echo "$LIMIT" || echo 341346)  # MathVL's
 
-stage() {  # stage ROWS COMMAND...: run it; in the first pass check its flags, for about so many input rows
+stage() {  # stage ROWS COMMAND...: name it to mathse.stages, with about how many input rows it has
   local words=("${@:2}") launch=$PYTHON many="-m torch.distributed.run --standalone --nproc_per_node $GPUS"
   if [[ " ${words[*]} " != *" --model "* || " ${words[*]} " == *" --model http"* ]]; then :  # no local model
   elif [[ $SERVE && ${words[0]} != 04_* ]]; then words+=(--serve "$SERVE")
   elif [[ $GPUS != 1 ]]; then launch=${LAUNCH:-$PYTHON $many}; fi
-  if [[ $pass == run ]]; then $launch "${words[@]}" "${force[@]}"; return; fi
-  printf '+ %s' "$launch"; printf ' %q' "${words[@]}"; echo; printf '%q ' "${words[@]}" --dry-run "$1"; echo
+  words+=("${force[@]}"); printf '%s\0' "$1" "$launch" "${#words[@]}" "${words[@]}"
 }
 sample() { stage "$rows" 01_sample.py --input "$D" --output "$run/$1/samples.jsonl" --model "$2" "${@:3}"; }
 verify() {  # verify ROWS STAGE INPUT OUTPUT POLICY FLAGS...
@@ -86,8 +85,6 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
   local D=$run/problems.jsonl D_SFT=() D_ORM=() M=$MODEL orm=$MODEL judge=(${VERIFY_FLAGS:-}) i
   stage 0 -m mathse.problems --input "$DATA" --output "$D" --test $TEST --fields "$FIELDS" --limit "$LIMIT" \
     ${DATA_FLAGS:-}
-  [[ $pass$TEACHER != runtoy ]] ||
-    teacher=$("$PYTHON" toy/teacher.py --background $$ --seed "$SEED" --problems "$D" $TEST)
   evaluate base
   sample round_0 "$teacher" --draw "$DISTILL" --origin teacher "${asked[@]}"                        # 1
   verify 0 round_0 samples.jsonl verified.jsonl answer
@@ -118,8 +115,11 @@ evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct row
   if [[ $REFLECT == final && $AUDIT != 0 ]]; then audit "$rows" final; fi
 }
 
-pass=check; evolution | "$PYTHON" -m mathse.check $([[ $DRY_RUN != 0 ]] || echo --quiet)
+evolution | "$PYTHON" -m mathse.stages --check $([[ $DRY_RUN != 0 ]] || echo --quiet)
 [[ $DRY_RUN == 0 ]] || exit 0  # a wrong setting has been refused by now
+[[ $TEACHER != toy ]] ||
+  teacher=$("$PYTHON" toy/teacher.py --background $$ --seed "$SEED" --problems "$run/problems.jsonl" $TEST)
 [[ -e $run/config.json ]] || "$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
-pass=run; evolution; "$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
+evolution | "$PYTHON" -m mathse.stages
+"$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
 "$PYTHON" -m mathse.report "$run"

@@ -21,11 +21,11 @@ ROOMS = [
     "replies",
     "attention",
     "cli",
-    "check",
     "generate",
     "train",
     "problems",
     "report",
+    "stages",
 ]
 STAGES = sorted(ROOT.glob("0?_*.py"))
 MODULES = sorted((ROOT / "mathse").rglob("*.py"))

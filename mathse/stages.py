@@ -1,0 +1,105 @@
+"""Check or run the stages that run_rounds.sh names, in the order of Algorithm 1.
+
+Reads from stdin, each word ended by a NUL: rows, launcher, number of words, words of the command. With
+--check each command gets `--dry-run ROWS`, all in this process; --quiet: nothing but errors is printed. Else
+each is run: where Python alone launches it, in a fork of this process, so that imports are paid for once.
+Ends as the first command that fails.
+"""
+
+import contextlib
+import os
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from mathse.jsonl import stage_end
+from mathse.records import fail
+
+LONG = 1.0  # seconds; a stage whose output is there takes less
+
+
+def commands() -> Iterator[tuple[str, str, list[str]]]:
+    """(rows, launcher, command without its interpreter)"""
+    words = iter(os.fsdecode(sys.stdin.buffer.read()).split("\0")[:-1])
+    for rows in words:
+        launcher, count = next(words), int(next(words))
+        yield rows, launcher, [next(words) for _ in range(count)]
+
+
+def run(command: list[str]) -> None:
+    """As `python COMMAND`."""
+    if command[0] == "-m":
+        sys.argv = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
+
+
+def check_all(quiet: bool) -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    with contextlib.ExitStack() as opened:
+        if quiet:
+            nowhere = opened.enter_context(open(os.devnull, "w"))
+            opened.enter_context(contextlib.redirect_stdout(nowhere))
+        for rows, launcher, command in commands():
+            print(f"+ {launcher} {shlex.join(command)}")
+            try:
+                run([*command, "--dry-run", rows])
+            except SystemExit as end:
+                if end.code:
+                    raise
+
+
+def run_all() -> None:
+    """Run each command. Returns in each fork, too, when its command has ended."""
+    waiting, caller = [*commands()], os.getppid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    interrupt = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C ends the command, and it this run
+    for _, launcher, command in waiting:
+        if os.getppid() != caller:  # run_rounds.sh was ended: no further stage
+            sys.exit(1)
+        begun = time.monotonic()
+        if launcher != os.environ["PYTHON"]:
+            code = subprocess.run([*shlex.split(launcher), *command]).returncode
+        elif process := os.fork():
+            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        else:
+            signal.signal(signal.SIGINT, interrupt)
+            return run(command)
+        if code < 0 and -code != signal.SIGINT:
+            kind = signal.Signals(-code).name
+            fail(f"{command[0]}: ended by {kind}, perhaps out of memory; call again to go on", 128 - code)
+        if code:
+            sys.exit(code if code > 0 else 128 - code)
+        if time.monotonic() - begun > LONG:
+            import_ahead()
+
+
+def import_ahead() -> None:
+    """Import what a local model needs, for all forks to come. Not where there is a GPU: a process that has
+    counted them cannot fork another that computes there.
+    """
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # look for GPUs without beginning to use them
+    import torch
+
+    del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
+    if not torch.cuda.is_available():
+        import mathse.generate.decoder
+        import mathse.train.session  # noqa: F401
+
+
+def main() -> None:
+    if "--check" in sys.argv:
+        check_all("--quiet" in sys.argv)
+    else:
+        with stage_end():
+            run_all()
+
+
+if __name__ == "__main__":
+    main()
