@@ -1291,6 +1291,27 @@ def test_plan_keeps_groups_whole(tmp_path):
     assert sizes == sorted(sizes) and [len(numbers) for numbers in padded] == [4] * 7 + [1]
 
 
+def test_processes_get_equal_shares(tmp_path):
+    """Of a step whose rows fit into a micro-batch a process: one each, and as much to read as can be."""
+    reply = {"role": "assistant", "content": "x"}
+    rows = [
+        {"id": name, "sample": k, "images": [], "messages": [{"role": "user", "content": name * 40}, reply]}
+        for name, count in (("a", 4), ("b", 4), ("c", 3), ("d", 4), ("e", 1))
+        for k in range(count)
+    ]
+    write_rows(tmp_path / "t.jsonl", rows)
+    training = TrainingRows(tmp_path / "t.jsonl")
+    args = argparse.Namespace(epochs=1.0, seed=0, batch_size=16, micro_batch=16)
+    ((first, second),) = plan_steps(training, args, 2)
+    assert [len(first), len(second)] == [1, 1] and len(first[0]) == len(second[0]) == 8
+    args.micro_batch = 7  # two each
+    (shares,) = plan_steps(training, args, 2)
+    assert [len(share) for share in shares] == [2, 2]
+    assert max(len(micro) for share in shares for micro in share) <= 7
+    taken = [sum(map(len, share)) for share in shares]
+    assert sorted(taken) in ([7, 9], [8, 8]), taken
+
+
 def test_small_losses_may_differ_by_rounding():
     """A model that has learnt its rows has losses near 0: a small share of them is less than rounding."""
     losses = torch.full((400,), 0.004)

@@ -1,7 +1,6 @@
 """The training file, and its rows -> optimizer steps of micro-batches. Torch is not needed."""
 
 import heapq
-import itertools
 import json
 import math
 import os
@@ -133,26 +132,38 @@ def deal(
 ) -> list[list[list[int]]]:
     """Micro-batches of at most `most` rows, by process.
 
-    Packed: a group's rows stay together where they fit; padded: rows of like length together. All processes
-    get equally many micro-batches of nearly equal length; empty ones fill up.
+    All processes get equally many. Those at the same place, which are computed at the same time, are nearly
+    equal in length; empty ones fill up.
     """
-    longest = defaultdict(int)
-    owner = {number: rows.group_of[number] if packed else number for number in numbers}
-    for number in numbers:
-        longest[owner[number]] = max(longest[owner[number]], rows.sizes[number])
-
-    def place(number: int) -> tuple:
-        return longest[owner[number]], owner[number], rows.sizes[number], number
-
-    most, micro = min(most, math.ceil(len(numbers) / world)), [[]]
-    for _, group in itertools.groupby(sorted(numbers, key=place), owner.get):
-        group = list(group)
-        if len(micro[-1]) + len(group) > most and len(group) <= most:
-            micro.append([])
-        for number in group:
-            if len(micro[-1]) == most:
-                micro.append([])
-            micro[-1].append(number)
-    micro = [numbers for numbers in micro if numbers]
+    micro = (share_out if packed else cut)(rows, numbers, most, world)
     micro += [[] for _ in range(-len(micro) % world)]
     return [micro[rank::world] for rank in range(world)]
+
+
+def share_out(rows: TrainingRows, numbers: list[int], most: int, world: int) -> list[list[int]]:
+    """Micro-batches of nearly equal length; a group's rows stay together where they fit."""
+    groups, whole = defaultdict(list), min(most, math.ceil(len(numbers) / world))
+    for number in numbers:
+        groups[rows.group_of[number]].append(number)
+    pieces = [
+        group[start : start + whole] for group in groups.values() for start in range(0, len(group), whole)
+    ]
+
+    def length(numbers: list[int]) -> int:
+        return sum(rows.sizes[number] for number in numbers)
+
+    micro = [[] for _ in range(world * math.ceil(len(numbers) / (world * most)))]
+    for piece in sorted(pieces, key=length, reverse=True):
+        room = [taken for taken in micro if len(taken) + len(piece) <= most]
+        if not room:
+            room = [[] for _ in range(world)]
+            micro += room
+        min(room, key=length).extend(piece)
+    return sorted(micro, key=length)
+
+
+def cut(rows: TrainingRows, numbers: list[int], most: int, world: int) -> list[list[int]]:
+    """Micro-batches of rows of like length, so that there is little padding."""
+    count = min(most, math.ceil(len(numbers) / world))
+    ordered = sorted(numbers, key=lambda number: (rows.sizes[number], number))
+    return [ordered[start : start + count] for start in range(0, len(ordered), count)]
