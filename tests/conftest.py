@@ -1,14 +1,17 @@
 import importlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+LONGEST = 600  # seconds that a command may take
 sys.path[:0] = [str(ROOT), str(ROOT / "toy"), str(ROOT / "tests")]
 
 
@@ -19,14 +22,47 @@ def stage():
 
 
 @pytest.fixture(scope="session")
-def run():
-    """Run a script of the project as a user does; returns the finished process."""
+def forks():
+    """Run a stage in a fork of a process that has imported what it needs (forks.py)."""
+    server = None
+
+    def call(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+        nonlocal server
+        if server is None or server.poll() is not None:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            server = subprocess.Popen([sys.executable, "tests/forks.py"], cwd=ROOT, **pipes)
+        with tempfile.TemporaryDirectory() as folder:
+            files = {"output": f"{folder}/output", "errors": f"{folder}/errors"}
+            server.stdin.write(json.dumps({"words": words, "environment": environment} | files) + "\n")
+            server.stdin.flush()
+            if not select.select([server.stdout], [], [], LONGEST)[0]:
+                server.kill()
+                raise subprocess.TimeoutExpired(words, LONGEST)
+            code = int(server.stdout.readline())
+            said = [Path(name).read_text(encoding="utf-8") for name in files.values()]
+        return subprocess.CompletedProcess(words, code, *said)
+
+    yield call
+    if server:
+        server.kill()
+        server.wait()
+
+
+def finish(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script of the project as a user does; the finished process."""
+    command = ["bash" if script.endswith(".sh") else sys.executable, script, *map(str, arguments)]
+    environment = os.environ | {"PYTHON": sys.executable} | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=LONGEST)
+
+
+@pytest.fixture(scope="session")
+def run(forks):
+    """As finish(), a stage in a fork of a process that is there."""
 
     def call(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-        interpreter = "bash" if script.endswith(".sh") else sys.executable
-        command = [interpreter, script, *map(str, arguments)]
-        environment = os.environ | {"PYTHON": sys.executable} | environment
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
+        if not script.startswith("0"):
+            return finish(script, *arguments, **environment)
+        return forks([script, *map(str, arguments)], os.environ | environment)
 
     return call
 

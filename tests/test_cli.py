@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from conftest import ROOT, read_rows, write_rows
+from conftest import ROOT, finish, read_rows, write_rows
 from PIL import Image
 
 SCRIPTS = ["01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py", "05_evaluate.py"]
@@ -12,8 +12,8 @@ SCRIPTS += ["-m mathse.problems", "-m mathse.report", "toy/problems.py", "toy/te
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_needs_no_torch(run, script):
-    done = run(*script.split(), "--help", PYTHONPROFILEIMPORTTIME="1")
+def test_help_needs_no_torch(script):
+    done = finish(*script.split(), "--help", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and "default" in done.stdout
     assert not re.search(r"\|\s+torch$", done.stderr, re.MULTILINE) and re.search(
         r"\|\s+argparse$", done.stderr, re.MULTILINE
@@ -152,7 +152,7 @@ def test_dry_run_prints_every_command_and_runs_nothing(run, toy_data):
 def test_an_endpoint_is_asked_by_one_process(run, toy_data):
     """Several would multiply --concurrency, and count --max-requests each for itself."""
     done = run("run_rounds.sh", ORM="https://example.org/v1#orm", ROUNDS="1", **REAL)
-    asking = [line for line in done.stdout.splitlines() if "--model https" in line]
+    asking = [line for line in done.stdout.splitlines() if "--model 'https" in line]
     assert len(asking) == 4 and not [line for line in asking if "torch.distributed" in line], done.stdout
     local = [line for line in done.stdout.splitlines() if "04_finetune.py" in line]
     assert len(local) == 3 and all("--nproc_per_node 8 04_finetune.py" in line for line in local)
