@@ -13,13 +13,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mathse.jsonl import stage_end
-from mathse.records import fail
-
-LONG = 1.0  # seconds; a stage whose output is there takes less
+from mathse.records import fail, is_endpoint
 
 
 def commands() -> Iterator[tuple[str, str, list[str]]]:
@@ -59,25 +56,38 @@ def run_all() -> None:
     """Run each command. Returns in each fork, too, when its command has ended."""
     waiting, caller = [*commands()], os.getppid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    interrupt = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C ends the command, and it this run
     for _, launcher, command in waiting:
         if os.getppid() != caller:  # run_rounds.sh was ended: no further stage
             sys.exit(1)
-        begun = time.monotonic()
         if launcher != os.environ["PYTHON"]:
-            code = subprocess.run([*shlex.split(launcher), *command]).returncode
-        elif process := os.fork():
-            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            code = end_of(subprocess.Popen([*shlex.split(launcher), *command]).wait)
         else:
-            signal.signal(signal.SIGINT, interrupt)
-            return run(command)
+            if loads_model(command):
+                import_ahead()
+            if not (process := os.fork()):
+                return run(command)
+            code = end_of(lambda: os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
         if code < 0 and -code != signal.SIGINT:
             kind = signal.Signals(-code).name
             fail(f"{command[0]}: ended by {kind}, perhaps out of memory; call again to go on", 128 - code)
         if code:
             sys.exit(code if code > 0 else 128 - code)
-        if time.monotonic() - begun > LONG:
-            import_ahead()
+
+
+def end_of(wait: Callable[[], int]) -> int:
+    """The exit code of a command. Ctrl-C ends it, and by its exit code all that was to follow."""
+    interrupt = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return wait()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def loads_model(command: list[str]) -> bool:
+    """Whether it will load a local model, as far as one can tell without asking it."""
+    values = dict(zip(command, command[1:]))
+    spec, output = values.get("--model"), values.get("--output")
+    return bool(spec and output) and not is_endpoint(spec) and not os.path.exists(output)
 
 
 def import_ahead() -> None:
