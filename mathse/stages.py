@@ -34,7 +34,7 @@ def run(command: list[str]) -> None:
         runpy.run_module(command[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
+        runpy.run_path(os.path.abspath(command[0]), run_name="__main__")  # as Python names a script itself
 
 
 def check_all(quiet: bool) -> None:

@@ -3,11 +3,13 @@
 import json
 import random
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import kill_runs
-from conftest import ROOT, read_rows
+import pytest
+from conftest import ROOT, finish, read_rows
 from kill_runs import BUDGET as SMALL
 from server import FAULTS, Server, faulty, teaching
 
@@ -181,6 +183,16 @@ def test_a_second_call_only_skips(small_run, run):
     assert again.returncode == 0 and lines and all(line.startswith("skip ") for line in lines), again.stdout
     assert not again.stderr and "report: runs/test-loop/report.html" in again.stdout
     assert recipes(ROOT / "runs" / "test-loop") == before and len(before) == 26
+
+
+@pytest.mark.parametrize("output", ["round_1/samples.jsonl", "final/verified.jsonl", "orm/model"])
+def test_the_same_stage_by_hand_has_nothing_to_do(small_run, output):
+    """The recipe of a run's stage, its code included, is that of the command that it names."""
+    path = ROOT / "runs" / "test-loop" / output
+    recipe = path / "recipe.json" if path.is_dir() else Path(f"{path}.recipe.json")
+    _, *words = shlex.split(json.loads(recipe.read_text())["command"])
+    done = finish(*words)
+    assert done.stdout == f"skip runs/test-loop/{output}\n", done.stdout + done.stderr
 
 
 def test_other_settings_are_refused_by_name(small_run, run):
