@@ -10,11 +10,14 @@ import contextlib
 import os
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
+from mathse.generate.processes import end_with_parent
 from mathse.jsonl import stage_end
 from mathse.records import fail, is_endpoint
 
@@ -44,12 +47,22 @@ def check_all(quiet: bool) -> None:
             nowhere = opened.enter_context(open(os.devnull, "w"))
             opened.enter_context(contextlib.redirect_stdout(nowhere))
         for rows, launcher, command in commands():
+            check_launcher(launcher)
             print(f"+ {launcher} {shlex.join(command)}")
             try:
                 run([*command, "--dry-run", rows])
             except SystemExit as end:
                 if end.code:
                     raise
+
+
+def check_launcher(launcher: str) -> None:
+    try:
+        program = shlex.split(launcher)[0]
+    except (ValueError, IndexError):
+        fail(f"LAUNCH: {launcher}: must be a command; close its quotes")
+    if not shutil.which(program):
+        fail(f"LAUNCH: {program}: not found; install it or name its path")
 
 
 def run_all() -> None:
@@ -65,17 +78,15 @@ def run_all() -> None:
             if loads_model(command):
                 import_ahead()
             if not (process := os.fork()):
+                end_with_parent(by=signal.SIGTERM)
                 return run(command)
             code = end_of(lambda: os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
-        if code < 0 and -code != signal.SIGINT:
-            kind = signal.Signals(-code).name
-            fail(f"{command[0]}: ended by {kind}, perhaps out of memory; call again to go on", 128 - code)
         if code:
-            sys.exit(code if code > 0 else 128 - code)
+            end_as(command, code)
 
 
 def end_of(wait: Callable[[], int]) -> int:
-    """The exit code of a command. Ctrl-C ends it, and by its exit code all that was to follow."""
+    """The exit code of a command, which takes Ctrl-C in the place of this process."""
     interrupt = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         return wait()
@@ -83,22 +94,37 @@ def end_of(wait: Callable[[], int]) -> int:
         signal.signal(signal.SIGINT, interrupt)
 
 
+def end_as(command: list[str], code: int) -> NoReturn:
+    """End as this command did."""
+    if code == -signal.SIGINT:  # else a shell, or a loop in it, would not know that it was interrupted
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    if code < 0:
+        output = flag(command, "--output") or shlex.join(command[:2])
+        reason = ", perhaps out of memory" if code == -signal.SIGKILL else ""
+        fail(f"{output}: ended by {signal.Signals(-code).name}{reason}; call again to go on", 128 - code)
+    sys.exit(code)
+
+
+def flag(command: list[str], name: str) -> str | None:
+    return dict(zip(command, command[1:])).get(name)
+
+
 def loads_model(command: list[str]) -> bool:
     """Whether it will load a local model, as far as one can tell without asking it."""
-    values = dict(zip(command, command[1:]))
-    spec, output = values.get("--model"), values.get("--output")
+    spec, output = flag(command, "--model"), flag(command, "--output")
     return bool(spec and output) and not is_endpoint(spec) and not os.path.exists(output)
 
 
 def import_ahead() -> None:
     """Import what a local model needs, for all forks to come. Not where there is a GPU: a process that has
-    counted them cannot fork another that computes there.
+    looked for one cannot fork others that compute there, so a fork looks.
     """
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # look for GPUs without beginning to use them
     import torch
 
-    del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
-    if not torch.cuda.is_available():
+    if not (looks := os.fork()):
+        os._exit(torch.cuda.is_available())
+    if os.waitpid(looks, 0)[1] == 0:
         import mathse.generate.decoder
         import mathse.train.session  # noqa: F401
 

@@ -3,6 +3,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,21 +31,23 @@ def forks():
         nonlocal server
         if server is None or server.poll() is not None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            server = subprocess.Popen([sys.executable, "tests/forks.py"], cwd=ROOT, **pipes)
+            command = [sys.executable, "tests/forks.py"]
+            server = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
         with tempfile.TemporaryDirectory() as folder:
             files = {"output": f"{folder}/output", "errors": f"{folder}/errors"}
             server.stdin.write(json.dumps({"words": words, "environment": environment} | files) + "\n")
             server.stdin.flush()
             if not select.select([server.stdout], [], [], LONGEST)[0]:
-                server.kill()
+                os.killpg(server.pid, signal.SIGKILL)
                 raise subprocess.TimeoutExpired(words, LONGEST)
-            code = int(server.stdout.readline())
+            answer = server.stdout.readline()
+            assert answer, "the process that forks has ended"
             said = [Path(name).read_text(encoding="utf-8") for name in files.values()]
-        return subprocess.CompletedProcess(words, code, *said)
+        return subprocess.CompletedProcess(words, int(answer), *said)
 
     yield call
-    if server:
-        server.kill()
+    if server and server.poll() is None:
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 

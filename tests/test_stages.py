@@ -56,7 +56,7 @@ def test_each_command_gets_its_words_and_ends_as_a_script(stages):
         (["code", "3"], 3, ""),
         (["raise"], 1, "ValueError: a fault"),
         (["signal", str(int(signal.SIGKILL))], 137, "ended by SIGKILL"),
-        (["signal", str(int(signal.SIGINT))], 130, ""),
+        (["signal", str(int(signal.SIGINT))], -signal.SIGINT, ""),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else None,
 )
@@ -72,7 +72,26 @@ def test_a_check_prints_the_commands_and_adds_the_rows(stages):
     assert done.returncode == 2 and not [line for line in lines if "third" in line]
     assert lines[0].startswith(f"+ {sys.executable} ") and lines[0].endswith("script.py first")
     assert "code '2' '--dry-run' '7' True __main__" in lines
-    assert not stages(["first"], flags=("--check", "--quiet")).stderr
+    (quiet,) = stages(["first"], flags=("--check", "--quiet")).stdout.decode().splitlines()
+    assert not quiet.startswith("+")  # what the script prints at its exit, after the check
+    done = stages(["first"], flags=("--check",), launcher="no-such-launcher -n 2")
+    assert done.returncode == 2 and done.stderr.decode().startswith(
+        "error: LAUNCH: no-such-launcher: not found"
+    )
+
+
+def test_a_stage_ends_with_the_process_that_runs_it(tmp_path):
+    (tmp_path / "script.py").write_text("import sys, time; print('at work', flush=True); time.sleep(100)")
+    words = ["0", sys.executable, "1", str(tmp_path / "script.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    environment = os.environ | {"PYTHON": sys.executable}
+    runner = subprocess.Popen([sys.executable, "-m", "mathse.stages"], cwd=ROOT, env=environment, **pipes)
+    runner.stdin.write(b"".join(os.fsencode(word) + b"\0" for word in words))
+    runner.stdin.close()
+    assert runner.stdout.readline() == b"at work\n"
+    runner.kill()
+    begun = time.monotonic()
+    assert runner.stdout.read() == b"" and time.monotonic() - begun < 60  # the pipe's other end is closed
 
 
 def test_no_stage_begins_after_the_end_of_the_script(tmp_path):

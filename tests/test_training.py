@@ -1291,25 +1291,29 @@ def test_plan_keeps_groups_whole(tmp_path):
     assert sizes == sorted(sizes) and [len(numbers) for numbers in padded] == [4] * 7 + [1]
 
 
-def test_processes_get_equal_shares(tmp_path):
-    """Of a step whose rows fit into a micro-batch a process: one each, and as much to read as can be."""
+@pytest.mark.parametrize("world, most", [(1, 5), (2, 16), (2, 7), (3, 4), (4, 1)])
+@pytest.mark.parametrize("packed", [True, False])
+def test_processes_get_equal_shares(tmp_path, world, most, packed):
+    """Every row once, in as many micro-batches a process; of those computed at the same time none is much
+    longer than another, if a process could take its part of the step at once.
+    """
     reply = {"role": "assistant", "content": "x"}
     rows = [
-        {"id": name, "sample": k, "images": [], "messages": [{"role": "user", "content": name * 40}, reply]}
-        for name, count in (("a", 4), ("b", 4), ("c", 3), ("d", 4), ("e", 1))
+        {"id": name, "sample": k, "messages": [{"role": "user", "content": name * words}, reply]}
+        for name, words, count in (("a", 30, 4), ("b", 900, 1), ("c", 250, 3), ("d", 80, 4), ("e", 500, 4))
         for k in range(count)
     ]
     write_rows(tmp_path / "t.jsonl", rows)
     training = TrainingRows(tmp_path / "t.jsonl")
-    args = argparse.Namespace(epochs=1.0, seed=0, batch_size=16, micro_batch=16)
-    ((first, second),) = plan_steps(training, args, 2)
-    assert [len(first), len(second)] == [1, 1] and len(first[0]) == len(second[0]) == 8
-    args.micro_batch = 7  # two each
-    (shares,) = plan_steps(training, args, 2)
-    assert [len(share) for share in shares] == [2, 2]
-    assert max(len(micro) for share in shares for micro in share) <= 7
-    taken = [sum(map(len, share)) for share in shares]
-    assert sorted(taken) in ([7, 9], [8, 8]), taken
+    args = argparse.Namespace(epochs=1.0, seed=0, batch_size=16, micro_batch=most)
+    (shares,) = plan_steps(training, args, world, packed)
+    micro = [numbers for share in shares for numbers in share]
+    assert sorted(number for numbers in micro for number in numbers) == list(range(16))
+    assert len(shares) == world and len({*map(len, shares)}) == 1 and max(map(len, micro)) <= most
+    assert all(numbers for share in shares for numbers in share[:1])  # empty ones stand last
+    if packed and most == 16:
+        lengths = [sum(training.sizes[number] for number in share[0]) for share in shares]
+        assert [*map(len, shares)] == [1, 1] and max(lengths) < 1.1 * min(lengths), lengths
 
 
 def test_small_losses_may_differ_by_rounding():

@@ -189,9 +189,9 @@ def failures_to(connection: Connection) -> Iterator[None]:
         connection.send(Failure(trace=traceback.format_exc()))
 
 
-def end_with_parent(*_: object) -> None:
-    """Let Linux kill this process when the one that started it is gone, however it ended."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(*_: object, by: int = signal.SIGKILL) -> None:
+    """Let Linux end this process, by a signal, when the one that started it is gone, however it ended."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
 
 
 def settle_fork(kept: int) -> None:

@@ -153,13 +153,20 @@ def share_out(rows: TrainingRows, numbers: list[int], most: int, world: int) -> 
         return sum(rows.sizes[number] for number in numbers)
 
     micro = [[] for _ in range(world * math.ceil(len(numbers) / (world * most)))]
+    shortest = [(0, place) for place in range(len(micro))]  # a heap of those with room
     for piece in sorted(pieces, key=length, reverse=True):
-        room = [taken for taken in micro if len(taken) + len(piece) <= most]
-        if not room:
-            room = [[] for _ in range(world)]
-            micro += room
-        min(room, key=length).extend(piece)
-    return sorted(micro, key=length)
+        passed = []
+        while shortest and len(micro[shortest[0][1]]) + len(piece) > most:
+            passed.append(heapq.heappop(shortest))
+        if not shortest:
+            shortest = [(0, len(micro) + more) for more in range(world)]
+            micro += [[] for _ in range(world)]
+        taken, place = heapq.heappop(shortest)
+        micro[place] += piece
+        for entry in [(taken + length(piece), place), *passed]:
+            if len(micro[entry[1]]) < most:
+                heapq.heappush(shortest, entry)
+    return sorted(micro, key=lambda numbers: (not numbers, length(numbers)))  # empty ones last
 
 
 def cut(rows: TrainingRows, numbers: list[int], most: int, world: int) -> list[list[int]]:
