@@ -41,8 +41,7 @@ Made by `bash tests/bench/paper.sh {seeds}` from its run folders; nothing here i
 {count}; 300 test problems, greedy, one answer a problem, per cent. Brackets are 95 % intervals of
 differences: paired, by a bootstrap over problems, of each the mean over seeds. The paper's figures stand
 beside: they are of other models and other problems, so that only the direction of a difference can be
-compared. A run took {minutes} minutes (median) where
-each core had a seed of its own.
+compared.
 """
 
 
@@ -326,9 +325,7 @@ def main() -> None:
     if not args.output:
         return
     seeds = " ".join(run.name.rpartition("-")[2] for run in args.runs)
-    minutes = [json.loads((run / "metrics.json").read_text())["seconds"] / 60 for run in args.runs]
-    took = f"{statistics.median(minutes):.1f}"
-    parts = [PAPER_TEXT.format(seeds=seeds, count=len(args.runs), minutes=took)]
+    parts = [PAPER_TEXT.format(seeds=seeds, count=len(args.runs))]
     for make, last in TABLES.items():
         complete = [run for run in args.runs if Path(f"{run}{last}").exists()]
         parts += [make(complete)] if complete else []
