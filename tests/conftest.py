@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 600  # seconds that a command may take
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell begins what stands in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = [str(ROOT), str(ROOT / "toy"), str(ROOT / "tests")]
 
 

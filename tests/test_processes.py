@@ -63,6 +63,13 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.fixture
+def forked():
+    """The processes that the test has forked and that are there."""
+    before = {*children(os.getpid())}
+    return lambda: {*children(os.getpid())} - before
+
+
 def descendants(pid: int) -> list[int]:
     return [found for child in children(pid) for found in (child, *descendants(child))]
 
@@ -202,14 +209,14 @@ def test_who_gets_what_does_not_depend_on_who_asks_first():
         (None, SystemExit, "was ended from outside"),
     ],
 )
-def test_a_process_that_ends_ends_the_stage(fault, ends, printed, capfd):
+def test_a_process_that_ends_ends_the_stage(forked, fault, ends, printed, capfd):
     asked = questions(300)
     asked[150].messages = "fault"
     with pytest.raises(ends) as error:
         list(Forked(Echo(fault), 2)(asked))
     assert printed in capfd.readouterr().err + str(error.value)
     assert ends is not SystemExit or error.value.code == 1
-    assert not children(os.getpid())
+    assert not forked()
 
 
 def test_a_stage_that_is_killed_leaves_no_process(toy_world, tmp_path):
@@ -232,7 +239,10 @@ def test_a_stage_that_is_killed_leaves_no_process(toy_world, tmp_path):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
         process.send_signal(number)
-        process.wait(60)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
         while alive := [pid for pid in forked if Path(f"/proc/{pid}").exists()]:
             assert time.monotonic() < deadline, alive
             time.sleep(0.02)
@@ -262,12 +272,12 @@ def test_a_training_takes_a_process_a_core_of_a_step_s_rows(monkeypatch):
     assert process_count(None, 100, model) == process_count(3, 100, model) == 1
 
 
-def test_the_first_process_s_result_is_returned():
+def test_the_first_process_s_result_is_returned(forked):
     assert train_on_cores(3, lambda: {"rank": processes()[0], "world": processes()[1]}) == {
         "rank": 0,
         "world": 3,
     }
-    assert processes() == (0, 1) and not children(os.getpid())
+    assert processes() == (0, 1) and not forked()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -279,7 +289,7 @@ def test_the_first_process_s_result_is_returned():
         (None, SystemExit, "was ended from outside"),
     ],
 )
-def test_a_training_ends_as_its_first_process_that_fails(rank, fault, ends, printed, capfd):
+def test_a_training_ends_as_its_first_process_that_fails(forked, rank, fault, ends, printed, capfd):
     """The others wait for it, or train on: they are ended."""
 
     def train() -> dict:
@@ -293,4 +303,4 @@ def test_a_training_ends_as_its_first_process_that_fails(rank, fault, ends, prin
         train_on_cores(2, train)
     assert printed in capfd.readouterr().err + str(error.value)
     assert ends is not SystemExit or error.value.code == (1 if fault is None else 2)
-    assert not children(os.getpid())
+    assert not forked()
