@@ -29,7 +29,9 @@ def forks():
     """Run a stage in a fork of a process that has imported what it needs (forks.py)."""
     server = None
 
-    def call(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+    def call(
+        words: list[str], environment: dict[str, str], processes: int = 1
+    ) -> subprocess.CompletedProcess:
         nonlocal server
         if server is None or server.poll() is not None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -37,7 +39,8 @@ def forks():
             server = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
         with tempfile.TemporaryDirectory() as folder:
             files = {"output": f"{folder}/output", "errors": f"{folder}/errors"}
-            server.stdin.write(json.dumps({"words": words, "environment": environment} | files) + "\n")
+            command = {"words": words, "environment": environment, "processes": processes} | files
+            server.stdin.write(json.dumps(command) + "\n")
             server.stdin.flush()
             if not select.select([server.stdout], [], [], LONGEST)[0]:
                 os.killpg(server.pid, signal.SIGKILL)
@@ -68,6 +71,17 @@ def run(forks):
         if not script.startswith("0"):
             return finish(script, *arguments, **environment)
         return forks([script, *map(str, arguments)], os.environ | environment)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_two(forks):
+    """A script in two processes, as a launcher would start them; the finished launch."""
+
+    def call(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment
+        return forks([script, *map(str, arguments)], environment, processes=2)
 
     return call
 

@@ -1,13 +1,10 @@
 """05_evaluate.py and its statistics (mathse/report/statistics.py)."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, read_rows, write_rows
+from conftest import read_rows, write_rows
 from PIL import Image
 from server import Server
 
@@ -335,26 +332,20 @@ def test_after_a_failed_answer_the_judge_is_asked_about_the_new_one_alone(evalua
         assert figures["errors"] == 0 and figures["judge"]["n"] == 4
 
 
-def test_a_judge_that_stops_ends_a_launch_of_two_processes(evaluated, run):
+def test_a_judge_that_stops_ends_a_launch_of_two_processes(evaluated, run, run_two):
     """Process 0 alone asks an endpoint, and the other waits for it."""
     folder, server, _ = evaluated
     flags = flags_of(folder, "stops", server)
     assert run("05_evaluate.py", *flags).returncode == 0
     server.seen = []
     flags += ["--judge", server.spec]
-    done = launch(*flags, "--max-requests", 1)
-    assert done.returncode == 1 and "--max-requests 1 is reached" in done.stderr
+    done = run_two("05_evaluate.py", *flags, "--max-requests", 1)
+    assert done.returncode and "--max-requests 1 is reached" in done.stderr
     (part,) = (folder / "stops" / "judged.jsonl.part").glob("rank_*.jsonl")
     assert part.name == "rank_0.jsonl" and len(read_rows(part)) == 1
-    done = launch(*flags)
+    done = run_two("05_evaluate.py", *flags)
     assert done.returncode == 0, done.stderr
     assert len(server.seen) == len(read_rows(folder / "stops" / "judged.jsonl")) == 4
-
-
-def launch(*flags):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, "05_evaluate.py", *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ, timeout=600)
 
 
 def test_blank_image_and_against(evaluated, run):

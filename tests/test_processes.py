@@ -36,13 +36,6 @@ def begin_two(*arguments: object) -> subprocess.Popen:
     )
 
 
-def two(*arguments: object) -> str:
-    process = begin_two(*arguments)
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output[-3000:]
-    return output
-
-
 @pytest.fixture
 def one(stage, monkeypatch):
     """A stage in this process: torch need not be imported again."""
@@ -86,7 +79,7 @@ def test_shares_are_balanced_and_whole(monkeypatch, world):
     assert max(loads) - min(loads) <= max(lengths.values())
 
 
-def test_a_process_that_dies_stops_the_stage_and_the_rerun_goes_on(toy_world, tmp_path, one):
+def test_a_process_that_dies_stops_the_stage_and_the_rerun_goes_on(toy_world, tmp_path, one, run_two):
     flags = ["--input", toy_world / "train.jsonl", "--limit", 8, *LOCAL]
     one("01_sample.py", *flags, "--output", tmp_path / "one.jsonl")
     output = tmp_path / "two.jsonl"
@@ -99,11 +92,12 @@ def test_a_process_that_dies_stops_the_stage_and_the_rerun_goes_on(toy_world, tm
     os.kill(workers[1], signal.SIGKILL)
     printed = launcher.communicate(timeout=120)[0]
     assert launcher.returncode != 0 and "SIGKILL" in printed and not output.exists()
-    two("01_sample.py", *flags, "--output", output)
+    again = run_two("01_sample.py", *flags, "--output", output)
+    assert again.returncode == 0, again.stderr[-3000:]
     assert rows_of(output) == rows_of(tmp_path / "one.jsonl") and len(rows_of(output)) == 8
 
 
-def test_other_stages_give_the_same_with_two_processes(toy_world, tmp_path, one):
+def test_other_stages_give_the_same_with_two_processes(toy_world, tmp_path, one, run_two):
     problems = read_rows(toy_world / "train.jsonl")[:6]
     rows = [
         row
@@ -132,7 +126,8 @@ def test_other_stages_give_the_same_with_two_processes(toy_world, tmp_path, one)
         folders = [tmp_path / f"{script[:2]}-{count}" for count in (1, 2)]
         outputs = folders if script.startswith("05") else [folder / name for folder in folders]
         one(script, *flags, *LOCAL, "--output", outputs[0])
-        two(script, *flags, *LOCAL, "--output", outputs[1])
+        done = run_two(script, *flags, *LOCAL, "--output", outputs[1])
+        assert done.returncode == 0, done.stderr[-3000:]
         first, second = read_rows(folders[0] / name), read_rows(folders[1] / name)  # in the same order
         assert first == second and len(first) >= 6, script
     metrics = [(tmp_path / f"05-{count}" / "metrics.json").read_text() for count in (1, 2)]

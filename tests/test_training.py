@@ -10,7 +10,6 @@ import os
 import pickle
 import random
 import shutil
-import subprocess
 import sys
 from collections import Counter
 
@@ -472,23 +471,8 @@ def test_a_checkpoint_of_several_gpus_is_not_gone_on_with_by_one(
     assert "checkpoint-2: was saved by several GPUs; go on with several, or remove" in capsys.readouterr().err
 
 
-def with_two(script: str, *flags: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        script,
-        *map(str, [*flags, *FLAGS]),
-    ]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
-
-
 @pytest.mark.parametrize("batches", ["packed", "padded"])
-def test_two_processes_train_alike(batches, tiny_model, mixed_file, tmp_path, finetune):
+def test_two_processes_train_alike(batches, tiny_model, mixed_file, tmp_path, finetune, run_two):
     """Two CPU processes take the same steps as one, also where three micro-batches are dealt to two, and
     some have no image.
     """
@@ -511,7 +495,7 @@ def test_two_processes_train_alike(batches, tiny_model, mixed_file, tmp_path, fi
         1,
     ]
     finetune(*flags, "--output", tmp_path / "one")
-    two = with_two("04_finetune.py", *flags, "--output", tmp_path / "two")
+    two = run_two("04_finetune.py", *flags, *FLAGS, "--output", tmp_path / "two")
     assert two.returncode == 0, two.stderr[-2000:]
     finetune(*flags, "--output", tmp_path / "forked", "--processes", 2)
     held = [
@@ -559,7 +543,7 @@ def test_a_training_goes_on_with_another_number_of_processes(
     [("llava", "0", []), ("qwen2_vl", "1", ["--lora", 4, "--freeze", "vision", "--recompute", 0.5])],
     ids=["all", "adapters"],
 )
-def test_a_sharded_model_trains_alike(kind, bf16, more, tiny_model, mixed_file, tmp_path, finetune):
+def test_a_sharded_model_trains_alike(kind, bf16, more, tiny_model, mixed_file, tmp_path, finetune, run_two):
     """Two processes that each hold half of the model (FSDP2), killed after a sharded checkpoint and
     called again: the steps and the weights of one process.
     """
@@ -581,13 +565,9 @@ def test_a_sharded_model_trains_alike(kind, bf16, more, tiny_model, mixed_file, 
         *more,
     ]
     finetune(*flags, "--output", tmp_path / "one")
-    assert (
-        with_two(
-            "tests/sharded.py", *flags, "--output", tmp_path / "two", STOP_AFTER="1", BF16=bf16
-        ).returncode
-        != 0
-    )
-    again = with_two("tests/sharded.py", *flags, "--output", tmp_path / "two", BF16=bf16)
+    sharded = ["tests/sharded.py", *flags, *FLAGS, "--output", tmp_path / "two"]
+    assert run_two(*sharded, STOP_AFTER="1", BF16=bf16).returncode == 3
+    again = run_two(*sharded, BF16=bf16)
     assert (
         again.returncode == 0 and "resumed at step 2" in again.stdout and "batches: packed" in again.stdout
     ), again.stdout + again.stderr[-2000:]
@@ -968,11 +948,11 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path, finetune, capsys):
     assert one_error(capsys, "an endpoint cannot be fine-tuned")
 
 
-def test_two_processes_refuse_alike(tiny_model, mixed_file, tmp_path):
+def test_two_processes_refuse_alike(tiny_model, mixed_file, tmp_path, run_two):
     """None is left waiting for one that cannot go on."""
     flags = ["--input", mixed_file, "--output", tmp_path / "m", "--model", tiny_model("llava_sliding")]
     for script in ("04_finetune.py", "tests/sharded.py"):
-        done = with_two(script, *flags, "--force")
+        done = run_two(script, *flags, *FLAGS, "--force")
         assert done.returncode != 0 and "error: --batches packed: rows of this model" in done.stderr, (
             done.stderr
         )
