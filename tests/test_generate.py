@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -176,6 +177,27 @@ def test_candidates_share_their_prompt(kind, stops_often, problems):
     assert work["decode_rows"] == sum(reply.tokens - 1 for reply in replies)
 
 
+def test_greedy_samples_of_one_prompt_are_decoded_once(stops_often, problems):
+    """Candidates that are the same text, and several samples of a request: a reply each, equal ones."""
+    spec = stops_often("qwen2_vl", 4)
+    once, asked = judgements(problems), judgements(problems)
+    for place, request in enumerate(judgements(problems)):
+        twin = {k + 10: seed for k, seed in request.seeds.items()} | {k + 20: 7 for k in request.seeds}
+        asked.insert(2 * place, replace(request, seeds=twin))
+    generate = open_tiny(spec, batch_size=5)
+    expected = only_texts(generate(once))
+    work = Counter(generate.work)
+    generate.work.clear()
+    replies = list(generate(asked))
+    assert only_texts(replies) == {
+        (row, number + more): text for (row, number), text in expected.items() for more in (0, 10, 20)
+    }
+    assert {reply.seed for reply in replies if reply.sample >= 20} == {7}
+    assert generate.work["decode_rows"] == work["decode_rows"]
+    assert generate.work["tails"] == work["tails"]
+    assert len({reply.text for reply in open_tiny(spec, temperature=1.0)(asked)}) > len({*expected.values()})
+
+
 def shared_lengths(spec: str, asked: list[Request]) -> list[int]:
     """Tokens that the prompts of each problem begin with."""
     prompts = {}
@@ -243,7 +265,7 @@ def test_samples_depend_on_their_seed_only(kind, stops_often, problems):
 def test_drafts_change_no_reply(kind, temperature, stops_often, problems, monkeypatch):
     """Right ones, wrong ones, two that begin alike, none, too long; several passes, few logits at once."""
     spec = stops_often(kind, 60 if temperature else 300)
-    monkeypatch.setattr(PromptDataset, "draft_tokens", lambda self, draft: json.loads(draft))
+    monkeypatch.setattr(PromptDataset, "draft_tokens", lambda self, drafts: [*map(json.loads, drafts)])
 
     def decoded(asked: list[Request]) -> tuple[dict, Counter]:
         model = open_tiny(spec, batch_size=5)
@@ -277,7 +299,7 @@ def test_drafts_change_no_reply(kind, temperature, stops_often, problems, monkey
 def test_a_pass_over_drafts_that_fails_is_done_token_by_token(error, tiny_model, problems, monkeypatch):
     whole = texts(open_tiny(tiny_model("llava")), problems, 2)
     model, calls = open_tiny(tiny_model("llava")), []
-    monkeypatch.setattr(PromptDataset, "draft_tokens", lambda self, draft: json.loads(draft))
+    monkeypatch.setattr(PromptDataset, "draft_tokens", lambda self, drafts: [*map(json.loads, drafts)])
     drafts = tuple(f"[{first}, 7, 8]" for first in range(300))
 
     def fail(*_):

@@ -7,6 +7,7 @@ needed.
 
 import argparse
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ PASS_GROUPS = 16  # PromptGroups that are encoded together: PASS_TOKENS at 2,048
 WORKERS = 4  # processes that encode for a GPU, at most
 PREFETCH = 2  # lists of PromptGroups that each of them encodes ahead
 GUESS = 64  # tokens of drafts that are read in one pass, at most
+FORESEEN = 0.25  # drafts are followed where they foresee the next token of this share of the new rows
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Sample:
     tokens: list[int] = field(default_factory=list)  # new token ids
     logprobs: list[float] = field(default_factory=list)  # of `tokens`, at temperature 1
     drafts: list[list[int]] = field(default_factory=list)  # token ids of the request's
+    twins: list["Sample"] = field(default_factory=list)  # those that get the same reply
     error: str | None = None  # in one line
 
     @property
@@ -56,12 +59,14 @@ class Sample:
         """The tokens of the prompt that the group does not share."""
         return self.prompt[self.group.shared :]
 
-    def guess(self) -> list[int]:
-        """The next tokens in which all drafts agree that begin as this reply does, and room for one more."""
+    def guess(self) -> list[int] | None:
+        """The next tokens in which all drafts agree that begin as this reply does, and room for one more.
+        None if no draft begins so.
+        """
         count = len(self.tokens)
-        possible = [draft for draft in self.drafts if draft[:count] == self.tokens]
+        possible = [draft for draft in self.drafts if draft[:count] == self.tokens and len(draft) > count]
         end = min(self.limit - 1, count + GUESS)
-        return os.path.commonprefix(possible)[count:end] if possible else []
+        return os.path.commonprefix(possible)[count:end] if possible else None
 
 
 @dataclass
@@ -74,6 +79,26 @@ class Batch:
     groups: list[PromptGroup]
     inputs: dict
     samples: list[Sample]
+
+    def distinct(self) -> list[Sample]:
+        """The first sample of each prompt, with those that greedily get the same reply as its twins."""
+        firsts: dict[tuple, Sample] = {}
+        for sample in self.samples:
+            first = firsts.setdefault((id(sample.group), *sample.prompt), sample)
+            if first is not sample:
+                first.twins.append(sample)
+        return list(firsts.values())
+
+
+def worth_reading(guesses: list[list[int] | None]) -> list[list[int]]:
+    """The guesses, as far as a share FORESEEN of the rows has one so long: the others' places are padding.
+    Empty if drafts foresee fewer rows. Where drafts part, a row reads no guess and goes on behind that.
+    """
+    lengths = sorted((len(guess) for guess in guesses if guess is not None), reverse=True)
+    share = math.ceil(FORESEEN * len(guesses))
+    if not guesses or len(lengths) < share:
+        return []
+    return [(guess or [])[: lengths[share - 1]] for guess in guesses]
 
 
 def gather(requests: Iterable[Request], rows: int, alone: bool = False) -> Iterator[list[PromptGroup]]:
@@ -124,9 +149,9 @@ def groups_of_one(requests: list[Request], rows: int) -> Iterator[PromptGroup]:
 
 
 def expected_size(group: PromptGroup) -> tuple[int, int]:
-    """(images, characters) of the group's first prompt."""
-    first = group.requests[0]
-    return len(first.row["images"]), len(first.messages[-1]["content"])
+    """(images, characters) that the group's prompts begin with."""
+    texts = [request.messages[-1]["content"] for request in group.requests]
+    return len(group.requests[0].row["images"]), len(os.path.commonprefix(texts))
 
 
 # ---------------------------------------------------------------- encoding
@@ -177,7 +202,7 @@ class PromptDataset:
             group.shared = min(len(os.path.commonprefix(texts)), longest)
             for request, prompt in zip(group.requests, texts):
                 limit = min(self.max_tokens, self.context - len(prompt))
-                drafts = [] if self.whole else [self.draft_tokens(draft) for draft in request.drafts]
+                drafts = [] if self.whole else self.draft_tokens(request.drafts)
                 samples += [
                     Sample(request, number, group, prompt, limit, drafts=drafts) for number in request.seeds
                 ]
@@ -186,8 +211,8 @@ class PromptDataset:
             return [batch for half in halves(groups) for batch in self.encode(half)]
         return [Batch(groups, cut(inputs, lengths, self.processor.tokenizer.pad_token_id), samples)]
 
-    def draft_tokens(self, draft: str) -> list[int]:
-        return self.processor.tokenizer(draft, add_special_tokens=False)["input_ids"]
+    def draft_tokens(self, drafts: tuple[str, ...]) -> list[list[int]]:
+        return self.processor.tokenizer([*drafts], add_special_tokens=False)["input_ids"] if drafts else []
 
     def chat(self, request: Request) -> list[dict]:
         images = [open_image(path, self.max_pixels) for path in request.row["images"]]

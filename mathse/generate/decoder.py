@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from mathse.generate.batching import PASS_TOKENS, REFILL, Batch, Sample, on_device
+from mathse.generate.batching import PASS_TOKENS, REFILL, Batch, Sample, on_device, worth_reading
 from mathse.generate.faults import (
     MODEL_ERRORS,
     FaultCounter,
@@ -28,7 +28,7 @@ from mathse.generate.kv_cache import PromptPass, SharedKVCache, StepPass, use_sh
 from mathse.generate.sampling import draw, make_warpers, uniform_numbers
 
 DRAFT_LOGITS = 1 << 26  # logits of drafts at a time: 256 MiB in fp32, a few times that where they are sampled
-FEW, PADDING = 16, 0.25  # a pass over more rows than FEW has at most this share of its tokens as padding
+FEW, PADDING = 16, 0.05  # a pass over more rows than FEW has at most this share of its tokens as padding
 
 
 class Decoder:
@@ -130,12 +130,12 @@ class Decoder:
             return error.with_traceback(None)  # which would keep the failed batch in memory
         self.prompt_faults.passed()
         for group, place in zip(batch.groups, places):
-            group.slot = place
-            group.unfinished = 0
-        for sample in batch.samples:
+            group.slot, group.unfinished = place, 0
+        samples = batch.samples if self.warpers else batch.distinct()
+        for sample in samples:
             sample.group.unfinished += 1
         self.groups += batch.groups
-        self.waiting.extend(batch.samples)
+        self.waiting.extend(samples)
         padding = len(lengths) * max(lengths) - sum(lengths)
         self.work.update(prompts=len(lengths), prompt_tokens=sum(lengths), prompt_padding=padding)
         return None
@@ -194,7 +194,7 @@ class Decoder:
         """Read in one pass what drafts foresee for the rows from `first` on. A row keeps the tokens that it
         would have drawn one by one, and gets the one behind them. Yields the samples that have finished.
         """
-        while any(guesses := [sample.guess() for sample in self.live[first:]]):
+        while guesses := worth_reading([sample.guess() for sample in self.live[first:]]):
             rows = self.live[first:]
             try:
                 drawn = self.read_guesses(first, guesses)

@@ -9,6 +9,7 @@ A prompt is computed once. Requests with the same problem and images make a Prom
 samples (01, 03, 05), or candidates of one problem that are to be judged (02), if they come within one
 window of LOOK_AHEAD batches. What all their prompts begin with, images included, goes through the model
 once, and its keys and values are stored once. The rest of each prompt is read in rows that attend to them.
+Prompts that are the same to their end, as of equal candidates, are decoded once where that is greedy.
 
 The rows stay full. `--batch-size` rows decode together, and one that finishes is free at once. When an
 eighth of them is free (REFILL), prompts for as many new samples are read, sorted by length so that little
@@ -135,7 +136,10 @@ class LocalModel:
     def samples(self, requests: Iterable[Request], temperature: float) -> Iterator[Sample]:
         groups = gather(requests, self.decoder.rows, alone=self.is_plain)
         batches = load_batches(self.dataset, groups, worker_count(self.device))
-        return self.decoder.serve(batches, self.dataset.__getitem__, temperature)
+        for sample in self.decoder.serve(batches, self.dataset.__getitem__, temperature):
+            yield sample
+            for twin in sample.twins:
+                yield replace(sample, request=twin.request, number=twin.number)
 
     def reply(self, sample: Sample) -> Reply:
         """A finished sample as text."""
