@@ -295,6 +295,22 @@ def test_drafts_change_no_reply(kind, temperature, stops_often, problems, monkey
             assert drafted[key].logprobs == pytest.approx(sample.logprobs, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    "guesses, read",
+    [
+        ([], []),
+        ([None, None], []),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+        ([[1, 2], None, None, None], [[1, 2], [], [], []]),
+        ([[1, 2], None, None, None, None], []),  # one of five is too few
+        ([[1, 2], [3], [], [], []], [[1], [3], [], [], []]),  # no pass is as wide as only one needs it
+        ([[], [], None], [[], [], []]),  # where all drafts part they are followed again behind that
+    ],
+)
+def test_drafts_are_read_as_far_as_a_quarter_of_the_rows_has_them(guesses, read):
+    assert batching.worth_reading(guesses) == read
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), ValueError("odd shapes")])
 def test_a_pass_over_drafts_that_fails_is_done_token_by_token(error, tiny_model, problems, monkeypatch):
     whole = texts(open_tiny(tiny_model("llava")), problems, 2)
