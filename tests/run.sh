@@ -5,6 +5,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source mathse/environment.sh
 export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
 [[ -e toy/test.jsonl ]] || "$PYTHON" toy/problems.py > /dev/null
-# three, since tests wait, too; the longest files first; each file stays with one process
-exec "$PYTHON" -m pytest -q --durations=5 -n 3 --dist loadfile --no-loadscope-reorder \
-  tests/test_loop.py tests/test_training.py tests/test_generate.py tests "$@"
+# three at a time, since tests wait, too; the longest first
+exec "$PYTHON" -m pytest -q --durations=5 -n 3 --no-loadscope-reorder \
+  tests/test_loop.py tests/test_training.py tests "$@"
