@@ -16,13 +16,13 @@ LONGEST = 600  # seconds that a command may take
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell begins what stands in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = [str(ROOT), str(ROOT / "toy"), str(ROOT / "tests")]
-# files whose tests share a slow set-up: one process runs them all
+# files whose tests share a slow set-up: each stays with one process
 TOGETHER = {"test_loop.py", "test_evaluate.py", "test_report.py", "test_decontaminate.py"}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Each test goes to a process that is free, but for those of TOGETHER."""
+    """Tests are dealt out one by one, but for those of TOGETHER."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):

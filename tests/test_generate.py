@@ -185,6 +185,7 @@ def test_greedy_samples_of_one_prompt_are_decoded_once(stops_often, problems):
         twin = {k + 10: seed for k, seed in request.seeds.items()} | {k + 20: 7 for k in request.seeds}
         asked.insert(2 * place, replace(request, seeds=twin))
     generate = open_tiny(spec, batch_size=5)
+    generate.logprobs = generate.decoder.logprobs = True
     expected = only_texts(generate(once))
     work = Counter(generate.work)
     generate.work.clear()
@@ -193,6 +194,8 @@ def test_greedy_samples_of_one_prompt_are_decoded_once(stops_often, problems):
         (row, number + more): text for (row, number), text in expected.items() for more in (0, 10, 20)
     }
     assert {reply.seed for reply in replies if reply.sample >= 20} == {7}
+    probabilities = {(reply.row["id"], reply.sample): reply.token_logprobs for reply in replies}
+    assert all(found == probabilities[row, k % 10] for (row, k), found in probabilities.items())
     assert generate.work["decode_rows"] == work["decode_rows"]
     assert generate.work["tails"] == work["tails"]
     assert len({reply.text for reply in open_tiny(spec, temperature=1.0)(asked)}) > len({*expected.values()})
@@ -265,6 +268,7 @@ def test_samples_depend_on_their_seed_only(kind, stops_often, problems):
 def test_drafts_change_no_reply(kind, temperature, stops_often, problems, monkeypatch):
     """Right ones, wrong ones, two that begin alike, none, too long; several passes, few logits at once."""
     spec = stops_often(kind, 60 if temperature else 300)
+    monkeypatch.setattr(batching.Batch, "join_twins", lambda self: self.samples)
     monkeypatch.setattr(PromptDataset, "draft_tokens", lambda self, drafts: [*map(json.loads, drafts)])
 
     def decoded(asked: list[Request]) -> tuple[dict, Counter]:
@@ -483,8 +487,11 @@ def test_a_batch_that_fails_in_the_model_is_halved(tiny_model, problems, monkeyp
 
 
 def test_a_prompt_that_fails_behind_the_shared_tokens_is_a_record(tiny_model, problems, monkeypatch):
-    """Of two candidates a prompt, one makes the model fail; the other samples are as without it."""
+    """Of three candidates a prompt, one makes the model fail, and its twin gets the same error; the other
+    samples are as without it.
+    """
     spec, asked = str(tiny_model("llava")), judgements(problems)
+    asked.append(replace(asked[5], seeds={9: 0}))
     expected = said(open_tiny(spec)(asked))
     generate = open_tiny(spec)
     forward = Decoder.forward
@@ -497,9 +504,10 @@ def test_a_prompt_that_fails_behind_the_shared_tokens_is_a_record(tiny_model, pr
 
     monkeypatch.setattr(Decoder, "forward", broken)
     found = said(generate(asked))
-    key = asked[5].row["id"], asked[5].row["sample"]
-    assert found.pop(key) == ("", "error", "IndexError: no")
-    expected.pop(key)
+    for number in (asked[5].row["sample"], 9):
+        key = asked[5].row["id"], number
+        assert found.pop(key) == ("", "error", "IndexError: no")
+        expected.pop(key)
     assert found == expected
 
 

@@ -19,14 +19,14 @@ from mathse.generate.types import Request
 from mathse.images import open_image
 from mathse.records import IMAGE
 
-LOOK_AHEAD = 16  # batches of requests that are grouped and sorted by length together
+LOOK_AHEAD = 16  # batches of requests that are grouped and sorted together
 REFILL = 8  # prompts for an eighth of the rows are read at a time
 PASS_TOKENS = 32 << 10  # padded tokens of a forward pass over prompts
 PASS_GROUPS = 16  # PromptGroups that are encoded together: PASS_TOKENS at 2,048 tokens a prompt
 WORKERS = 4  # processes that encode for a GPU, at most
 PREFETCH = 2  # lists of PromptGroups that each of them encodes ahead
 GUESS = 64  # tokens of drafts that are read in one pass, at most
-FORESEEN = 0.25  # drafts are followed where they foresee the next token of this share of the new rows
+FORESEEN = 0.25  # drafts are followed while one still fits this share of the new rows
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Sample:
 
     def guess(self) -> list[int] | None:
         """The next tokens in which all drafts agree that begin as this reply does, and room for one more.
-        None if no draft begins so.
+        None if no draft goes on from here.
         """
         count = len(self.tokens)
         possible = [draft for draft in self.drafts if draft[:count] == self.tokens and len(draft) > count]
@@ -80,11 +80,11 @@ class Batch:
     inputs: dict
     samples: list[Sample]
 
-    def distinct(self) -> list[Sample]:
-        """The first sample of each prompt, with those that greedily get the same reply as its twins."""
+    def join_twins(self) -> list[Sample]:
+        """The first sample of each prompt; those that greedily get the same reply become its twins."""
         firsts: dict[tuple, Sample] = {}
         for sample in self.samples:
-            first = firsts.setdefault((id(sample.group), *sample.prompt), sample)
+            first = firsts.setdefault((id(sample.group), sample.limit, *sample.prompt), sample)
             if first is not sample:
                 first.twins.append(sample)
         return list(firsts.values())
@@ -104,8 +104,8 @@ def worth_reading(guesses: list[list[int] | None]) -> list[list[int]]:
 def gather(requests: Iterable[Request], rows: int, alone: bool = False) -> Iterator[list[PromptGroup]]:
     """Requests as PromptGroups, in lists that a model of so many rows reads together.
 
-    The requests of one window are sorted by length. Not more than a window is read ahead. `alone`: nothing is
-    shared, each request is a group, and a list fills the rows (plain.py).
+    The groups of one window are sorted by the length of what their prompts share. Not more than a window is
+    read ahead. `alone`: nothing is shared, each request is a group, and a list fills the rows (plain.py).
     """
     requests = iter(requests)
     first = next(requests, None)

@@ -76,10 +76,10 @@ class Decoder:
 
     @torch.inference_mode()
     def serve(self, batches: Iterator[Batch], encode: Callable, temperature: float) -> Iterator[Sample]:
-        """Samples as they finish. A batch that fails is halved by `encode`: PromptGroups -> batches.
+        """Samples as they finish; greedily one a prompt, with its twins. A batch that fails is halved by
+        `encode`: PromptGroups -> batches.
 
-        New samples take free rows once these are a share of all: reading prompts holds the others up, and
-        reads better many at a time.
+        New samples take free rows once these are a share of all: prompts are read better many at a time.
         """
         self.warpers = make_warpers(temperature, self.args.top_k, self.args.top_p)
         self.cache.groups = 0
@@ -131,7 +131,7 @@ class Decoder:
         self.prompt_faults.passed()
         for group, place in zip(batch.groups, places):
             group.slot, group.unfinished = place, 0
-        samples = batch.samples if self.warpers else batch.distinct()
+        samples = batch.samples if self.warpers else batch.join_twins()
         for sample in samples:
             sample.group.unfinished += 1
         self.groups += batch.groups
@@ -214,7 +214,8 @@ class Decoder:
                 tokens.append(row[kept])
                 logprobs.append(scores[kept])
             self.cache.end_rows(first, torch.tensor(counts))
-            self.work.update(draft_tokens=sum(map(len, guesses)), draft_kept=sum(counts) - len(counts))
+            drafted = {"draft_tokens": sum(map(len, guesses)), "draft_kept": sum(counts) - len(counts)}
+            self.work.update(drafted, draft_passes=1)
             yield from self.collect(first, tokens, logprobs)
 
     def read_guesses(self, first: int, guesses: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
@@ -261,8 +262,7 @@ class Decoder:
     def collect(self, first: int, tokens: list[int], logprobs: list[float]) -> list[Sample]:
         """Add the new tokens of the rows from `first` on to their samples. Those that are done leave."""
         done = []
-        for row, (token, logprob) in enumerate(zip(tokens, logprobs), first):
-            sample = self.live[row]
+        for row, (sample, token, logprob) in enumerate(zip(self.live[first:], tokens, logprobs), first):
             sample.tokens.append(token)
             sample.logprobs.append(logprob)
             if sample.error or token in self.eos_ids or len(sample.tokens) == sample.limit:

@@ -12,8 +12,8 @@ once, and its keys and values are stored once. The rest of each prompt is read i
 Prompts that are the same to their end, as of equal candidates, are decoded once where that is greedy.
 
 The rows stay full. `--batch-size` rows decode together, and one that finishes is free at once. When an
-eighth of them is free (REFILL), prompts for as many new samples are read, sorted by length so that little
-is padding, in passes of at most PASS_TOKENS.
+eighth of them is free (REFILL), prompts for as many new samples are read, sorted by the length of what they
+share so that little is padding, in passes of at most PASS_TOKENS.
 
 A sample's tokens follow from the model, its prompt and its own seed: each token is the inverse of the
 cumulative distribution at the next of the sample's own uniform numbers. The rest of the batch, its size and

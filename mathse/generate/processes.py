@@ -1,7 +1,7 @@
 """A local model on all cores: processes forked from the one that loaded it, each with its share of the
 problems.
 
-A small model's layers are too short to be split among threads. Two processes sample from the toy base 1.4
+A small model's layers are too short to be split among threads. Two processes sample from the toy base 1.3
 times, and judge 1.5 times, as fast as one (docs/SERVING.md). The weights are loaded once, and a fork shares
 them.
 

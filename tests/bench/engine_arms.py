@@ -167,7 +167,7 @@ def by_engine(local: Local, decoder, requests: list, lengths: list[int], greedy:
         for batch in dataset[groups]:
             for sample in batch.samples:
                 sample.limit = limit[id(sample.request), sample.number]
-            batch.distinct = lambda same=batch.samples: same  # each is decoded, as generate() does
+            batch.join_twins = lambda same=batch.samples: same  # each is decoded, as generate() does
             yield batch
 
     batches = (batch for groups in gather(requests, decoder.rows) for batch in encoded(groups))
