@@ -68,7 +68,7 @@ def check_launcher(launcher: str) -> None:
 
 def run_all() -> None:
     """Run each command. Returns in each fork, too, when its command has ended."""
-    waiting, caller = [*commands()], os.getppid()
+    waiting, caller, own = [*commands()], os.getppid(), os.getpid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for _, launcher, command in waiting:
         if os.getppid() != caller:  # run_rounds.sh was ended: no further stage
@@ -79,7 +79,7 @@ def run_all() -> None:
             if loads_model(command):
                 import_ahead()
             if not (process := os.fork()):
-                end_with_parent(by=signal.SIGTERM)
+                end_with_parent(own, by=signal.SIGTERM)
                 return run(command)
             code = end_of(lambda: os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
         if code:

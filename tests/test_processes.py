@@ -3,6 +3,7 @@ dies stops the stage.
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from conftest import ROOT, read_rows, write_rows
 
 from mathse.generate import Reply, Request
-from mathse.generate.processes import SMALL, Dealer, Forked
+from mathse.generate.processes import SMALL, Dealer, Forked, end_with_parent
 from mathse.jsonl import processes, share
 from mathse.train import cores, vision_cache
 from mathse.train.cores import LEAST_ROWS, process_count, train_on_cores
@@ -242,6 +243,17 @@ def test_a_stage_that_is_killed_leaves_no_process(toy_world, tmp_path):
         while alive := [pid for pid in forked if Path(f"/proc/{pid}").exists()]:
             assert time.monotonic() < deadline, alive
             time.sleep(0.02)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_process_whose_parent_is_gone_before_it_asks_ends_too(gone):
+    """As when a stage is interrupted while its processes are being forked."""
+    context = multiprocessing.get_context("fork")
+    parent = os.getpid() + gone  # another one than that which forks
+    process = context.Process(target=end_with_parent, args=[parent])
+    process.start()
+    process.join(60)
+    assert process.exitcode == (-signal.SIGKILL if gone else 0)
 
 
 def test_one_process_and_two_write_the_same(toy_world, tmp_path, one):

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from mathse.chat import chat_parts, encode_prompts, encode_texts
 from mathse.generate.faults import INPUT_ERRORS, end_if_device_failed, halves, one_line
@@ -279,7 +280,8 @@ def load_batches(
         batch_size=None,
         collate_fn=unchanged,
         num_workers=workers,
-        worker_init_fn=end_with_parent,
+        worker_init_fn=partial(end_with_parent, os.getpid()),
+        multiprocessing_context="fork" if workers else None,
         prefetch_factor=PREFETCH if workers else None,
     )
     for batches in loader:

@@ -189,9 +189,11 @@ def failures_to(connection: Connection) -> Iterator[None]:
         connection.send(Failure(trace=traceback.format_exc()))
 
 
-def end_with_parent(*_: object, by: int = signal.SIGKILL) -> None:
-    """Let Linux end this process, by a signal, when the one that started it is gone, however it ended."""
+def end_with_parent(parent: int, *_: object, by: int = signal.SIGKILL) -> None:
+    """Let Linux end this process, by a signal, when `parent`, which forked it, is gone, however it ended."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
+    if os.getppid() != parent:  # gone before Linux was asked
+        os.kill(os.getpid(), by)
 
 
 def settle_fork(kept: int) -> None:
@@ -201,7 +203,7 @@ def settle_fork(kept: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with_parent()
+    end_with_parent(multiprocessing.parent_process().pid)
     for number in map(int, os.listdir("/proc/self/fd")):
         if number > 2 and number != kept:
             with contextlib.suppress(OSError):

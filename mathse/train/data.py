@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from mathse.chat import chat_parts, encode_prompts, encode_texts
 from mathse.generate.processes import end_with_parent
@@ -116,7 +117,8 @@ def prefetch_batches(dataset: MicroBatches, workers: int, seed: int) -> Iterator
     # A generator of its own: a resumed training draws the same dropout.
     settings = {"generator": torch.Generator().manual_seed(seed), "collate_fn": as_arrays}
     # else a worker with batches that nobody takes would outlive a training process that is killed
-    settings |= {"num_workers": workers, "worker_init_fn": end_with_parent}
+    settings |= {"num_workers": workers, "worker_init_fn": partial(end_with_parent, os.getpid())}
+    settings |= {"multiprocessing_context": "fork" if workers else None}
     loader = DataLoader(dataset, batch_size=None, prefetch_factor=4 if workers else None, **settings)
     for batch, left_out in loader:
         yield batch and batch.convert(as_tensor), left_out
