@@ -7,11 +7,11 @@ write), and the number of processes that a launcher would start. Answers with a 
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parent.parent)
+from mathse.generate.serve import free_port
 from mathse.jsonl import become, stage_end
 from mathse.stages import import_ahead, run
 
@@ -30,12 +30,6 @@ def main() -> None:
                 return run(command["words"])
             started.add(process)
         print(end_of(started), flush=True)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def prepare(command: dict, rank: int) -> None:
