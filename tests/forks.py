@@ -45,8 +45,8 @@ def prepare(command: dict, rank: int) -> None:
 
 
 def end_of(started: set[int]) -> int:
-    """The exit code of the first process that fails, which ends the others, or 0."""
-    first = 0
+    """The exit code of a process; of several 1, as of a launcher, if one fails, which ends the others."""
+    alone, first = len(started) == 1, 0
     while started:
         process, status = os.wait()
         started.discard(process)
@@ -54,7 +54,7 @@ def end_of(started: set[int]) -> int:
             first = os.waitstatus_to_exitcode(status)
             for other in started:
                 os.kill(other, signal.SIGTERM)
-    return first
+    return first if alone else int(first != 0)
 
 
 if __name__ == "__main__":

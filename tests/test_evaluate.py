@@ -340,7 +340,7 @@ def test_a_judge_that_stops_ends_a_launch_of_two_processes(evaluated, run, run_t
     server.seen = []
     flags += ["--judge", server.spec]
     done = run_two("05_evaluate.py", *flags, "--max-requests", 1)
-    assert done.returncode and "--max-requests 1 is reached" in done.stderr
+    assert done.returncode == 1 and "--max-requests 1 is reached" in done.stderr
     (part,) = (folder / "stops" / "judged.jsonl.part").glob("rank_*.jsonl")
     assert part.name == "rank_0.jsonl" and len(read_rows(part)) == 1
     done = run_two("05_evaluate.py", *flags)

@@ -566,7 +566,7 @@ def test_a_sharded_model_trains_alike(kind, bf16, more, tiny_model, mixed_file, 
     ]
     finetune(*flags, "--output", tmp_path / "one")
     sharded = ["tests/sharded.py", *flags, *FLAGS, "--output", tmp_path / "two"]
-    assert run_two(*sharded, STOP_AFTER="1", BF16=bf16).returncode == 3
+    assert run_two(*sharded, STOP_AFTER="1", BF16=bf16).returncode == 1
     again = run_two(*sharded, BF16=bf16)
     assert (
         again.returncode == 0 and "resumed at step 2" in again.stdout and "batches: packed" in again.stdout
