@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common import load
+from common import judge_prompt, load
 from mathse.answers import (
     LETTERS,
     check_failed,
@@ -65,16 +65,6 @@ from mathse.records import (
 )
 from mathse.replies import Field, Found, find_lines, find_objects, thought_end, verdict_text
 from mathse.report.statistics import VERDICTS, audit, audit_truth, right_rate, truth_lines
-
-# The ORM's prompt. Image and question come first, so that what is computed for them serves all candidates.
-JUDGE_PROMPT = """Problem: {question}
-
-Solution:
-{response}
-
-Check every step of the solution against the image and the problem. Reply with JSON only: \
-{"status": "CORRECT" or "WRONG", "error_step": the first wrong step or null, "error_analysis": why it is \
-wrong or null}"""
 
 # The teacher's annotation of a wrong path (the paper's feedback prompt, in our words).
 FEEDBACK_PROMPT = """You are evaluating a student's solution of a mathematics problem.
@@ -126,7 +116,6 @@ def parse_args() -> argparse.Namespace:
     add("--accept", choices=["orm", "answer", "both"], default="both", help="decides (default %(default)s)")
     add("--model", help="the ORM, or with --annotate the teacher; --accept answer works without")
     add("--annotate", action="store_true", help="write training data for an ORM instead of verdicts")
-    add("--show-answer", action="store_true", help="show the ORM the reference answer (ablation)")
     add("--orm-samples", type=whole(1), default=1, help="verdicts a path, by majority (default %(default)s)")
     add("--orm-threshold", type=real(0, 1), default=0.0, help="verdicts of a lower probability are undecided")
     add(
@@ -181,12 +170,6 @@ def agreeing(rows: Iterable[dict], share: float) -> set[str]:
 
 
 # ---------------------------------------------------------------- how a judge's reply is read
-
-
-def judge_prompt(row: dict, show_answer: bool = False) -> str:
-    """JUDGE_PROMPT with the row's question and response; `show_answer` adds the reference answer."""
-    answer = f"\n\nStandard answer: {row['answer']}" if show_answer else ""
-    return fill(JUDGE_PROMPT, question=question_text(row) + answer, response=row["response"])
 
 
 def verdict_drafts(response: str) -> tuple[str, ...]:
@@ -360,7 +343,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
                 (args.seed, "judge", row["id"], row["sample"], attempt, k) for k in range(args.orm_samples)
             ]
             seeds = {k: derive_seed(*name) for k, name in enumerate(names)}
-            messages = user_message(judge_prompt(row, args.show_answer), row["images"])
+            messages = user_message(judge_prompt(row), row["images"])
             yield Request(row, messages, seeds, verdict_drafts(row["response"]))
 
     for attempt in range(args.retry_undecided + 1):
@@ -407,7 +390,7 @@ def annotate(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterat
 
     def requests() -> Iterator[Request]:
         for row in check_rows(rows, args.workers):
-            row["judge_prompt"] = judge_prompt(row, args.show_answer)
+            row["judge_prompt"] = judge_prompt(row)
             if row["answer_check"] not in ("correct", "wrong"):
                 unasked.append(
                     row | NO_VERDICT | {"status": "undecided", "reason": "the answer check is undecided"}
@@ -500,7 +483,7 @@ def read_correct(args: argparse.Namespace, lengths: dict[str, int]) -> Iterator[
             while row_key(row | {"sample": number}) in lengths:
                 number += 1
             numbers[row["id"]] = number + 1
-            yield row | {"sample": number, "judge_prompt": judge_prompt(row, args.show_answer)}
+            yield row | {"sample": number, "judge_prompt": judge_prompt(row)}
 
 
 def check_input(args: argparse.Namespace) -> dict[str, int]:

@@ -9,18 +9,36 @@ from mathse.chat import fill, question_text
 from mathse.jsonl import processes
 from mathse.records import fail
 
+# How a response states its answer: prompts ask for it, the answer check and the toy teacher know it.
+CLOSING = "The answer to this problem is"
+
 # The prompt of teacher, student and evaluation (01, 05). 01 writes it into each row, and 04 trains on what
 # stands there. Image and question come first, so that what is computed for them serves every sample of a
 # problem.
-SOLVE_PROMPT = """Problem: {question}
+SOLVE_PROMPT = f"""Problem: {{question}}
 
 You are an expert mathematics teacher. Say what the image shows, then solve the problem step by step, \
-in detail. End with "The answer to this problem is" and the final result (of choices, the letter)."""
+in detail. End with "{CLOSING}" and the final result (of choices, the letter)."""
+
+# The ORM's prompt: 02 asks it, 04 teaches it. Here, too, what all candidates of a problem share comes first.
+JUDGE_PROMPT = """Problem: {question}
+
+Solution:
+{response}
+
+Check every step of the solution against the image and the problem. Reply with JSON only: \
+{"status": "CORRECT" or "WRONG", "error_step": the first wrong step or null, "error_analysis": why it is \
+wrong or null}"""
 
 
 def solve_prompt(problem: dict) -> str:
     """SOLVE_PROMPT with the problem's question and options."""
     return fill(SOLVE_PROMPT, question=question_text(problem))
+
+
+def judge_prompt(row: dict) -> str:
+    """JUDGE_PROMPT with the row's question, options and response."""
+    return fill(JUDGE_PROMPT, question=question_text(row), response=row["response"])
 
 
 # ---------------------------------------------------------------- models

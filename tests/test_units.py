@@ -439,7 +439,6 @@ def test_undecided_replies_are_asked_for_again(stage):
         model="m",
         accept="orm",
         workers=1,
-        show_answer=False,
         orm_samples=1,
         orm_threshold=0.0,
         retry_undecided=2,
@@ -566,7 +565,7 @@ def test_annotations_that_contradict_the_answer_check_are_dropped(stage, check_c
     """A right path, one right by luck, a wrong one with its mistake, a wrong one that the teacher calls
     right.
     """
-    args = argparse.Namespace(workers=1, check_correct=check_correct, seed=0, show_answer=False)
+    args = argparse.Namespace(workers=1, check_correct=check_correct, seed=0)
     says = {"luck": "WRONG", "wrong": "WRONG"}
     answers = {"right": 5, "luck": 5, "wrong": 6, "praised": 7}
     row = {"question": "?", "images": [], "sample": 0, "answer": "5", "finish": "stop"}
@@ -606,7 +605,7 @@ def test_an_orms_training_file_is_made_whole(stage, tmp_path):
     rows = [row | {"id": name, "sample": 0} for name in "ab"] + [
         row | {"id": "c", "sample": 0, "status": "wrong"}
     ]
-    args = argparse.Namespace(add_correct=[write_rows(tmp_path / "v.jsonl", rows)], show_answer=False)
+    args = argparse.Namespace(add_correct=[write_rows(tmp_path / "v.jsonl", rows)])
     lengths = {records.row_key({"id": "a", "sample": k}): 1 for k in range(2)}
     added = [(row["id"], row["sample"]) for row in verify.read_correct(args, lengths)]
     assert added == [("a", 2), ("b", 0)]

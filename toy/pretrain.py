@@ -22,7 +22,6 @@ Beside the reply, the model learns (each of these shortens a plateau that otherw
 
 import argparse
 import collections
-import importlib
 import itertools
 import json
 import multiprocessing
@@ -36,10 +35,8 @@ from typing import NamedTuple
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import problems as toy
 
-from common import SOLVE_PROMPT
+from common import JUDGE_PROMPT, SOLVE_PROMPT
 from mathse.chat import fill, question_text
-
-JUDGE_PROMPT = importlib.import_module("02_verify").JUDGE_PROMPT
 
 WORD_FAMILIES = [
     "rectangle_area",
