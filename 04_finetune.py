@@ -31,12 +31,11 @@ from common import load_model, load_processor, setup_kernels
 from mathse.chat import harmless, user_message
 from mathse.cli import Parser, add_output_flags, check_model, real, whole
 from mathse.images import MAX_PIXELS
-from mathse.jsonl import hold, meet, processes, refuse_held, stage_end
+from mathse.launch import launch, meet, processes, rank_count, stage_end
 from mathse.recipe import Recipe
 from mathse.records import fail, read_rows
 from mathse.replies import verdict_text
-from mathse.train.checkpoints import KEEP, LOCK, remove_checkpoints
-from mathse.train.cores import LEAST_ROWS, process_count, train_on_cores
+from mathse.train.checkpoints import KEEP, remove_checkpoints
 from mathse.train.rows import TrainingRows, write_training_file
 
 # AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128. Qwen2-VL: 1e-5 with
@@ -78,8 +77,7 @@ def parse_args() -> Namespace:
     add("--save-steps", type=whole(0), default=200, metavar="N", help=saved)
     add("--log-with", help="a tracker of accelerate, such as tensorboard, beside train_log.jsonl")
     add("--workers", type=whole(0), default=1, help="processes that prepare batches (default %(default)s)")
-    forked = "processes that train on a CPU (default: one a core, each with at least {} rows of a step)"
-    add("--processes", type=whole(1), metavar="N", help=forked.format(LEAST_ROWS))
+    add("--processes", type=whole(1), metavar="RANKS", help="that train (default: one a GPU, or a core)")
     add("--limit", type=whole(0), default=0, help="the first N training rows (default: all)")
     add("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
     add("--seed", type=whole(0), default=0, help="of the order of the rows (default %(default)s)")
@@ -192,10 +190,6 @@ def make_optimizer(model):
     return AdamW([group for group in (matrices, vectors) if group["params"]], betas=BETAS, fused=True)
 
 
-# What decides the model, beside flags and inputs: an edit of it is noticed.
-CODE = (choose_rows, training_row, token_loss, learning_rate, make_optimizer)
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -241,12 +235,12 @@ def main() -> None:
     if not (spec := getattr(args, source)):
         fail("--previous: needed for --init previous; name the model folder of the round before")
     check(args, spec)
-    if args.dry_run is not None:
-        return
     without = (*WITHOUT, "model", "previous")
     inputs = "input", source
-    constants = {"CLIP": str(CLIP)}
-    recipe = Recipe(args.output, __file__, args, inputs, without, constants, CODE, is_folder=True)
+    recipe = Recipe(args.output, __file__, args, inputs, without, is_folder=True)
+    if args.dry_run is not None:
+        recipe.stands()
+        return
     if recipe.is_done():
         remove_checkpoints(args.output)
         return
@@ -262,24 +256,24 @@ def main() -> None:
     if os.path.realpath(train_file) in places:
         fail(f"--train-file: {train_file}: is an input too; choose another")
     if rank == 0:
-        refuse_held(recipe.part)
         choose, make = partial(choose_rows, args), partial(training_row, args=args)
         write_training_file(train_file, args.input, args.limit, choose, make)
-        # refuses --hold-out before --force removes a model
-        TrainingRows(train_file, args.hold_out, args.seed)
-    count = process_count(args.processes, args.batch_size, spec)
     recipe.start()
-    if rank == 0:
-        lock = (recipe.part / LOCK).open("a")
-        hold(lock, recipe.part)
     rows = TrainingRows(train_file, args.hold_out, args.seed)
-    summary = train_on_cores(count, partial(train, args, spec, rows, recipe.part))
-    if rank == 0:
-        recipe.complete(recipe.part, **summary)
-        remove_checkpoints(args.output)  # only now: a kill in between leaves a whole model
-        loss, left_out, seconds = summary["loss"], summary["rows_left_out"], recipe.made["seconds"]
-        counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {loss:.3f}"
-        print(f"{args.output}: {counts}, {left_out} rows left out, {seconds} s")
+
+    def work() -> None:
+        summary = train(args, spec, rows, recipe.part)
+        if processes()[0] == 0:
+            recipe.complete(recipe.part, **summary)
+            remove_checkpoints(args.output)  # only now: a kill in between leaves a whole model
+            loss, left_out, seconds = summary["loss"], summary["rows_left_out"], recipe.made["seconds"]
+            counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {loss:.3f}"
+            print(f"{args.output}: {counts}, {left_out} rows left out, {seconds} s", flush=True)
+
+    ranks = rank_count(args.processes, args.batch_size * 4, spec, 8)
+    if ranks > 1:
+        import mathse.train.session  # noqa: F401
+    launch(ranks, work)
     meet()
 
 

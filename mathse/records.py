@@ -43,8 +43,8 @@ LOOKALIKES = {  # of fields of ours: passed over, one would lose the images, the
 VALUES = {"finish": ("stop", "length", "error"), "status": ("correct", "wrong", "undecided")}
 # What a verdict adds to a row: not the reflection's, and made anew when a verified file is verified again.
 VERDICT_FIELDS = {
-    "answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_line", "error_analysis",
-    "judge_reply", "judge_tokens", "orm_confidence", "judge_error", "held_out", "teacher_check",
+    "answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_type", "error_analysis",
+    "judge_reply", "judge_tokens", "judge_error", "teacher_check",
 }  # fmt: skip
 Refuse = Callable[[str, str], NoReturn]  # (field, problem and remedy)
 
@@ -147,6 +147,7 @@ def read_rows(
     required: Iterable[str] = ("id", "question"),
     check: bool = True,
     may_be_empty: bool = False,
+    base: str | Path | None = None,
 ) -> Iterator[dict]:
     """The rows of a file in order, one in memory at a time, image paths absolute.
 

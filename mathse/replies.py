@@ -163,3 +163,60 @@ def unescape(text: str) -> str:
     if re.search(r"[\ud800-\udfff]", text):  # two halves become the character that they are
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+ALTERNATIVES = re.compile(r"\s*(?:or|[,/|])\s*")  # between two objects, of which then neither is the last
+NO_STEP = {"", "-", "-1", "n/a", "na", "nil", "none", "null", "no error", "no errors", "[]", "{}", "false"}
+WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
+
+
+def drafts_of_verdict(response: str) -> tuple[str, ...]:
+    """How the verdict of an ORM that 04 has trained may begin: CORRECT, or WRONG with a line of the response.
+    What is fixed in it, or copied, need not be decoded token by token. The analysis stays open.
+    """
+    lines = response.split("\n")[:100]
+    return verdict_text("CORRECT"), *(verdict_text("WRONG", line, "")[: -len('"}')] for line in lines)
+
+
+def read_fields(reply: str) -> list[Field]:
+    """The fields of the last object that has a status, behind all thinking. A status inside another object,
+    or quoted in a text, is not the reply's."""
+    place = thought_end(reply)
+    if place is None:
+        return []
+    objects = find_objects(reply, place)
+    if not objects:
+        return find_lines(reply, place, "status|error step|error analysis")
+    stated = [found for found in objects if "status" in found.names()]
+    if not stated:
+        return []
+    last = stated.pop()
+    fields = list(last.fields)
+    while stated and is_one_statement(stated[-1], last, reply):
+        last = stated.pop()
+        fields += last.fields
+    return fields
+
+
+def is_one_statement(first: Found, second: Found, reply: str) -> bool:
+    """Whether neither of two objects has the last word: alternatives, or a first that breaks off."""
+    between = reply[first.end : second.start]
+    return bool(ALTERNATIVES.fullmatch(between)) or not (first.whole or between.strip())
+
+
+def status_of(fields: list[Field]) -> str:
+    """The verdict that every field `status` gives in one word."""
+    values = [field.value if field.whole else None for field in fields if field.name == "status"]
+    words = [value.strip(" \t\r\n.!*") if isinstance(value, str) else "" for value in values]
+    verdicts = {WORDS.get(word.upper(), "undecided") for word in words}
+    return verdicts.pop() if len(verdicts) == 1 else "undecided"
+
+
+def field_text(fields: list[Field], name: str) -> str | None:
+    """The text of the first field of this name that has one; what a list or an object holds is joined."""
+    for field in fields:
+        if field.name == name and field.value is not None:
+            text = ", ".join(field.value) if isinstance(field.value, list) else field.value.strip()
+            if text.strip(" .").lower() not in NO_STEP:
+                return text
+    return None

@@ -20,6 +20,8 @@ time is up: math-verify's own time limits are signals, of no use in threads or a
 Imports nothing else of the package: a worker must start fast.
 """
 
+import re
+
 from mathse.answers.check import (
     check_answer,
     check_failed,
@@ -48,3 +50,25 @@ __all__ = [
     "states_value",
     "votes",
 ]
+
+
+CHOICE = (  # LETTER is named as a choice
+    r"\(LETTER\)|(?:\b(?i:option|choice|answer)(?i: is| should be| must be)?|选项?|答案[为是]?)"
+    r"[\s:：(*\"']*LETTER(?![\w'])"
+)
+
+
+def reveals(explanation: str, row: dict) -> bool:
+    """Whether the explanation states the right answer, in any spelling, where question and response do not:
+    the ORM would learn to tell it. For a choice: the right option's text, or its letter, called a choice."""
+    answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+    values, letters = {str(answer).strip() for answer in answers}, set()
+    if row.get("options"):
+        letters, texts = reference_letters(row), option_values(row["options"])
+        values = {texts[LETTERS.index(letter)] for letter in letters} - {"", *LETTERS}
+    stated = [r"(?<![\w.])" + re.escape(value) + r"(?![\w]|\.\d)" for value in values]
+    stated += [CHOICE.replace("LETTER", letter) for letter in letters]
+    known = row["response"] + " " + row["question"]
+    if any(states_value(explanation, value) and not states_value(known, value) for value in values):
+        return True
+    return any(re.search(pattern, explanation) and not re.search(pattern, known) for pattern in stated)

@@ -113,7 +113,9 @@ class AnswerChecker:
             yield result if isinstance(result, dict) else result.result()
 
 
-def check_rows(rows: Iterable[dict], workers: int = 1) -> Iterator[dict]:
+def check_rows(
+    rows: Iterable[dict], closing: str = "", stated_only: bool = False, workers: int = 1
+) -> Iterator[dict]:
     """Rows with a problem's and a sample's fields, each with its verdict added."""
     waiting = deque()
 

@@ -15,9 +15,9 @@ from functools import partial
 
 from mathse.chat import chat_parts, encode_prompts, encode_texts
 from mathse.generate.faults import INPUT_ERRORS, end_if_device_failed, halves, one_line
-from mathse.generate.processes import core_count, end_with_parent
 from mathse.generate.types import Request
 from mathse.images import open_image
+from mathse.launch import cores, end_with_parent
 from mathse.records import IMAGE
 
 LOOK_AHEAD = 16  # batches of requests that are grouped and sorted together
@@ -304,4 +304,4 @@ def worker_count(device) -> int:
     """Worker processes: none for a model on the CPU, whose cores are busy."""
     if device.type == "cpu":
         return 0
-    return min(WORKERS, core_count() - 1)
+    return min(WORKERS, cores() - 1)

@@ -50,14 +50,13 @@ from mathse.generate.batching import (
 )
 from mathse.generate.endpoint import CONCURRENCY, Endpoint
 from mathse.generate.faults import INPUT_ERRORS, end_if_device_failed, one_line
-from mathse.generate.processes import Forked, core_count
 from mathse.generate.serve import Served
 from mathse.generate.types import Generator, Reply, Request
-from mathse.records import fail, is_endpoint
+from mathse.records import is_endpoint
 
 
 def open_model(
-    spec: str, args: argparse.Namespace, load: Callable, logprobs: bool = False, schema: dict | None = None
+    spec: str, args: argparse.Namespace, load: Callable, schema: dict | None = None, logprobs: bool = False
 ) -> Generator:
     """Reach the endpoint, serve the model (--serve), or load it by load(spec, trust_remote_code) -> (model,
     processor).
@@ -71,14 +70,7 @@ def open_model(
     if args.serve:
         return Served(spec, args, logprobs=logprobs, schema=schema)
     model, processor = load(spec, args.trust_remote_code)
-    on_cpu = model.device.type == "cpu"
-    count = args.processes or (core_count() if on_cpu else 1)
-    if count > 1 and not on_cpu:
-        fail("--processes: more than one is for models on a CPU; start one process a GPU by torchrun")
-    if count > 1:
-        args = argparse.Namespace(**vars(args) | {"batch_size": -(-args.batch_size // count)})
-    local = LocalModel(model, processor, args, logprobs)
-    return Forked(local, count) if count > 1 else local
+    return LocalModel(model, processor, args, logprobs)
 
 
 class LocalModel:

@@ -26,13 +26,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mathse.cli import Parser, add_output_flags, watch_references, whole
-from mathse.jsonl import Output, remove, replace, stage_end
+from mathse.jsonl import Output, remove, replace
+from mathse.launch import stage_end
 from mathse.problems.decontaminate import HeldOut, ImageHash, hash_images
 from mathse.problems.sources import load_problems, parse_fields
 from mathse.recipe import Recipe
 from mathse.records import fail, row_key
 
 LISTING = "contamination.jsonl"
+MATHVL = 341_346  # problems of the paper's data: what a dry run counts for a source that is no file
 
 
 def parse_args() -> argparse.Namespace:
@@ -110,6 +112,10 @@ def main() -> None:
     source = open_source(args.input, args)
     tests = [open_source(spec, args) for spec in args.test]
     if args.dry_run is not None:
+        is_file = args.input.endswith(".jsonl")  # which is read to its end: faults are told before all else
+        rows = sum(1 for _ in source[2]) if is_file else args.limit or MATHVL
+        print(f"    {rows:,} rows")
+        Recipe(args.output, __file__, args, inputs=("input", "test")).stands()
         return
     recipe = Recipe(args.output, __file__, args, inputs=("input", "test"))
     if recipe.is_done():

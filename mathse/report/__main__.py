@@ -15,7 +15,8 @@ Writes: RUN/metrics.json   stages (train_rows, seconds, tokens, benchmarks, chan
 from pathlib import Path
 
 from mathse.cli import Parser
-from mathse.jsonl import stage_end, write_json
+from mathse.jsonl import write_json
+from mathse.launch import stage_end
 from mathse.records import fail
 from mathse.report.metrics import (
     collect,

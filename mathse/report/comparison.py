@@ -1,11 +1,40 @@
-"""The change from one evaluation to another: 05_evaluate.py --against."""
+"""What 05_evaluate.py prints: scores, and with --against the change from another evaluation."""
 
 import json
 from pathlib import Path
 
 from mathse.jsonl import write_json
 from mathse.records import fail
-from mathse.report.statistics import checks_only, compare, differing, predictions
+from mathse.report.statistics import checks_only, compare, differing, percent, predictions
+
+
+def print_scores(metrics: dict) -> None:
+    """Every score of an evaluation, with its conditions."""
+    conditions = metrics["conditions"]
+    decoding = "greedy"
+    if conditions["temperature"]:
+        decoding = "temperature {temperature}, top-p {top_p}, top-k {top_k}".format(**conditions)
+    blank = ", blank images" if conditions["blank_image"] else ""
+    start = f"conditions: {conditions['model']}{blank}; prompt {conditions['prompt']}; {decoding}"
+    limits = "{samples} a problem, at most {max_tokens} new tokens and {max_pixels} pixels; {rule}"
+    print(f"{start}, {limits.format(**conditions)}")
+    for name, result in metrics["benchmarks"].items():
+        scores = [f"{percent(result)} of {result['n']} right"]
+        for key in ("pass_at", "majority_at"):
+            for k in list(result.get(key, ()))[-1:]:
+                scores.append(f"{key.replace('_at', '')}@{k} {result[key][k]:.1%}")
+        if result["official"]:
+            scores.append(f"by the benchmark's own rule {percent(result['official'])}")
+        rates = "no answer found {unparsed:.1%}, cut off {truncated:.1%}, errors {errors}".format(**result)
+        if result["without_answer"]:
+            rates += f"; {result['without_answer']} problems without an answer are left out"
+        print(f"{name}: {', '.join(scores)}; {rates}")
+        for split, parts in result["splits"].items():
+            if 1 < len(parts) <= 24:
+                cells = (f"{value} {part['accuracy']:.1%} of {part['n']}" for value, part in parts.items())
+                print(f"  by {split}: {'; '.join(cells)}")
+        if types := result.get("error_types"):
+            print("  wrong by type: " + ", ".join(f"{kind} {count}" for kind, count in types.items()))
 
 
 def print_change(folder: Path, against: Path, seed: int) -> None:

@@ -27,10 +27,6 @@ DISAGREEMENTS = {  # by (answer check, ORM check)
     ("wrong", "correct"): "orm_accepts_wrong",
     ("correct", "wrong"): "orm_rejects_right",
 }
-EXAMPLES = 10  # of each disagreement, kept by an audit
-EXAMPLE_FIELDS = (
-    "id", "sample", "answer", "extracted", "response", "judge_reply", "error_line", "orm_confidence",
-)  # fmt: skip
 
 
 # ---------------------------------------------------------------- one set of predictions
@@ -174,28 +170,17 @@ def differing(before: dict, after: dict) -> list[str]:
 def audit(rows: Iterable[dict]) -> dict:
     """Counts of verified rows, {} if there are none.
 
-    {paths, status, "answer/orm": pairs of answer check and ORM check, by_subject: the same, judged: complete
-    paths with an ORM check, no_verdict: those of them without a verdict, error_steps: {given, found: in the
-    response}, examples: the first EXAMPLES of each disagreement}
+    {paths, status, "answer/orm": pairs of answer check and ORM check, by_subject: the same, judged: whole paths
+    with an ORM check, no_verdict: those of them without a verdict}
     """
-    pairs, status, subjects = Counter(), Counter(), defaultdict(Counter)
-    steps, judged, no_verdict, examples = Counter(), 0, 0, defaultdict(list)
+    pairs, status, subjects, whole = Counter(), Counter(), defaultdict(Counter), Counter()
     for row in rows:
-        checks = row.get("answer_check"), row.get("orm_check")
-        pair = "/".join(map(str, checks))
+        orm = row.get("orm_check")
+        pair = f"{row.get('answer_check')}/{orm}"
         pairs[pair] += 1
         subjects[str(row.get("subject"))][pair] += 1
         status[row["status"]] += 1
-        kind = DISAGREEMENTS.get(checks)
-        if checks[1]:
-            complete = row["finish"] == "stop"
-            undecided = complete and checks[1] == "undecided"
-            judged += complete
-            no_verdict += undecided
-            kind = "no_verdict" if undecided else kind
-            steps[row.get("error_line") is not None] += bool(row["error_step"])
-        if kind and len(examples[kind]) < EXAMPLES:
-            examples[kind].append({name: row.get(name) for name in EXAMPLE_FIELDS})
+        whole[orm] += row["finish"] == "stop"
     if not status:
         return {}
     return {
@@ -203,46 +188,17 @@ def audit(rows: Iterable[dict]) -> dict:
         "status": dict(status),
         "answer/orm": dict(pairs),
         "by_subject": {name: dict(subjects[name]) for name in sorted(subjects)},
-        "judged": judged,
-        "no_verdict": no_verdict,
-        "error_steps": {"given": steps.total(), "found": steps[True]},
-        "examples": dict(examples),
+        "judged": whole.total() - whole[None],
+        "no_verdict": whole["undecided"],
     }
 
 
-def truth_of(row: dict) -> str | None:
-    """What a path is that a teacher was asked about too: a right answer with a wrong step is luck, and wrong.
-
-    None where the answer check or the teacher does not tell.
-    """
-    if row.get("answer_check") == "wrong":
-        return "wrong"
-    told = row.get("answer_check") == "correct" and row.get("teacher_check") in ("correct", "wrong")
-    return row["teacher_check"] if told else None
-
-
-def audit_truth(rows: Iterable[dict]) -> dict:
-    """{"all", "held_out": counts of "truth/orm" of annotated rows with an ORM check}, {} without any.
-
-    held_out: of problems that the ORM was not trained on.
-    """
-    counts = {"all": Counter(), "held_out": Counter()}
-    for row in rows:
-        truth = truth_of(row)
-        if truth and row.get("orm_check"):
-            pair = f"{truth}/{row['orm_check']}"
-            counts["all"][pair] += 1
-            counts["held_out"][pair] += bool(row.get("held_out"))
-    return {name: dict(+pairs) for name, pairs in counts.items()} if counts["all"] else {}
-
-
-def truth_lines(counts: dict) -> Iterator[str]:
-    """What audit_truth() counted, in words."""
-    for name, pairs in counts.items():
-        rates = [right_rate(pairs, check) for check in ("correct", "wrong")]
-        cells = [f"{rate[0]:6.1%} of {rate[2]:<6,}" if rate else "     - of 0     " for rate in rates]
-        which = "" if name == "all" else "  (problems that it was not trained on)"
-        yield f"ORM accepts {cells[0]} right, rejects {cells[1]} wrong{which}"
+def crosstab(pairs: dict[str, int]) -> Iterator[str]:
+    """Lines of a table: paths by their answer check (rows) and their ORM check (columns)."""
+    yield f"{'answer check':>14} | " + " ".join(f"{'ORM ' + orm:>13}" for orm in VERDICTS)
+    for check in dict.fromkeys((*VERDICTS, *(pair.partition("/")[0] for pair in pairs))):
+        cells = " ".join(f"{pairs.get(f'{check}/{orm}', 0):13,}" for orm in VERDICTS)
+        yield f"{check.replace('None', 'no reference'):>14} | {cells}"
 
 
 def right_rate(pairs: dict, check: str) -> tuple[float, tuple[float, float], int] | None:

@@ -5,7 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
-from mathse.jsonl import DISK_ERRORS, remove
+from mathse.jsonl import remove
+from mathse.launch import DISK_ERRORS
 from mathse.records import fail
 
 KEEP = 2  # checkpoints

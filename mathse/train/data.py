@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from mathse.chat import chat_parts, encode_prompts, encode_texts
-from mathse.generate.processes import end_with_parent
 from mathse.images import open_image
+from mathse.launch import end_with_parent
 from mathse.records import IMAGE
 from mathse.train.rows import TrainingRows
 

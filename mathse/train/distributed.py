@@ -19,7 +19,8 @@ from accelerate.tracking import get_available_trackers
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from mathse.jsonl import processes, write_json
+from mathse.jsonl import write_json
+from mathse.launch import processes
 from mathse.records import fail
 from mathse.train.checkpoints import UNUSED
 from mathse.train.model import checkpointed_layers

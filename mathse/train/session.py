@@ -179,4 +179,5 @@ class Session:
         learnt, left_out = (sum(entry[name] for entry in entries) for name in ("tokens", "left_out"))
         summary = {"rows": len(self.rows) - len(self.rows.held), "steps": self.steps, "init": spec}
         summary |= {"processes": self.world}
+        self.accelerator.wait_for_everyone()  # the folder gets its final name now
         return summary | {"loss": entries[-1]["loss"], "label_tokens": learnt, "rows_left_out": left_out}
