@@ -159,13 +159,13 @@ def watch(started: list, errors: list) -> None:
     """Wait until all ranks have ended well, or end the stage as the first that did not."""
     running = {process.sentinel: process for process in started}
     while running:
-        ended = [running.pop(sentinel) for sentinel in wait(list(running))]
-        failed = next((process for process in ended if process.exitcode), None)
-        if not failed:
+        failed = running.pop(wait(list(running))[0])
+        failed.join()
+        if not failed.exitcode:
             continue
         if failed.exitcode < 0:
             fail(f"{KILLED.format(signal.Signals(-failed.exitcode).name)}; the rows so far are kept", 1)
-        wait([started[0].sentinel], GRACE)
+        started[0].join(GRACE)
         if not started[0].exitcode:
             file = errors[started.index(failed)]
             file.seek(0)
@@ -179,7 +179,7 @@ def be_rank(rank: int, ranks: int, port: int, parent: int, errors, work: Callabl
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(parent)
     if rank:
-        os.dup2(errors.fileno(), 2)
+        os.dup2(errors.fileno(), sys.stderr.fileno())
     threads = max(1, cores() // ranks)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}

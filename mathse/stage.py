@@ -66,7 +66,7 @@ def run_stage(
     the numbers of their samples. For a dry run: `count(N)`: keys of N input rows; `calls`: model calls a row.
     `settle`: see Output.finish(). `summary(rows)`: lines about all rows.
     """
-    recipe = Recipe(output or args.output, script, args, inputs, without, constants)
+    recipe = Recipe(output or args.output, script, args, inputs, {"batch_size", *without}, constants)
     if args.dry_run is not None:
         made = count(input_rows(args)) * samples
         return print_plan(args, made, 0 if recipe.stands() else made * calls)
