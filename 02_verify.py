@@ -21,7 +21,7 @@ from itertools import islice
 
 from common import CLOSING, judge_prompt, load
 from mathse import cli
-from mathse.answers import check_rows, check_version, reveals, votes
+from mathse.answers import check_rows, check_version, find_answer, reveals, votes
 from mathse.chat import fill, question_text, user_message
 from mathse.generate import Generator, Reply, Request
 from mathse.jsonl import expected_length
@@ -111,9 +111,12 @@ def decide(row: dict, paths: list[dict], args: argparse.Namespace) -> tuple[str,
 
 
 def agreeing(paths: list[dict], share: float) -> set[str]:
-    """Keys of a problem's paths whose answer is, by its value, that of at least this share of them."""
-    answers = ((row_key(row), row["extracted"]) for row in paths)
-    groups = votes(answers, paths[0].get("options"))
+    """Keys of a problem's paths whose answer is, by its value, that of at least this share of them.
+
+    Needs no reference answer. A path without an answer agrees with nobody.
+    """
+    said = (find_answer(row["response"], CLOSING)[0] if row["finish"] == "stop" else None for row in paths)
+    groups = votes(zip(map(row_key, paths), said), paths[0].get("options"))
     return {key for keys in groups if len(keys) >= share * len(paths) for key in keys}
 
 
@@ -164,9 +167,7 @@ def told(replies: list[Reply]) -> dict:
 
 
 def annotated(row: dict, replies: list[Reply]) -> dict:
-    """The row with the teacher's verdict, undecided if it cannot be used. Of a path that it was not asked about,
-    what the answer check says.
-    """
+    """The row with the teacher's verdict, undecided if it cannot be used. Unasked, the answer check holds."""
     check = row["answer_check"]
     verdict = parse_verdict(replies[0].text if replies else "")
     explanation = f"{verdict['error_step'] or ''} {verdict['error_analysis'] or ''}"
@@ -185,15 +186,8 @@ def annotated(row: dict, replies: list[Reply]) -> dict:
         reason = "the explanation gives the answer away"
     fields = {"status": "undecided" if reason else check}
     fields["teacher_check"] = verdict.pop("verdict") if replies else None
-    reply = replies[0].text if replies else None
-    return (
-        row
-        | fields
-        | verdict
-        | {"judge_reply": reply}
-        | told(replies)
-        | ({"reason": reason} if reason else {})
-    )
+    fields |= verdict | told(replies) | ({"reason": reason} if reason else {})
+    return row | fields | {"judge_reply": replies[0].text if replies else None}
 
 
 # ---------------------------------------------------------------- the stage

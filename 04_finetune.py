@@ -27,7 +27,7 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from common import load_model, load_processor, setup_kernels
+from common import judge_prompt, load_model, load_processor, setup_kernels
 from mathse.chat import harmless, user_message
 from mathse.cli import Parser, add_output_flags, check_model, real, whole
 from mathse.images import MAX_PIXELS
@@ -129,13 +129,14 @@ def is_usable(row: dict, orm: bool) -> bool:
     """Whether a row may be trained on: a judge cannot learn from a wrong response why it is wrong unless
     told.
     """
-    explained = row["status"] == "correct" or (orm and row["status"] == "wrong" and row.get("error_analysis"))
+    told = row.get("teacher_check") == "wrong" and row.get("error_analysis")
+    explained = row["status"] == "correct" or (orm and row["status"] == "wrong" and told)
     return bool(explained and row.get("finish", "stop") == "stop" and row["response"].strip())
 
 
 def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
     """The (file, id, sample) to train on, whatever the order of the rows in the files."""
-    required = ("id", "question", "sample", "response", "status", "judge_prompt" if args.orm else "prompt")
+    required = ("id", "question", "sample", "response", "status", "prompt")
     groups, subjects, chosen = defaultdict(list), {}, defaultdict(list)
     for number, path in enumerate(args.input):
         for row in read_rows(path, required, may_be_empty=True):
@@ -152,7 +153,7 @@ def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
 
 def training_row(row: dict, args: Namespace) -> dict:
     """What a verified row teaches: its own prompt, and the reply to it."""
-    prompt, reply = row["judge_prompt" if args.orm else "prompt"], row["response"]
+    prompt, reply = judge_prompt(row) if args.orm else row["prompt"], row["response"]
     if args.orm:
         told = (row.get("error_step"), row.get("error_analysis")) if row["status"] == "wrong" else ()
         status = "WRONG" if told else "CORRECT"
@@ -262,6 +263,10 @@ def main() -> None:
     rows = TrainingRows(train_file, args.hold_out, args.seed)
 
     def work() -> None:
+        if processes()[1] > 1:
+            from mathse.train.distributed import join_processes
+
+            join_processes()
         summary = train(args, spec, rows, recipe.part)
         if processes()[0] == 0:
             recipe.complete(recipe.part, **summary)

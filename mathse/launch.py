@@ -1,8 +1,8 @@
 """One stage as several processes: a rank a GPU or, where there is none, a rank a core.
 
 A stage forks itself into ranks once it has imported and checked what they need. Each rank is a process as a
-launcher would have started it (RANK, WORLD_SIZE, ...). Started by a launcher itself, as by torchrun on several
-nodes, a stage forks nothing.
+launcher would have started it (RANK, WORLD_SIZE, ...). Started by a launcher itself, as by torchrun on
+several nodes, a stage forks nothing.
 """
 
 import contextlib
@@ -132,8 +132,8 @@ def cgroup_values(name: str) -> list[str]:
 
 
 def launch(ranks: int, work: Callable[[], None]) -> None:
-    """Run work() in so many forked ranks; a single one is this process. Ends the stage as the first that fails
-    does, in one line.
+    """Run work() in so many forked ranks; a single one is this process. A rank that fails ends the stage, in
+    one line.
     """
     if ranks == 1:
         return work()

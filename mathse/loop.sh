@@ -23,9 +23,15 @@ fi
 run=runs/$RUN teacher=$TEACHER
 [[ $TEACHER != toy ]] || teacher=http://127.0.0.1:1/v1#teacher  # until it is started
 if [[ -e $TEST ]]; then tests=("$TEST"); else mapfile -t tests < <(xargs -n 1 <<< "$TEST"); fi
-declare -A planned=()  # rows of the files that a dry run would have made
-plan=
-if [[ $DRY_RUN == 0 ]]; then DRY_RUN=1 bash "$0" > /dev/null; fi  # what is wrong is said now, not after hours
+if [[ $DRY_RUN == 0 ]]; then  # what is wrong is said now, not after hours
+  said=$(DRY_RUN=1 bash "$0" 2>&1 > /dev/null) ||
+    { [[ $? != 2 ]] || { grep '^error: ' <<< "$said" >&2 || echo "$said" >&2; exit 2; }; }
+else  # stages alone count: nothing is there that commands between them could read, and none may do its work
+  set +e
+  python() { :; }; python3() { :; }
+  interpreter=$PYTHON PYTHON=: plan=
+  declare -A planned=()  # rows of each file that would have been made
+fi
 
 stage() {  # stage SCRIPT FLAGS...: run it; in a dry run print it with what it asks and costs
   local launch=("$PYTHON")
@@ -43,9 +49,10 @@ plan_stage() {
     if [[ $flag == --input && ! -e $word ]]; then ((rows += ${planned[$word]:-0})) || true; fi
   done
   [[ $1 != 03_* ]] || rows=${planned[$run/problems.jsonl]}  # as if every problem had a wrong path
-  said=$("$PYTHON" "$@" --dry-run "$rows" 2>&1) || {  # the error, with the setting's name for the flag's
+  said=$("$interpreter" "$@" --dry-run "$rows" 2>&1) || {  # the error, with the setting's name for the flag's
     for name in MODEL TEACHER REFLECTOR ORM; do said=${said/"--model: ${!name}:"/"$name: ${!name}:"}; done
-    echo "${said//--fields:/FIELDS:}" >&2; exit 2
+    echo "${said//--fields:/FIELDS:}" >&2
+    exit 2
   }
   [[ ! $said =~ ([0-9,]+)\ rows ]] || rows=${BASH_REMATCH[1]//,/}
   planned[$output]=$rows planned[$output/predictions.jsonl]=$rows plan+=$said$'\n'

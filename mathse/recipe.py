@@ -2,7 +2,7 @@
 
 A stage called again with the same recipe skips its output, with another one it is refused, and with --force
 it makes the output anew. Inputs enter by a fingerprint of their content, so that what changes upstream is
-noticed downstream. While an output is made, its recipe stands in OUT.part/; what is replaced stays until then.
+noticed downstream. While an output is made, its recipe stands in OUT.part/, and what it replaces stays.
 """
 
 import ast
@@ -89,8 +89,8 @@ class Recipe:
         return True
 
     def stands(self) -> bool:
-        """is_done() without a word. An output of another recipe ends the command, unless --force is given, now
-        or when what is in OUT.part was begun.
+        """is_done() without a word. An output of another recipe ends the command, unless --force is given, or
+        was when OUT.part was begun.
         """
         begun, made = read_recipe(self.part / "recipe.json"), read_recipe(self.path)
         goes_on = begun is not None and not self.differences(begun)

@@ -23,8 +23,8 @@ COPIES = 4  # of the weights in a rank's memory: in fp32, of a file in bf16, wit
 
 
 def counted(rows: Iterable[dict]) -> Iterator[str]:
-    """Summary lines: rows by how they finished, why the first failed, and a warning if nearly all problems have
-    one text in all samples: then somebody decodes greedily, such as a server with a model folder's habits.
+    """Summary lines: rows by how they finished, why the first failed, and a warning if nearly all problems
+    have one text in all samples: then somebody decodes greedily, such as a server with a folder's habits.
     """
     counts, texts, reason = Counter(), defaultdict(list), None
     for row in rows:

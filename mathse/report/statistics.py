@@ -170,8 +170,8 @@ def differing(before: dict, after: dict) -> list[str]:
 def audit(rows: Iterable[dict]) -> dict:
     """Counts of verified rows, {} if there are none.
 
-    {paths, status, "answer/orm": pairs of answer check and ORM check, by_subject: the same, judged: whole paths
-    with an ORM check, no_verdict: those of them without a verdict}
+    {paths, status, "answer/orm": pairs of answer check and ORM check, by_subject: the same, judged: whole
+    paths with an ORM check, no_verdict: those of them without a verdict}
     """
     pairs, status, subjects, whole = Counter(), Counter(), defaultdict(Counter), Counter()
     for row in rows:
