@@ -28,7 +28,7 @@ source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh
 : "${MAX_PIXELS:=1003520}"      # larger images are scaled down, in sampling and training alike
 : "${SEED:=0}"
 : "${SERVE:=}"                  # serves local models, but not to 04: "vllm serve {model} --port {port}"
-: "${LAUNCH:=}"                 # on several nodes, starts the Python of local models: "srun python3"
+: "${LAUNCH:=}"                 # starts the stages with a local model on several nodes: "srun ... torchrun ..."
 : "${DRY_RUN:=0}"               # 1: print every command with its calls, tokens and cost; run nothing
 : "${FORCE:=0}"                 # 1: make anew what changed settings concern
 # More flags: DATA_, SAMPLE_, VERIFY_, EVALUATE_, FINETUNE_, DISTILL_ (04: M0), ORM_ (04), ORM_UPDATE_ (04),

@@ -113,7 +113,7 @@ def main() -> None:
     tests = [open_source(spec, args) for spec in args.test]
     if args.dry_run is not None:
         is_file = args.input.endswith(".jsonl")  # which is read to its end: faults are told before all else
-        rows = sum(1 for _ in source[2]) if is_file else args.limit or MATHVL
+        rows = checked_rows(source) if is_file else args.limit or MATHVL
         print(f"    {rows:,} rows")
         Recipe(args.output, __file__, args, inputs=("input", "test")).stands()
         return
@@ -143,6 +143,14 @@ def main() -> None:
         replace(part, listing_path)
     output.finish(kept)
     print(f"{args.output}: {len(kept)} problems kept, {summary(listings, listing_path)}")
+
+
+def checked_rows(source: Source) -> int:
+    """The number of problems, after a look at each. A run starts from what reference answers confirm."""
+    answers = [row.get("answer") is not None for _, row in source[2]]
+    if not any(answers):
+        fail(f"{source[0]}: no problem has an answer, and D0 is what answers confirm; write some")
+    return len(answers)
 
 
 def summary(listings: list[dict], path: Path) -> str:

@@ -12,10 +12,12 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from mathse.images import image_problem, save_image
+from mathse.launch import processes
 from mathse.problems.benchmarks import BENCHMARK_FILES, BENCHMARKS, COMPLETED, HUB_PARTS, IMAGE_FOLDERS
 from mathse.records import PLACEHOLDERS, check_row, fail, json_lines, meant_field, read_rows, shown
 
@@ -48,6 +50,8 @@ def load_problems(
         if not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", path):
             remedy = f"write {name}:PATH, or {name}:OWNER/NAME of the hub"
             fail(f"{spec}: no folder {path or '(none given)'}; {remedy}")
+        if not is_folder and processes()[0] == 0:
+            print(f"{spec}: no such folder from here; taken for a data set of the hub", file=sys.stderr)
         rows = folder_rows(name, Path(path)) if is_folder else benchmark_hub_rows(name, path, image_folder)
         return name, checked(map(BENCHMARKS[name], COMPLETED.get(name, iter)(rows)), spec)
     files = parquet_files(Path(spec))
