@@ -4,7 +4,7 @@
 #   DRY_RUN=1 MODEL=Qwen/Qwen2-VL-7B-Instruct TEACHER=https://api.openai.com/v1#gpt-4o \
 #     DATA=problems.jsonl TEST=mathvision:MATH-V/testmini bash run_rounds.sh
 # A killed run goes on where it stopped. A changed setting is refused; FORCE=1 makes anew what depends on it.
-set -euo pipefail -o allexport
+{ set -euo pipefail -o allexport  # in braces, so that all is read before it runs: edit it at any time
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh
 : "${RUN:=default}"             # the run folder is runs/RUN
@@ -28,7 +28,7 @@ source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh
 : "${MAX_PIXELS:=1003520}"      # larger images are scaled down, in sampling and training alike
 : "${SEED:=0}"
 : "${SERVE:=}"                  # serves local models, but not to 04: "vllm serve {model} --port {port}"
-: "${LAUNCH:=}"                 # starts the stages with a local model on several nodes: "srun ... torchrun ..."
+: "${LAUNCH:=}"                 # on several nodes, starts what loads a model: "srun ... torchrun ..."
 : "${DRY_RUN:=0}"               # 1: print every command with its calls, tokens and cost; run nothing
 : "${FORCE:=0}"                 # 1: make anew what changed settings concern
 # More flags: DATA_, SAMPLE_, VERIFY_, EVALUATE_, FINETUNE_, DISTILL_ (04: M0), ORM_ (04), ORM_UPDATE_ (04),
@@ -98,4 +98,4 @@ for ((i = 1; i <= ROUNDS; i++)); do                                             
   fi
 done
 if [[ $REFLECT == final ]]; then correct final verified.jsonl; student final; fi                  # 11-13
-finish
+finish; exit; }

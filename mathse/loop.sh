@@ -48,7 +48,7 @@ plan_stage() {
     if [[ $word == --* ]]; then flag=$word; elif [[ $flag == --output ]]; then output=$word; fi
     if [[ $flag == --input && ! -e $word ]]; then ((rows += ${planned[$word]:-0})) || true; fi
   done
-  [[ $1 != 03_* ]] || rows=${planned[$run/problems.jsonl]}  # as if every problem had a wrong path
+  [[ $1 != 03_* ]] || rows=${planned[$run/problems.jsonl]:-0}  # as if every problem had a wrong path
   said=$("$interpreter" "$@" --dry-run "$rows" 2>&1) || {  # the error, with the setting's name for the flag's
     for name in MODEL TEACHER REFLECTOR ORM; do said=${said/"--model: ${!name}:"/"$name: ${!name}:"}; done
     echo "${said//--fields:/FIELDS:}" >&2
@@ -56,7 +56,7 @@ plan_stage() {
   }
   [[ ! $said =~ ([0-9,]+)\ rows ]] || rows=${BASH_REMATCH[1]//,/}
   planned[$output]=$rows planned[$output/predictions.jsonl]=$rows plan+=$said$'\n'
-  echo "+ python ${*@Q}"; [[ ! $said ]] || echo "$said"
+  printf '+ python%s\n' "$(printf ' %q' "$@")"; [[ ! $said ]] || echo "$said"
 }
 begin() {  # before the first stage: the run's settings, for people and the report; the toy's teacher
   [[ $DRY_RUN == 0 ]] || return 0
@@ -66,7 +66,7 @@ begin() {  # before the first stage: the run's settings, for people and the repo
 }
 finish() {  # after the last: the report, or the sum of a dry run
   if [[ $DRY_RUN == 0 ]]; then "$PYTHON" -m mathse.report "$run"; return; fi
-  awk '/model calls/ { gsub(/[,$]/, ""); calls += $4; read += $7; written += $11; cost += $15 }
+  awk '/model calls/ { gsub(/[,$]/, ""); calls += $4; read += $7; written += $11; cost += $14 }
     END { printf "in all about %d model calls, %d tokens in and %d out", calls, read, written
           print (cost ? sprintf(", about $%.2f", cost) : "") }' <<< "$plan"
 }

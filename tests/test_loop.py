@@ -307,9 +307,9 @@ def own_data(tmp_path):
         ({"ORM": "none", "ACCEPT": "both"}, "ORM: none: needs ACCEPT=answer"),
         ({"REFLECTOR": "teacher"}, "REFLECTOR: teacher: no such folder"),
         ({"ORM": "runs/no/such"}, "ORM: runs/no/such: no such folder"),
-        ({"MODEL": "no-such-model", "TEACHER": "http://host/v1#t"}, "MODEL: no-such-model: no such folder"),
+        (REAL | {"MODEL": "no-such-model", "DATA": "toy/train.jsonl"}, "MODEL: no-such-model: no such folder"),
         ({"TEACHER": "http://host/v1"}, "TEACHER: http://host/v1: an endpoint is written"),
-        ({"MODEL": "toy/base"}, "TEACHER: not set: name one"),
+        ({"MODEL": "toy/base", "DATA": "toy/train.jsonl"}, "TEACHER: not set: name one"),
         ({"FIELDS": "foo=bar"}, "FIELDS: foo: not a field of a problem"),
         ({"RUN": "../x"}, "RUN: ../x: must be letters"),
         ({"TEST": " "}, "TEST:  : must be set"),
@@ -353,7 +353,7 @@ def test_a_dry_run_prints_every_command_and_their_sum_and_runs_nothing(run, toy_
         "--orm --input",
     ]
     words += ["05_evaluate.py", "runs/dry/round_2/model", "runs/dry/final/eval"]
-    assert [word for word in words if word.replace(" ", "' '") not in done.stdout] == []
+    assert [word for word in words if word not in done.stdout] == []
     assert "360 rows: about 360 model calls" in done.stdout  # 30 % of 1,200 problems are distilled
     assert "1,300 rows: about 1,300" in done.stdout  # 300 test problems, and 1,000 of a set that is no file
     assert "no/folder: no such folder from here; taken for a data set of the hub" in done.stdout
@@ -361,20 +361,22 @@ def test_a_dry_run_prints_every_command_and_their_sum_and_runs_nothing(run, toy_
     costs = [float(found.replace(",", "")) for found in re.findall(r" out, about \$([\d,.]+)\n", done.stdout)]
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"in all about {sum(calls[:-1])} model calls, ")
-    assert float(last.rpartition("$")[2]) == pytest.approx(sum(costs[:-1]), abs=0.05) and len(costs) > 4
+    assert float(last.rpartition("$")[2]) == pytest.approx(sum(costs[:-1]), abs=0.05) and len(costs) > 3
     assert not (ROOT / "runs" / "dry").exists()
 
 
 def test_paths_may_hold_spaces(run, own_data, tmp_path):
     (tmp_path / "a b").mkdir()
-    (tmp_path / "a b" / "python3").symlink_to(sys.executable)
+    (tmp_path / "a b" / "python3").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    (tmp_path / "a b" / "python3").chmod(0o755)
     data, test = own_data / "solved.jsonl", own_data / "test set.jsonl"
     for tests in (str(test), f"'{test}' toy/test.jsonl"):
         settings = {"DATA": str(data), "TEST": tests, "PYTHON": str(tmp_path / "a b" / "python3")}
         done = run("run_rounds.sh", DRY_RUN="1", RUN="dry", **settings)
         assert done.returncode == 0, done.stderr
         (first, *_) = [line for line in done.stdout.splitlines() if "05_evaluate.py" in line]
-        assert f"'{test}'" in first and ("'toy/test.jsonl'" in first) == (tests != str(test))
+        words = shlex.split(first)
+        assert str(test) in words and ("toy/test.jsonl" in words) == (tests != str(test))
 
 
 def test_own_problems_with_solutions_go_through_the_loop(run, own_data):
@@ -444,7 +446,7 @@ def test_a_loop_that_was_edited_runs(run, toy_data, tmp_path):
     (tmp_path / "own.py").write_text(OWN_SCRIPT)
     settings = {"LIMIT": "16", "DISTILL": "12", "ORM": "none", "ACCEPT": "answer", "REFLECT": "none"}
     settings |= {"DISTILL_FLAGS": "--epochs 1", "SAMPLES": "1", "ERRORS": "0", "RUN": "edited"}
-    done = run(tmp_path / "run_rounds.sh", **settings)
+    done = run(f"{tmp_path}/run_rounds.sh", **settings)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "edited"
     assert (folder / "round_0" / "verified.jsonl.seen").read_text() == "12\n"  # once, and not in the dry run
