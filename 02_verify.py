@@ -4,7 +4,7 @@ Reads:  samples.jsonl    id, question, images, answer, optional options, sample,
 Writes: verified.jsonl   + answer_check, orm_check (correct, wrong, undecided; null when not run), status (by
                          --accept), extracted, rule (of the answer check), error_step, error_line (the
                          response's line that it means, from 1), error_analysis, judge_reply (raw; a list of
-                         several), judge_tokens, orm_confidence (where known), judge_error (why no reply),
+                         several), judge_tokens, judge_error (why no reply),
                          held_out (true: the ORM was not trained on this problem; null: not known)
 
 With --annotate the model is the teacher, which is shown the reference answer, and the output is the training
@@ -17,7 +17,6 @@ Of verified.jsonl the ORM's checks are kept, so that the output tells how often 
 
 import argparse
 import difflib
-import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -63,7 +62,7 @@ from mathse.records import (
     row_key,
     written_rows,
 )
-from mathse.replies import Field, Found, find_lines, find_objects, thought_end, verdict_text
+from mathse.replies import drafts_of_verdict, last_object
 from mathse.report.statistics import VERDICTS, audit, audit_truth, right_rate, truth_lines
 
 # The teacher's annotation of a wrong path (the paper's feedback prompt, in our words).
@@ -85,7 +84,6 @@ The explanation must not reveal the right final answer."""
 
 NEEDED = ("id", "question", "sample", "response", "finish")
 WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
-NO_STEP = {"", "-", "-1", "n/a", "na", "nil", "none", "null", "no error", "no errors", "[]", "{}", "false"}
 REPLY_SCHEMA = {  # of replies to JUDGE_PROMPT, which a server that takes one keeps them to
     "type": "object",
     "properties": {
@@ -96,15 +94,13 @@ REPLY_SCHEMA = {  # of replies to JUDGE_PROMPT, which a server that takes one ke
     "required": ["status", "error_step", "error_analysis"],
     "additionalProperties": False,
 }
-ALTERNATIVES = re.compile(r"\s*(?:or|[,/|])\s*")  # between two objects, of which then neither is the last
 CHOICE = (  # LETTER is named as a choice
     r"\(LETTER\)|(?:\b(?i:option|choice|answer)(?i: is| should be| must be)?|选项?|答案[为是]?)"
     r"[\s:：(*\"']*LETTER(?![\w'])"
 )
 RETRY_TEMPERATURE = 0.7  # at least, when a reply gave no verdict: greedily it would be the same again
-DRAFTED_LINES = 100  # of a response
 AUDIT_SUBJECTS = 12  # printed, at most
-ORM_FIELDS = {"orm_check", "orm_confidence", "held_out"}  # what an ORM said of a path that is annotated
+ORM_FIELDS = {"orm_check", "held_out"}  # what an ORM said of a path that is annotated
 NO_VERDICT = {"error_step": None, "error_analysis": None, "judge_reply": None}
 
 
@@ -117,7 +113,6 @@ def parse_args() -> argparse.Namespace:
     add("--model", help="the ORM, or with --annotate the teacher; --accept answer works without")
     add("--annotate", action="store_true", help="write training data for an ORM instead of verdicts")
     add("--orm-samples", type=whole(1), default=1, help="verdicts a path, by majority (default %(default)s)")
-    add("--orm-threshold", type=real(0, 1), default=0.0, help="verdicts of a lower probability are undecided")
     add(
         "--retry-undecided", type=whole(0), default=0, help="more tries without verdict (default %(default)s)"
     )
@@ -172,84 +167,21 @@ def agreeing(rows: Iterable[dict], share: float) -> set[str]:
 # ---------------------------------------------------------------- how a judge's reply is read
 
 
-def verdict_drafts(response: str) -> tuple[str, ...]:
-    """How the verdict of an ORM that 04 has trained may begin: CORRECT, or WRONG with a line of the response.
-    What is fixed in it, or copied, need not be decoded token by token. The analysis stays open.
-    """
-    lines = response.split("\n")[:DRAFTED_LINES]
-    return verdict_text("CORRECT"), *(verdict_text("WRONG", line, "")[: -len('"}')] for line in lines)
-
-
 def parse_verdict(reply: str) -> dict:
-    """{"verdict", "error_step", "error_analysis"} from a judge's reply.
+    """{"verdict", "error_step", "error_analysis", "error_type"} from a judge's reply.
 
     Forgiving about what is around the fields (fences, prose, quotes, commas, a cut-off end), strict about the
     verdict: no plain status, two different ones, or CORRECT with an error step is `undecided`.
     """
-    fields = read_fields(reply)
-    verdict = status_of(fields)
-    step, analysis = (field_text(fields, name) for name in ("errorstep", "erroranalysis"))
+    found = last_object(reply, "status")
+    words = {WORDS.get(word.strip(" \t\r\n.!*").upper(), "undecided") for word in found.words}
+    verdict = words.pop() if len(words) == 1 else "undecided"
+    step, analysis, kind = (found.text(name) for name in ("errorstep", "erroranalysis", "errortype"))
     if verdict == "correct" and step:
         verdict = "undecided"
     if verdict != "wrong":
-        step = analysis = None
-    return {"verdict": verdict, "error_step": step, "error_analysis": analysis}
-
-
-def read_fields(reply: str) -> list[Field]:
-    """The fields of the last object that has a status, behind all thinking. A status inside another object,
-    or quoted in a text, is not the reply's."""
-    place = thought_end(reply)
-    if place is None:
-        return []
-    objects = find_objects(reply, place)
-    if not objects:
-        return find_lines(reply, place, "status|error step|error analysis")
-    stated = [found for found in objects if "status" in found.names()]
-    if not stated:
-        return []
-    last = stated.pop()
-    fields = list(last.fields)
-    while stated and is_one_statement(stated[-1], last, reply):
-        last = stated.pop()
-        fields += last.fields
-    return fields
-
-
-def is_one_statement(first: Found, second: Found, reply: str) -> bool:
-    """Whether neither of two objects has the last word: alternatives, or a first that breaks off."""
-    between = reply[first.end : second.start]
-    return bool(ALTERNATIVES.fullmatch(between)) or not (first.whole or between.strip())
-
-
-def status_of(fields: list[Field]) -> str:
-    """The verdict that every field `status` gives in one word."""
-    values = [field.value if field.whole else None for field in fields if field.name == "status"]
-    words = [value.strip(" \t\r\n.!*") if isinstance(value, str) else "" for value in values]
-    verdicts = {WORDS.get(word.upper(), "undecided") for word in words}
-    return verdicts.pop() if len(verdicts) == 1 else "undecided"
-
-
-def field_text(fields: list[Field], name: str) -> str | None:
-    """The text of the first field of this name that has one; what a list or an object holds is joined."""
-    for field in fields:
-        if field.name == name and field.value is not None:
-            text = ", ".join(field.value) if isinstance(field.value, list) else field.value.strip()
-            if text.strip(" .").lower() not in NO_STEP:
-                return text
-    return None
-
-
-def status_probability(reply: Reply) -> float | None:
-    """The model's own probability of the status it gives: the geometric mean over the word's tokens."""
-    fields = read_fields("".join(text for text, _ in reply.token_logprobs))
-    status = next((field for field in fields if field.name == "status"), None)
-    logprobs, place = [], 0
-    for text, logprob in reply.token_logprobs if status else ():
-        if place < status.end and place + len(text) > status.start:
-            logprobs.append(logprob)
-        place += len(text)
-    return round(math.exp(sum(logprobs) / len(logprobs)), 4) if logprobs else None
+        step = analysis = kind = None
+    return {"verdict": verdict, "error_step": step, "error_analysis": analysis, "error_type": kind}
 
 
 def match_step(error_step: str | None, response: str) -> int | None:
@@ -271,7 +203,7 @@ def match_step(error_step: str | None, response: str) -> int | None:
     return alike.index(max(alike)) + 1 if wanted and max(alike) >= 0.7 else None
 
 
-def judged(row: dict, replies: list[Reply], args: argparse.Namespace) -> dict:
+def judged(row: dict, replies: list[Reply]) -> dict:
     """The row with the ORM's verdict, the majority of its replies. Its status is decided later.
 
     A tie and no verdict at all are undecided.
@@ -286,10 +218,6 @@ def judged(row: dict, replies: list[Reply], args: argparse.Namespace) -> dict:
         (verdict, reply) for verdict, reply in zip(verdicts, replies) if verdict["verdict"] == orm_check
     ]
     voters = voters if decided else []
-    probabilities = [value for _, reply in voters if (value := status_probability(reply)) is not None]
-    confidence = round(sum(probabilities) / len(probabilities), 4) if probabilities else None
-    if args.orm_threshold and (confidence is None or confidence < args.orm_threshold):
-        orm_check = "undecided"
     error_step = voters[0][0]["error_step"] if voters else None
     texts = [f"error: {reply.reason}" if reply.finish == "error" else reply.text for reply in replies]
     fields = {
@@ -298,7 +226,6 @@ def judged(row: dict, replies: list[Reply], args: argparse.Namespace) -> dict:
         "error_line": match_step(error_step, row["response"]),
         "error_analysis": voters[0][0]["error_analysis"] if voters else None,
         "judge_reply": texts[0] if len(texts) == 1 else texts or None,
-        "orm_confidence": confidence,
     }
     return row | fields | judge_tokens(replies)
 
@@ -337,14 +264,14 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
     def requests(rows: Iterator[dict], attempt: int) -> Iterator[Request]:
         for row in rows:
             if row["finish"] != "stop":
-                unfit.append(judged(row, [], args))
+                unfit.append(judged(row, []))
                 continue
             names = [
                 (args.seed, "judge", row["id"], row["sample"], attempt, k) for k in range(args.orm_samples)
             ]
             seeds = {k: derive_seed(*name) for k, name in enumerate(names)}
             messages = user_message(judge_prompt(row), row["images"])
-            yield Request(row, messages, seeds, verdict_drafts(row["response"]))
+            yield Request(row, messages, seeds, drafts_of_verdict(row["response"]))
 
     for attempt in range(args.retry_undecided + 1):
         replies, undecided = defaultdict(list), []
@@ -354,9 +281,9 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
             replies[key].append(reply)
             if len(replies[key]) == args.orm_samples:
                 in_order = sorted(replies.pop(key), key=lambda reply: reply.sample)
-                row = judged(reply.row, in_order, args)
+                row = judged(reply.row, in_order)
                 row["judge_tokens"] = [a + b for a, b in zip(row["judge_tokens"], tokens.pop(key, (0, 0)))]
-                no_verdict = row["orm_check"] == "undecided" and row["orm_confidence"] is None
+                no_verdict = row["orm_check"] == "undecided"
                 if no_verdict and attempt < args.retry_undecided:
                     tokens[key] = row["judge_tokens"]
                     undecided.append(reply.row)
@@ -538,8 +465,6 @@ def check_args(args: argparse.Namespace) -> None:
         needed = "--annotate" if args.annotate else "--accept " + args.accept
         fail(f"--model: needed for {needed}; --accept answer works without")
     check_sampling(args, "--orm-samples", args.orm_samples)
-    if args.orm_threshold and not args.model:
-        fail("--orm-threshold: needs an ORM as --model")
     if args.model:
         check_model(args, args.model)
 
@@ -564,7 +489,7 @@ def main() -> None:
     mine = share(lengths) - output.done
     counts, spent = Counter(), {}
     if mine:
-        wanted = {"logprobs": not args.annotate, "schema": None if args.annotate else REPLY_SCHEMA}
+        wanted = {"schema": None if args.annotate else REPLY_SCHEMA}
         generate = open_model(args.model, args, load, **wanted) if args.model else None
         counts = write_rows(args, output, generate, mine)
         spent = generate.spent() if generate else {}

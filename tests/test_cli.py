@@ -40,11 +40,6 @@ BAD = [
     ("01_sample.py", "--input p.jsonl", "the following arguments are required: --model"),
     ("02_verify.py", "--input p.jsonl", "--model: needed for --accept both"),
     ("02_verify.py", "--input p.jsonl --accept answer", "sample: missing"),
-    (
-        "02_verify.py",
-        "--input p.jsonl --accept answer --orm-threshold 0.5",
-        "--orm-threshold: needs an ORM",
-    ),
     ("02_verify.py", "--input p.jsonl --model toy/base --orm-samples 3", "--orm-samples: more than one"),
     ("03_reflect.py", "--input p.jsonl --model toy/base", "prompt: missing"),
     ("04_finetune.py", "--input p.jsonl --model toy", "no config.json"),
