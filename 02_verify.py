@@ -17,11 +17,10 @@ Of verified.jsonl the ORM's checks are kept, so that the output tells how often 
 
 import argparse
 import difflib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -381,20 +380,11 @@ def gives_away(row: dict, verdict: dict) -> bool:
 
 
 def read_paths(args: argparse.Namespace, check: bool) -> Iterator[dict]:
-    """The paths of all --input files, up to --limit, each telling from the output's folder where its
-    draft stands.
-    """
-    rows = ((path, row) for path in args.input for row in read_rows(path, NEEDED, check, may_be_empty=True))
-    for path, row in islice(rows, args.limit or None):
-        for name in (VERDICT_FIELDS - (ORM_FIELDS if args.annotate else set())) & row.keys():
-            del row[name]  # of an earlier verification
-        match row.get("draft_of"):
-            case {"verified_in": str(place)} as draft:
-                place = os.path.join(os.path.dirname(path), place)
-                row["draft_of"] = draft | {
-                    "verified_in": os.path.relpath(place, os.path.dirname(args.output) or ".")
-                }
-        yield row
+    """The paths of all --input files, up to --limit, without an earlier verdict."""
+    files = (read_rows(path, NEEDED, check, may_be_empty=True, base=args.output) for path in args.input)
+    forgotten = VERDICT_FIELDS - (ORM_FIELDS if args.annotate else set())
+    for row in islice(chain.from_iterable(files), args.limit or None):
+        yield {name: value for name, value in row.items() if name not in forgotten}
 
 
 def read_correct(args: argparse.Namespace, lengths: dict[str, int]) -> Iterator[dict]:

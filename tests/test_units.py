@@ -1,8 +1,6 @@
 """Small functions, by tables."""
 
 import argparse
-import base64
-import io
 import json
 import random
 import re
@@ -10,10 +8,9 @@ import re
 import problems as toy
 import pytest
 from conftest import read_rows, write_rows
-from PIL import Image
 
 import common
-from mathse import chat, images, records, replies
+from mathse import chat, records, replies
 from mathse.generate import Reply
 from mathse.jsonl import Output
 from mathse.recipe import Recipe
@@ -111,46 +108,6 @@ def test_a_second_writer_is_refused(tmp_path, capsys):
         Output(recipe_of(tmp_path / "out.jsonl"))
     assert "is being written by another process" in capsys.readouterr().err
     first.finish([])
-
-
-def test_image_paths_survive_a_linked_folder(tmp_path):
-    (tmp_path / "disk" / "runs").mkdir(parents=True)
-    (tmp_path / "project").mkdir()
-    (tmp_path / "project" / "runs").symlink_to(tmp_path / "disk" / "runs")
-    Image.new("RGB", (5, 5)).save(tmp_path / "project" / "x.png")
-    folder = tmp_path / "project" / "runs"
-    row = records.relative_images({"images": [str(tmp_path / "project" / "x.png")]}, folder)
-    assert (folder / row["images"][0]).is_file()
-
-
-def test_seeds_come_from_names():
-    assert records.derive_seed(0, "round-1", "p", 3) == records.derive_seed(0, "round-1", "p", 3)
-    assert len({records.derive_seed(0, "round-1", "p", k) for k in range(1000)}) == 1000
-
-
-@pytest.mark.parametrize(
-    "mode, size",
-    [
-        ("RGB", (3000, 2000)),
-        ("L", (5, 5)),
-        ("RGBA", (40, 30)),
-        ("P", (40, 30)),
-        ("CMYK", (40, 30)),
-        ("1", (1, 1)),
-        ("I;16", (9, 9)),
-    ],
-)
-def test_open_image(tmp_path, mode, size):
-    path = tmp_path / ("x.jpg" if mode in ("CMYK",) else "x.png")
-    Image.new(mode, size).save(path)
-    image = images.open_image(str(path), 100_000)
-    assert image.mode == "RGB" and image.width * image.height <= 100_000
-    assert abs(image.width / image.height - size[0] / size[1]) < 0.05 * size[0] / size[1]
-
-
-def test_transparency_becomes_white(tmp_path):
-    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "x.png")
-    assert images.open_image(str(tmp_path / "x.png"), 0).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("status", ["correct", "wrong"])
@@ -539,26 +496,6 @@ def test_toy_families(name):
             and wrong_lines[-1] != right_lines[-1]
         )
         assert canvas.image.size == (112, 112)
-
-
-def test_data_url_keeps_small_files(tmp_path):
-    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    Image.new("RGB", (900, 900)).save(tmp_path / "b.bmp")
-    assert images.data_url(str(tmp_path / "a.png"), 1000).startswith("data:image/png;base64,")
-    assert images.data_url(str(tmp_path / "b.bmp"), 1000).startswith("data:image/png;base64,")
-
-
-def test_a_server_sees_what_a_local_model_does(tmp_path):
-    """Pixels that nobody would see are not sent: another decoder would show them as black."""
-    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.new("CMYK", (9, 9), (0, 255, 0, 0)).save(tmp_path / "printed.jpg")
-    for name in ("clear.png", "printed.jpg"):
-        sent = base64.b64decode(images.data_url(str(tmp_path / name), 1000).partition(",")[2])
-        with Image.open(io.BytesIO(sent)) as image:
-            assert (
-                image.mode == "RGB"
-                and image.tobytes() == images.open_image(str(tmp_path / name), 1000).tobytes()
-            )
 
 
 def test_teacher_answers_the_four_prompts(toy_world, stage):
