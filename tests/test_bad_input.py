@@ -24,9 +24,12 @@ import common
 from mathse import chat, cli, records
 
 
+def problem(**changes) -> dict:
+    return {"id": "a", "question": "What?", "images": ["x.png"], "answer": "1"} | changes
+
+
 def line(*missing: str, **changes) -> str:
-    row = {"id": "a", "question": "What?", "images": ["x.png"], "answer": "1"} | changes
-    return json.dumps({name: value for name, value in row.items() if name not in missing})
+    return json.dumps({name: value for name, value in problem(**changes).items() if name not in missing})
 
 
 def sample(**changes) -> str:

@@ -386,14 +386,14 @@ def bomb() -> bytes:
     )
 
 
-NOISE = coded(Image.effect_noise((99, 99), 50))
+NOISE, PHOTOGRAPH = (coded(Image.effect_noise((99, 99), 50), kind) for kind in ("PNG", "JPEG"))
 CUT = "not an image that can be read \\(OSError: .*; mend the file"
 BROKEN_IMAGES = {  # name: (content, words of the error)
     "text": (b"not an image", "not an image that can be read; save it as one of PNG, JPEG"),
     "the start of a PNG": (b"\x89PNG\r\n\x1a\n\0\0", "not an image that can be read"),
     "a PNG cut off": (NOISE[:3000], CUT),
     "a PNG cut off, with a text": (with_chunk(b"tEXt", b"a\0b", NOISE)[:3000], CUT),
-    "a JPEG cut off": (coded(Image.effect_noise((99, 99), 50), "JPEG")[:2000], CUT),
+    "a JPEG cut off": (PHOTOGRAPH[:2000], CUT),
     "a PNG of 400 million pixels": (bomb(), "more than 100000000 pixels; scale it down"),
 }  # fmt: skip
 
@@ -475,15 +475,15 @@ def test_seeds_come_from_names():
 @pytest.mark.parametrize(
     "base, told, expected",
     [
-        ("round_2/out.jsonl", {"verified_in": "v.jsonl", "k": 1}, {"verified_in": "../round_1/v.jsonl", "k": 1}),
-        ("round_1/out.jsonl", {"verified_in": "v.jsonl"}, {"verified_in": "v.jsonl"}),
-        (None, {"verified_in": "v.jsonl"}, {"verified_in": "v.jsonl"}),
-        ("round_2/out.jsonl", {"verified_in": "../round_0/v.jsonl"}, {"verified_in": "../round_0/v.jsonl"}),
-        ("round_2/out.jsonl", None, None),
+        ("out.jsonl", "v.jsonl", "round_1/v.jsonl"),
+        ("round_1/out.jsonl", "v.jsonl", "v.jsonl"),
+        ("round_2/out.jsonl", "../round_0/v.jsonl", "../round_0/v.jsonl"),
+        (None, "v.jsonl", "v.jsonl"),
     ],
-)  # fmt: skip
+)
 def test_a_draft_is_told_from_the_folder_of_the_output(tmp_path, base, told, expected):
     (tmp_path / "round_1").mkdir()
-    path = write_rows(tmp_path / "round_1" / "reflected.jsonl", [{"id": "a", "draft_of": told}])
-    (row,) = records.read_rows(path, ["id"], base=base and tmp_path / base)
-    assert row["draft_of"] == expected
+    rows = [{"id": "a", "draft_of": {"verified_in": told, "sample": 1}}, {"id": "b", "draft_of": None}]
+    path = write_rows(tmp_path / "round_1" / "reflected.jsonl", rows)
+    first, second = records.read_rows(path, ["id"], base=base and tmp_path / base)
+    assert first["draft_of"] == {"verified_in": expected, "sample": 1} and second["draft_of"] is None
