@@ -4,6 +4,7 @@ rest of the package."""
 import base64
 import hashlib
 import io
+import math
 import os
 import re
 import warnings
@@ -77,7 +78,7 @@ def path_problem(path: str) -> str | None:
 def bare_png(source: Source) -> bytes | None:
     """A PNG without texts and colour profile, and without what pixels do not need if its checksum is wrong:
     Pillow refuses what no viewer minds. None if there is nothing to leave out."""
-    if isinstance(source, Image.Image):
+    if isinstance(source, Image.Image) or not (isinstance(source, bytes) or os.access(source, os.R_OK)):
         return None
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         data = file.read() if file.read(len(PNG)) == PNG else b""
@@ -93,9 +94,10 @@ def bare_png(source: Source) -> bytes | None:
 
 
 def as_shown(image: Image.Image, max_pixels: int) -> Image.Image:
-    if image.format == "JPEG" and max_pixels:  # decode a large photograph at a fraction of its size
-        scale = max(1.0, (image.width * image.height / max_pixels) ** 0.5)
-        image.draft("RGB", (int(image.width / scale), int(image.height / scale)))
+    scale = min(1.0, ((max_pixels or math.inf) / (image.width * image.height)) ** 0.5)
+    size = [max(1, int(side * scale)) for side in image.size]
+    if scale < 1:  # decode a large JPEG at a fraction of its size
+        image.draft("RGB", size)
     image.load()
     turn = turn_of(image)
     if image.mode[0] in "IF":
@@ -107,11 +109,8 @@ def as_shown(image: Image.Image, max_pixels: int) -> Image.Image:
         image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
-    image = image if turn is None else image.transpose(turn)
-    if max_pixels and image.width * image.height > max_pixels:
-        scale = (max_pixels / (image.width * image.height)) ** 0.5
-        image = image.resize([max(1, int(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
-    return image
+    image = image.resize(size, Image.Resampling.BICUBIC) if scale < 1 else image
+    return image if turn is None else image.transpose(turn)
 
 
 def turn_of(image: Image.Image) -> int | None:
