@@ -79,14 +79,15 @@ def last_object(reply: str, name: str) -> Stated:
     of a reply without objects its lines (**Status:** WRONG). An object inside another one is not the reply's.
     """
     place = thought_end(reply)
-    begin = place is not None and OBJECT.search(reply, place)
+    begin = None if place is None else OBJECT.search(reply, place)
+    if place is None or (begin and len(reply) - begin.start() > MAX_OBJECT):
+        return Stated([], [])
     if not begin:
-        lines = () if place is None else LINE.finditer(reply, place)
-        fields = [(plain(line[1]), line[2].strip(" \r\"',*")) for line in lines]
-        return Stated([text for field, text in fields if field == name], fields)
-    text = marked(reply[begin.start() : begin.start() + MAX_OBJECT + 1])
+        lines = [(plain(line[1]), line[2].strip(" \r\"',*")) for line in LINE.finditer(reply, place)]
+        return Stated([text for field, text in lines if field == name], lines)
+    text = marked(reply[begin.start() :])
     try:
-        objects = json_repair.loads(text) if len(reply) - begin.start() <= MAX_OBJECT else []
+        objects = json_repair.loads(text)
     except (ValueError, RecursionError):  # nested too deep
         objects = []
     last, start = [], 0
