@@ -20,7 +20,7 @@ MAX_PIXELS = 1280 * 28 * 28  # 1,280 visual tokens of Qwen2-VL; larger images ar
 MAX_IMAGE_PIXELS = 100_000_000  # refuse larger images: they decompress to gigabytes
 PNG, PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 BASE64 = re.compile(r"data:image/[\w.+-]+;base64,(.*)|((?:/9j/|iVBORw|R0lGOD|UklGR)[\w+/\s]{99,}=*\s*)", re.S)
-TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2)))  # EXIF's orientation -> Image.Transpose
+TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # by EXIF's orientation
 Source = str | Path | bytes | Image.Image
 
 
@@ -99,7 +99,7 @@ def as_shown(image: Image.Image, max_pixels: int) -> Image.Image:
     if scale < 1:  # decode a large JPEG at a fraction of its size
         image.draft("RGB", size)
     image.load()
-    turn = turn_of(image)
+    orientation = orientation_of(image)
     if image.mode[0] in "IF":
         image = gray(image)
     elif image.mode == "LAB":
@@ -110,14 +110,18 @@ def as_shown(image: Image.Image, max_pixels: int) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     image = image.resize(size, Image.Resampling.BICUBIC) if scale < 1 else image
-    return image if turn is None else image.transpose(turn)
+    return turned(image, orientation)
 
 
-def turn_of(image: Image.Image) -> int | None:
+def orientation_of(image: Image.Image) -> object:
     try:
-        return TURNS.get(image.getexif().get(0x0112))
+        return image.getexif().get(0x0112)
     except Exception:  # EXIF that is broken: the pixels stand as they are
         return None
+
+
+def turned(image: Image.Image, orientation: object) -> Image.Image:
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def gray(image: Image.Image) -> Image.Image:
@@ -143,7 +147,11 @@ def data_url(path: str, max_pixels: int) -> str:
     def is_sent(image: Image.Image) -> bool:
         image.load()
         is_small = not max_pixels or image.width * image.height <= max_pixels
-        is_plain = image.mode in ("RGB", "L") and not image.has_transparency_data and turn_of(image) is None
+        is_plain = (
+            image.mode in ("RGB", "L")
+            and not image.has_transparency_data
+            and orientation_of(image) in (None, 1)
+        )
         return is_plain and is_small and image.format in ("PNG", "JPEG") and bool(image.filename)
 
     data = Path(path).read_bytes() if read(path, is_sent) else png(open_image(path, max_pixels))
@@ -174,8 +182,8 @@ def save_image(value: object, folder: Path, place: Path = Path()) -> str:
 
 def blank_image(path: str, folder: Path) -> str:
     """A white image of the same size, saved once; return its path."""
-    size = open_image(path, 0).size
-    return write_once(folder / f"blank_{size[0]}x{size[1]}.png", png(Image.new("1", size, 1)))
+    blank = read(path, lambda image: turned(Image.new("1", image.size, 1), orientation_of(image)))
+    return write_once(folder / f"blank_{blank.width}x{blank.height}.png", png(blank))
 
 
 def png(image: Image.Image) -> bytes:
