@@ -27,7 +27,7 @@ from mathse.generate import Generator, Reply, Request
 from mathse.jsonl import expected_length
 from mathse.launch import stage_end
 from mathse.records import VERDICT_FIELDS, derive_seed, fail, read_rows, row_key
-from mathse.replies import drafts_of_verdict, field_text, read_fields, status_of
+from mathse.replies import drafts_of_verdict, last_object
 from mathse.report.statistics import crosstab
 from mathse.stage import run_stage
 
@@ -131,19 +131,20 @@ def decided(paths: list[dict], args: argparse.Namespace) -> Iterator[dict]:
 
 
 def parse_verdict(reply: str) -> dict:
-    """{"verdict", "error_step", "error_analysis"} from a judge's reply.
+    """{"verdict", "error_step", "error_analysis", "error_type"} from a judge's reply.
 
     Forgiving about what is around the fields (fences, prose, quotes, commas, a cut-off end), strict about the
     verdict: no plain status, two different ones, or CORRECT with an error step is `undecided`.
     """
-    fields = read_fields(reply)
-    verdict = status_of(fields)
-    step, analysis = (field_text(fields, name) for name in ("errorstep", "erroranalysis"))
+    found = last_object(reply, "status")
+    words = {WORDS.get(word.strip(" \t\r\n.!*").upper(), "undecided") for word in found.words}
+    verdict = words.pop() if len(words) == 1 else "undecided"
+    step, analysis, kind = (found.text(name) for name in ("errorstep", "erroranalysis", "errortype"))
     if verdict == "correct" and step:
         verdict = "undecided"
     if verdict != "wrong":
-        step = analysis = None
-    return {"verdict": verdict, "error_step": step, "error_analysis": analysis, "error_type": None}
+        step = analysis = kind = None
+    return {"verdict": verdict, "error_step": step, "error_analysis": analysis, "error_type": kind}
 
 
 def judged(row: dict, replies: list[Reply]) -> dict:

@@ -307,7 +307,10 @@ def own_data(tmp_path):
         ({"ORM": "none", "ACCEPT": "both"}, "ORM: none: needs ACCEPT=answer"),
         ({"REFLECTOR": "teacher"}, "REFLECTOR: teacher: no such folder"),
         ({"ORM": "runs/no/such"}, "ORM: runs/no/such: no such folder"),
-        (REAL | {"MODEL": "no-such-model", "DATA": "toy/train.jsonl"}, "MODEL: no-such-model: no such folder"),
+        (
+            REAL | {"MODEL": "no-such-model", "DATA": "toy/train.jsonl"},
+            "MODEL: no-such-model: no such folder",
+        ),
         ({"TEACHER": "http://host/v1"}, "TEACHER: http://host/v1: an endpoint is written"),
         ({"MODEL": "toy/base", "DATA": "toy/train.jsonl"}, "TEACHER: not set: name one"),
         ({"FIELDS": "foo=bar"}, "FIELDS: foo: not a field of a problem"),

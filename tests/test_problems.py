@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT, read_rows, write_rows
 from PIL import Image
 from server import Server, completion
-from test_bad_input import jpeg, problem, refused
+from test_bad_input import problem, refused
+from test_rows import PHOTOGRAPH
 
 import mathse.problems.__main__ as command
 from mathse import problems
@@ -499,7 +500,9 @@ def call(folder, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("content", [jpeg()[:-900], jpeg()[:700]], ids=["truncated JPEG", "half a JPEG"])
+@pytest.mark.parametrize(
+    "content", [PHOTOGRAPH[:-900], PHOTOGRAPH[:700]], ids=["truncated JPEG", "half a JPEG"]
+)
 def test_an_image_that_cannot_be_decoded_ends_the_import(folder, capsys, call, content):
     """The stages look at headers only; this, the first step of a run, decodes every image once."""
     (folder / "cut.jpg").write_bytes(content)

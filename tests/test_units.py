@@ -1,20 +1,16 @@
 """Small functions, by tables."""
 
 import argparse
-import base64
-import io
 import json
 import random
 import re
-import time
 
 import problems as toy
 import pytest
-from conftest import ROOT, read_rows, write_rows
-from PIL import Image
+from conftest import read_rows, write_rows
 
 import common
-from mathse import answers, chat, images, records
+from mathse import answers, chat, records, replies
 from mathse.generate import Reply
 from mathse.jsonl import Output
 from mathse.recipe import Recipe
@@ -113,200 +109,6 @@ def test_a_second_writer_is_refused(tmp_path, capsys):
     first.finish([])
 
 
-def test_image_paths_survive_a_linked_folder(tmp_path):
-    (tmp_path / "disk" / "runs").mkdir(parents=True)
-    (tmp_path / "project").mkdir()
-    (tmp_path / "project" / "runs").symlink_to(tmp_path / "disk" / "runs")
-    Image.new("RGB", (5, 5)).save(tmp_path / "project" / "x.png")
-    folder = tmp_path / "project" / "runs"
-    row = records.relative_images({"images": [str(tmp_path / "project" / "x.png")]}, folder)
-    assert (folder / row["images"][0]).is_file()
-
-
-def test_seeds_come_from_names():
-    assert records.derive_seed(0, "round-1", "p", 3) == records.derive_seed(0, "round-1", "p", 3)
-    assert len({records.derive_seed(0, "round-1", "p", k) for k in range(1000)}) == 1000
-
-
-@pytest.mark.parametrize(
-    "mode, size",
-    [
-        ("RGB", (3000, 2000)),
-        ("L", (5, 5)),
-        ("RGBA", (40, 30)),
-        ("P", (40, 30)),
-        ("CMYK", (40, 30)),
-        ("1", (1, 1)),
-        ("I;16", (9, 9)),
-    ],
-)
-def test_open_image(tmp_path, mode, size):
-    path = tmp_path / ("x.jpg" if mode in ("CMYK",) else "x.png")
-    Image.new(mode, size).save(path)
-    image = images.open_image(str(path), 100_000)
-    assert image.mode == "RGB" and image.width * image.height <= 100_000
-    assert abs(image.width / image.height - size[0] / size[1]) < 0.05 * size[0] / size[1]
-
-
-def test_transparency_becomes_white(tmp_path):
-    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "x.png")
-    assert images.open_image(str(tmp_path / "x.png"), 0).getpixel((0, 0)) == (255, 255, 255)
-
-
-GOOD = '{"status": "WRONG", "error_step": "Step 2: 3 + 4 = 8", "error_analysis": "3 + 4 is not 8."}'
-STEP = "Step 2: 3 + 4 = 8"
-RIGHT = '{"status": "CORRECT", "error_step": null, "error_analysis": null}'
-C, W, U = "correct", "wrong", "undecided"
-
-
-def wrong(step: str) -> str:
-    """A reply whose error step is spelt like this, with the quotes."""
-    return '{"status": "WRONG", "error_step": ' + step + ', "error_analysis": "x"}'
-
-
-def status(text: str) -> str:
-    return '{"status": ' + text + "}"
-
-
-REPLIES = {  # group: [(a judge's reply, verdict, error step)]
-    "plain": [
-        (GOOD, W, STEP),
-        (f"Here it is:\n```json\n{GOOD}\n```\nI hope this helps: {{x}}.", W, STEP),
-        (f"<|begin_of_box|>{GOOD}<|end_of_box|>", W, STEP),
-        (f"<answer>{GOOD}</answer>", W, STEP),
-        (f"[{GOOD}]", W, STEP),
-        (RIGHT, C, None),
-        ("The solution is correct.", U, None),
-        ("", U, None),
-    ],
-    "nearly JSON": [
-        ("{'status': 'WRONG', 'error_step': 'Step 1', 'error_analysis': 'no',}", W, "Step 1"),
-        ("{'status': 'WRONG', 'error_step': 'the triangle's side', }", W, "the triangle's side"),
-        ("{'status': 'WRONG', 'error_step': \"it's 4\", 'error_analysis': None}", W, "it's 4"),
-        ("{'status': 'WRONG', 'error_step': 'it\\'s 4'}", W, "it's 4"),
-        ("{'status': 'CORRECT', 'error_step': None, 'error_analysis': None}", C, None),
-        ('{"status": "WRONG" "error_step": "Step 1"}', W, "Step 1"),
-        ('{"error_step": "Step 1",\n"error_analysis": "a",\n"status": "WRONG"\n}', W, "Step 1"),
-        ('{status: "WRONG", error_step: "Step 1"}', W, "Step 1"),
-        ('{"status": "WRONG", "error_step": "he calls it "big", but"}', W, 'he calls it "big", but'),
-        ('{"status": "WRONG", "error_step": "3 + 4\n= 8"}', W, "3 + 4\n= 8"),
-        ('{"Status": " wrong ", "Error_Step": "Step 1"}', W, "Step 1"),
-        ('{"STATUS": "CORRECT", "errorStep": null, "confidence": true}', C, None),
-        ("**Status:** WRONG\n**Error step:** Step 1", W, "Step 1"),
-        ('"status": "WRONG",\n"error_step": "Step 1"\n}', W, "Step 1"),
-    ],
-    "the word": [
-        (status('"INCORRECT"'), W, None),
-        (status('"correct."'), C, None),
-        (status('"**CORRECT**"'), C, None),
-        (status("WRONG"), W, None),
-        (status('"MAYBE"'), U, None),
-        (status('"Right"'), U, None),
-        (status('"NOT CORRECT"'), U, None),
-        (status('"PARTIALLY CORRECT"'), U, None),
-        (status('"CORRECT answer but WRONG reasoning"'), U, None),
-        (status('"CORRECT" or "WRONG"'), U, None),  # the form, repeated
-        (status('"CORRECT|WRONG"'), U, None),
-        (status("true"), U, None),
-        (status("null"), U, None),
-        (status('["CORRECT"]'), U, None),
-        (status('"CORRECT", "status": "WRONG"'), U, None),
-    ],
-    "behind the thinking": [
-        (f'<think>Maybe {{"status": "WRONG"}}? No.</think>\n{RIGHT}', C, None),
-        (f'It says {{"status": "CORRECT"}}, but step 2 ...</think>{GOOD}', W, STEP),  # opened by the template
-        (f"<think></think>{GOOD}", W, STEP),
-        (f"<|begin_of_thought|>{RIGHT}<|end_of_thought|>\n{GOOD}", W, STEP),
-        (f"<thinking>{RIGHT}</thinking>{GOOD}", W, STEP),
-        (f"<reasoning>\n{RIGHT}\n</reasoning>\n{GOOD}", W, STEP),
-        (f"<seed:think>{RIGHT}</seed:think>{GOOD}", W, STEP),
-        (f"\u25c1think\u25b7{RIGHT}\u25c1/think\u25b7{GOOD}", W, STEP),
-        (f"[THINK]{RIGHT}[/THINK]{GOOD}", W, STEP),
-        (f"<|channel|>analysis<|message|>{RIGHT}<|end|><|channel|>final<|message|>{GOOD}", W, STEP),
-        (f"<think>I would say {RIGHT} but let me check", U, None),
-        (f"<THINK>{RIGHT}", U, None),
-        (f"<think>{RIGHT}</think>", U, None),
-        (f"<think>a</think>{RIGHT}<think>Wait,", U, None),
-        (f"<|begin_of_thought|>{RIGHT}", U, None),
-        (f"<|channel|>analysis<|message|>{RIGHT}", U, None),
-    ],
-    "which object": [
-        (f"Status: CORRECT for step 1. Status: WRONG for step 2.\n{GOOD}", W, STEP),
-        (f"Step 2: \\frac{{1}}{{2}}, {{x}}, \\{{a: b\\}}. {GOOD}", W, STEP),
-        ('{"status": "CORRECT", "error_analysis": "A \'status: WRONG\' is too strict."}', C, None),
-        ('{"status": "CORRECT", "error_analysis": "Not {\\"status\\": \\"WRONG\\"}."}', C, None),
-        ('{"steps": [{"status": "CORRECT"}, {"status": "WRONG"}], "status": "WRONG"}', W, None),
-        ('{"status": "CORRECT", "steps": [{"status": "CORRECT"}, {"status": "WRONG"}]}', C, None),
-        ('{"steps": {"1": {"status": "WRONG", "note": "it\'s {"}}, "status": "CORRECT"}', C, None),
-        ('{"steps": [{"status": "CORRECT"}, {"status": "CORRECT"}]}', U, None),
-        ('{\n "steps": [\n  {\n   "status": "CORRECT"\n  }\n ]\n}', U, None),
-        ('[{"step": 1, "status": "WRONG"}, {"step": 2, "status": "CORRECT"}]', U, None),
-        (f"{RIGHT}\nWait, step 2 is wrong:\n{GOOD}", W, STEP),
-        (f"{RIGHT}\n{GOOD}", W, STEP),
-        (f'{GOOD}\n{{"confidence": 0.9}}', W, STEP),
-        (f'The form: {{"status": "CORRECT" or "WRONG", "error_step": a step or null}}\n{GOOD}', W, STEP),
-        ('{"status": "CORRECT"} or {"status": "WRONG"}', U, None),
-        (f'{GOOD}\nAgain: {{"status": "COR', U, None),  # what it would have been is not known
-        (f'{{"status": "CORRECT", "error_analysis": "Step {GOOD}', U, None),  # one breaks off in another
-    ],
-    "cut off": [
-        ('{"status": "WRONG", "error_step": "Step \\"1\\"', W, 'Step "1"'),
-        ('{"status": "WRONG", "error_step": "Step 1\\', W, "Step 1\\"),
-        ('{"status": "WRONG", "error_st', W, None),
-        ('{"status": "CORRECT", "error_step"', C, None),
-        ('{"status": "CORRECT", "error_step": "Step 1', U, None),
-        ('{"status": "CORRECT', U, None),
-        ('{"status": "CORRECT" or "WRONG"', U, None),
-        ('{"steps": [{"status": "CORRECT"}, {"status"', U, None),
-    ],
-    "the step": [
-        (wrong("2"), W, "2"),
-        (wrong("2.5"), W, "2.5"),
-        (wrong('["Step 1", "Step 2"]'), W, "Step 1, Step 2"),
-        (wrong("['the triangle's side', 'b']"), W, "the triangle's side, b"),
-        (wrong('{"step": 2, "content": "3 + 4 = 8", "next": null}'), W, "2, 3 + 4 = 8"),
-        *((wrong(no), W, None) for no in ('""', '"None"', "null", '"null"', '"N/A"', "[]", "{}", "[null]")),
-        *((status(f'"CORRECT", "error_step": {no}'), C, None) for no in ('"none"', '" "', "[]", "None")),
-        (status('"CORRECT", "error_step": "Step 2"'), U, None),
-        (status('"CORRECT", "error_step": 2'), U, None),
-        (status('"CORRECT", "error_step": ["Step 2"]'), U, None),
-    ],
-    "backslashes": [
-        (wrong(r'"$3 \times 4 \neq \theta$"'), W, r"$3 \times 4 \neq \theta$"),
-        (wrong(r'"$3 \\times 4 \\neq 14$"'), W, r"$3 \times 4 \neq 14$"),
-        (wrong(r'"\frac{1}{2} \beta \rho \nu \nabla \not \ne \tan\tau \text{cm} \to \right)"'),
-         W, r"\frac{1}{2} \beta \rho \nu \nabla \not \ne \tan\tau \text{cm} \to \right)"),
-        (wrong(r'"\sqrt{2}, \alpha_1, \upsilon, 5\%, \(\)"'), W, r"\sqrt{2}, \alpha_1, \upsilon, 5\%, \(\)"),
-        (wrong(r'"a\nStep 2\nnot so\n3"'), W, "a\nStep 2\nnot so\n3"),
-        (wrong(r'"a\tb\r\nc\/d"'), W, "a\tb\r\nc/d"),
-        (wrong(r'"a \"b\" \u00e9 \ud83d\ude00"'), W, 'a "b" \u00e9 \U0001f600'),
-        (wrong(r'"half \ud83d"'), W, "half \ufffd"),
-    ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("group", REPLIES)
-def test_parse_verdict(stage, group):
-    parse = stage("02_verify").parse_verdict
-    for reply, verdict, step in REPLIES[group]:
-        parsed = parse(reply)
-        assert (parsed["verdict"], parsed["error_step"]) == (verdict, step), reply
-
-
-def test_parse_verdict_has_the_analysis(stage):
-    parse = stage("02_verify").parse_verdict
-    assert parse(GOOD)["error_analysis"] == "3 + 4 is not 8." and parse(RIGHT)["error_analysis"] is None
-    reply = r'{"status": "WRONG", "error_analysis": ["$\tan\theta = \frac{1}{2}$", "it\'s"]}'
-    assert parse(reply)["error_analysis"] == r"$\tan\theta = \frac{1}{2}$, it's"
-
-
-HOSTILE = [
-    "{", "[", "}", '"', "'", "\\", " ", "\n", ",", ":", "<", "```", '{"a":', '{"a":[', '{"status": "', '"}',
-    '" ', "it's ", '\\"', "\\ud83d", "\ud83d", "\0", "<think>", "</think>", "status:", "\n- ", "{a", "{   ",
-    '{"status": "WRONG"}', '{"status": "WRONG"} or ', ', "a": 1', '"x" ,  ', "<w:",
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("status", ["correct", "wrong"])
 @pytest.mark.parametrize("step", ['Step 1: "a" is 5°.', "Step 2: 三角形 \\frac{1}{2}"])
 def test_what_an_orm_is_taught_begins_as_02_foresees(stage, status, step):
@@ -318,51 +120,19 @@ def test_what_an_orm_is_taught_begins_as_02_foresees(stage, status, step):
     row |= {"status": status, "error_step": step, "error_analysis": "It is not."}
     made = stage("04_finetune").training_row(row, argparse.Namespace(orm=True, binary=False))
     taught = made["messages"][-1]["content"]
-    drafts = stage("02_verify").verdict_drafts(row["response"])
+    drafts = replies.drafts_of_verdict(row["response"])
     found = [draft for draft in drafts if taught.startswith(draft)]
     assert len(found) == 1 and (found[0] == taught) == (status == "correct")
     assert stage("02_verify").parse_verdict(taught)["verdict"] == status
-
-
-def test_parse_verdict_takes_any_text(stage):
-    """Also where a text of one sort goes on for long, which takes a time in proportion."""
-    parse, random_ = stage("02_verify").parse_verdict, random.Random(0)
-    for start in (
-        "",
-        '{"status": "WRONG", "error_step": ',
-        '{"a": ["',
-        "{'status': 'WRONG', 'error_step': 'x",
-    ):
-        for piece in HOSTILE:
-            json.dumps(parse(start + piece * (50_000 // len(piece))), ensure_ascii=False)
-    for _ in range(3000):
-        reply = "".join(random_.choices([*HOSTILE, *GOOD.split(), *RIGHT.split()], k=30))
-        parsed = parse(reply)
-        assert parsed["verdict"] in (C, W, U)
-        (parsed["error_step"] or "").encode()  # no half of a surrogate pair, which no file takes
-    began = time.monotonic()
-    parse('{"status": "WRONG", "error_step": [' + "[" * 10**6)
-    assert time.monotonic() - began < 20  # seconds; about one
-
-
-REPORTED = ROOT.parent / "shared" / "data" / "reported" / "judge_replies.jsonl"
-
-
-@pytest.mark.skipif(not REPORTED.exists(), reason="no reported replies here")
-def test_reported_replies(stage):
-    for row in read_rows(REPORTED):
-        parsed = stage("02_verify").parse_verdict(row["reply"])
-        if row["expected_verdict"] == "not correct":
-            assert parsed["verdict"] != C, row["reply"]
-        else:
-            expected = row["expected_verdict"], row["expected_step"]
-            assert (parsed["verdict"], parsed["error_step"]) == expected, row["reply"]
 
 
 SOLUTION = """Step 1: The picture shows sides 3 and 4.
 Step 2: 3 + 4 = 8.
 Step 3: 8 * 2 = 16.
 The answer to this problem is 16."""
+
+
+GOOD = '{"status": "WRONG", "error_step": "Step 2: 3 + 4 = 8", "error_analysis": "3 + 4 is not 8."}'
 
 
 @pytest.mark.parametrize(
@@ -628,26 +398,6 @@ def test_toy_families(name):
             and wrong_lines[-1] != right_lines[-1]
         )
         assert canvas.image.size == (112, 112)
-
-
-def test_data_url_keeps_small_files(tmp_path):
-    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    Image.new("RGB", (900, 900)).save(tmp_path / "b.bmp")
-    assert images.data_url(str(tmp_path / "a.png"), 1000).startswith("data:image/png;base64,")
-    assert images.data_url(str(tmp_path / "b.bmp"), 1000).startswith("data:image/png;base64,")
-
-
-def test_a_server_sees_what_a_local_model_does(tmp_path):
-    """Pixels that nobody would see are not sent: another decoder would show them as black."""
-    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.new("CMYK", (9, 9), (0, 255, 0, 0)).save(tmp_path / "printed.jpg")
-    for name in ("clear.png", "printed.jpg"):
-        sent = base64.b64decode(images.data_url(str(tmp_path / name), 1000).partition(",")[2])
-        with Image.open(io.BytesIO(sent)) as image:
-            assert (
-                image.mode == "RGB"
-                and image.tobytes() == images.open_image(str(tmp_path / name), 1000).tobytes()
-            )
 
 
 def test_teacher_answers_the_three_prompts(toy_world, stage):

@@ -14,7 +14,6 @@ import base64
 import functools
 import hashlib
 import importlib
-import io
 import json
 import os
 import random
@@ -45,7 +44,7 @@ def prompt_pattern(prompt: str) -> re.Pattern:
 
 def image_key(data: bytes) -> bytes:
     """By the decoded pixels, so that another encoding of the same image is found."""
-    return hashlib.sha256(open_image(io.BytesIO(data), max_pixels=0).tobytes()).digest()
+    return hashlib.sha256(open_image(data, max_pixels=0).tobytes()).digest()
 
 
 def problem_key(question: str, images: list[bytes]) -> bytes:

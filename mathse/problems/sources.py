@@ -239,14 +239,7 @@ def parquet_rows(files: list[Path]) -> Iterator[dict]:
 def saved_images(value: object, folder: Path, where: str, place: Path | None = None) -> list[str]:
     """The paths of a row's images (one, a list, or None), saved in `folder` if they came inside the row."""
     values = value if isinstance(value, list) else [value]
-    # {"bytes", "path"}, as `datasets` stores an image; bytes or path, or both, are null
-    values = [
-        image["path"] if isinstance(image, dict) and not image.get("bytes") and "path" in image else image
-        for image in values
-    ]
-    if place:
-        values = [str(place / image) if isinstance(image, str) else image for image in values]
     try:
-        return [save_image(image, folder) for image in values if image is not None]
+        return [save_image(image, folder, place or Path()) for image in values if image is not None]
     except ValueError as error:
         fail(f"{where}: images: {error}; name the right column in --fields")
