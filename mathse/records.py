@@ -7,6 +7,7 @@ where it is used.
 """
 
 import codecs
+import contextlib
 import hashlib
 import json
 import math
@@ -180,18 +181,19 @@ def read_rows(
     twice. `base`: the file that the rows go to; where a draft was verified is then told from its folder.
     """
     path, lines, row = Path(path), {}, None
+    find_image = image_finder(path)
     find_problem = lru_cache(maxsize=KNOWN_IMAGES)(image_problem)
     for where, row in json_lines(path):
         if not isinstance(row, dict):
             form = '{"id": ..., "question": ..., ...}'
             fail(f"{where}: a {type(row).__name__} instead of a JSON object; write {form}")
         if check:
-            check_row(row, where, required, find_problem)
+            check_row(row, where, required, lambda image: find_problem(Path(find_image(image))))
             first = lines.setdefault(hash(row_key(row)), where.rpartition(":")[2])
             if not where.endswith(f":{first}"):
                 twice = f"{shown(row['id'])}, sample {row.get('sample', '-')} stands already in line {first}"
                 fail(f"{where}: id: {twice}; make it unique")
-        row["images"] = [str(path.parent.absolute() / image) for image in row.get("images") or []]
+        row["images"] = [*map(find_image, row.get("images") or [])]
         draft = row.get("draft_of")
         if base and isinstance(draft, dict) and isinstance(draft.get("verified_in"), str):
             place = os.path.relpath(path.parent / draft["verified_in"], Path(base).parent)
@@ -199,6 +201,23 @@ def read_rows(
         yield row
     if row is None and not may_be_empty:  # a round may have nothing left to sample
         fail(f"{path}: the file is empty; write at least one row")
+
+
+def image_finder(path: Path) -> Callable[[str], str]:
+    """Finds the images that a file names, by their way from its folder; of a file that was moved away from
+    them, by their way from where its recipe says that it was made.
+    """
+    folder, made = path.parent.absolute(), None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        made = json.loads(Path(f"{path}.recipe.json").read_text(encoding="utf-8"))["folder"]
+    if made is None or os.path.realpath(folder) == made:
+        return lambda image: str(folder / image)
+
+    def find(image: str) -> str:
+        here, there = folder / image, os.path.normpath(os.path.join(made, image))
+        return there if not here.exists() and os.path.exists(there) else str(here)
+
+    return find
 
 
 def written_rows(path: Path) -> Iterator[dict]:
@@ -219,7 +238,7 @@ def relative_images(row: dict, folder: Path) -> dict:
 
 
 def check_row(
-    row: dict, where: str, required: Iterable[str], find_problem: Callable[[Path], str | None]
+    row: dict, where: str, required: Iterable[str], find_problem: Callable[[str], str | None]
 ) -> None:
     """End the command if a row breaks the record table (docs/RECORDS.md).
 
@@ -260,7 +279,7 @@ def check_row(
     if messages and marks != len(images):
         refuse("messages", f"{marks} {IMAGE} marks for {len(images)} images; write one for each")
     for image in images:
-        if problem := find_problem(Path(where.rsplit(":", 1)[0]).parent / image):
+        if problem := find_problem(image):
             refuse("images", f"{shown(image) if len(image) > 200 else image}: {problem}")
 
 

@@ -113,7 +113,7 @@ def test_a_second_writer_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("step", ['Step 1: "a" is 5°.', "Step 2: 三角形 \\frac{1}{2}"])
 def test_what_an_orm_is_taught_begins_as_02_foresees(stage, status, step):
     row = {
-        "judge_prompt": "?",
+        "question": "?",
         "images": [],
         "response": 'Step 1: "a" is 5°.\nStep 2: 三角形 \\frac{1}{2}\nEnd.',
     }

@@ -93,7 +93,7 @@ def checked(rows: Iterator[dict], spec: str) -> Iterator[dict]:
             fail(f"{where}: cannot be read: {error}", 1)
         if row is None:
             return
-        check_row(row, where, ("id", "question", "answer"), image_problem)
+        check_row(row, where, ("id", "question", "answer"), lambda image: image_problem(Path(image)))
         if row["id"] in seen:
             fail(f"{where}: id: {shown(row['id'])} stands there already; make it unique")
         seen.add(row["id"])
