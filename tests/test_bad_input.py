@@ -491,32 +491,35 @@ def test_bad_flags_of_training(folder, capsys, monkeypatch, stage, flags):
 
 
 # A setting of run_rounds.sh -> wrong values, and the flag or setting that the one line names. Nothing is run.
-BAD_SETTINGS = {
-    "ROUNDS": (["0", "-1", "two", "1.5", "99999999999999999999"], "ROUNDS"),
-    "SAMPLES": (["0", "x"], "SAMPLES"),
-    "DISTILL": (["-5", "x"], "--draw"),
-    "LIMIT": (["-1", "x"], "--limit"),
-    "SEED": (["x"], "--seed"),
-    "MAX_PIXELS": (["1e6"], "--max-pixels"),
-    "ACCEPT": (["maybe"], "--accept"),
-    "REFLECT_ACCEPT": (["x"], "--accept"),
-    "REFLECT": (["1"], "REFLECT"),
-    "INIT": (["x"], "--init"),
-    "FIELDS": (["questoin=problem"], "questoin"),
-    "SAMPLE_FLAGS": (["--max-tokens 0", "--temperature warm", "--sampels 3", "--top-p 1.5"], "--"),
+BAD_SETTINGS = {  # values, and how the error begins or a word of it
+    "ROUNDS": (["0", "-1", "two", "1.5", "99999999999999999999"], "ROUNDS: "),
+    "SAMPLES": (["0", "x"], "SAMPLES: "),
+    "DISTILL": (["-5", "x", "0", "1.0"], "DISTILL: "),
+    "LIMIT": (["-1", "x"], "LIMIT: "),
+    "SEED": (["x"], "SEED: "),
+    "MAX_PIXELS": (["1e6"], "MAX_PIXELS: "),
+    "ACCEPT": (["orms"], "ACCEPT: "),
+    "REFLECT_ACCEPT": (["x"], "REFLECT_ACCEPT: "),
+    "REFLECT": (["1"], "REFLECT: "),
+    "INIT": (["x"], "INIT: "),
+    "ORM_UPDATE": (["2"], "ORM_UPDATE: "),
+    "PAIRS": (["yes"], "PAIRS: yes: must be 0 or 1"),
+    "FORCE": (["no"], "FORCE: no: must be 0 or 1"),
+    "DRY_RUN": (["no"], "DRY_RUN: no: must be 0 or 1"),
+    "FIELDS": (["questoin=problem"], "FIELDS: questoin"),
+    "SAMPLE_FLAGS": (["--temperature warm", "--sampels 3"], "--"),
     "VERIFY_FLAGS": (["--orm-samples 3"], "--"),
-    "FINETUNE_FLAGS": (["--epochs 0", "--lr 1e-5x", "--lora -1", "--batches x"], "--"),
+    "FINETUNE_FLAGS": (["--lora -1"], "--"),
     "DISTILL_FLAGS": (["--epochs x"], "--epochs"),
     "ORM_FLAGS": (["--lr 0"], "--lr"),
-    "ORM_SAMPLE_FLAGS": (["--samples 0"], "--samples"),
-    "ENDPOINT_FLAGS": (["--max-cost -1", "--concurrency 0", "--timeout x"], "--"),
+    "ENDPOINT_FLAGS": (["--max-cost -1"], "--"),
     "DATA_FLAGS": (["--contaminated yes"], "--contaminated"),
-    "RUN": (["a/b", "..", "."], "RUN"),
-    "GPUS": (["0", "two"], "GPUS"),
-    "MODEL": (["no/such/folder", "http://127.0.0.1:9/v1#m"], "--model"),
-    "TEACHER": (["localhost:8000/v1#m"], "no such folder"),
-    "REFLECTOR": (["http://host/v1"], "an endpoint is written"),  # it is used days later
-    "ORM": (["./no"], "no such folder"),
+    "RUN": (["a/b", "..", "."], "RUN: "),
+    "LAUNCH": (["no-such-launcher -n 2"], "LAUNCH: no-such-launcher: not found"),
+    "MODEL": (["no/such/folder", "http://127.0.0.1:9/v1#m"], "MODEL: "),
+    "TEACHER": (["localhost:8000/v1#m"], "TEACHER: localhost:8000/v1#m: no such folder"),
+    "REFLECTOR": (["http://host/v1"], "REFLECTOR: http://host/v1: an endpoint is written"),  # used days later
+    "ORM": (["./no"], "ORM: ./no: no such folder"),
     "TEST": (["toy/test.jsonl nobench:x", " "], ""),
     "DATA": (["no.jsonl"], "no.jsonl: no such file"),
 }
@@ -525,10 +528,12 @@ BAD_SETTINGS = {
 @pytest.mark.parametrize("name", BAD_SETTINGS)
 def test_a_wrong_setting_is_refused_before_anything_runs(run, toy_data, name):
     values, word = BAD_SETTINGS[name]
-    others = {"DATA": "toy/train.jsonl", "TEST": "toy/test.jsonl"} if name == "MODEL" else {}
+    real = {"DATA": "toy/train.jsonl", "TEST": "toy/test.jsonl", "TEACHER": "http://host/v1#t"}
+    others = real if name == "MODEL" else {}
     for value in values:
         done = run("run_rounds.sh", **({"RUN": "test-bad"} | others | {name: value}))
-        assert done.returncode == 2 and done.stderr.startswith("error: "), (value, done.stderr)
+        begin = "error: " + (word if word.startswith(name) else "")
+        assert done.returncode == 2 and done.stderr.startswith(begin), (value, done.stderr)
         assert done.stderr.count("\n") == 1 and word in done.stderr and not done.stdout, (value, done.stderr)
     assert not (ROOT / "runs" / "test-bad").exists()
 
