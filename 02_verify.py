@@ -16,7 +16,7 @@ predictions.jsonl (05) it tells which types of errors a model makes.
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from common import CLOSING, judge_prompt, load
@@ -27,9 +27,9 @@ from mathse.generate import Generator, Reply, Request
 from mathse.jsonl import expected_length
 from mathse.launch import stage_end
 from mathse.records import VERDICT_FIELDS, derive_seed, fail, read_rows, row_key
-from mathse.replies import drafts_of_verdict, last_object
+from mathse.replies import REPLY_SCHEMA, drafts_of_verdict, last_object
 from mathse.report.statistics import crosstab
-from mathse.stage import run_stage
+from mathse.stage import ask, run_stage
 
 # The teacher's annotation of a wrong path (the paper's feedback prompt, in our words). The ORM's prompt is in
 # common.py, because 04 teaches it.
@@ -54,16 +54,6 @@ The explanation must not reveal the right final answer."""
 NEEDED = ("id", "question", "sample", "response", "finish")
 WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
 ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")  # the paper's Figure 4
-REPLY_SCHEMA = {  # of replies to the ORM's prompt, which a server that takes one keeps them to
-    "type": "object",
-    "properties": {
-        "status": {"type": "string", "enum": ["CORRECT", "WRONG"]},
-        "error_step": {"type": ["string", "null"]},
-        "error_analysis": {"type": ["string", "null"]},
-    },
-    "required": ["status", "error_step", "error_analysis"],
-    "additionalProperties": False,
-}
 REASONS = 3  # that the summary shows
 
 
@@ -192,34 +182,6 @@ def annotated(row: dict, replies: list[Reply]) -> dict:
 
 
 # ---------------------------------------------------------------- the stage
-
-
-def ask(
-    rows: Iterable[dict], request_of: Callable[[dict], Request | None], generate: Generator | None
-) -> Iterator[tuple[dict, list[Reply]]]:
-    """(row, the replies to its request) of each row, none of a row that has no request, in any order."""
-    unasked, waiting, wanted = [], defaultdict(list), {}
-
-    def requests() -> Iterator[Request]:
-        for row in rows:
-            if request := request_of(row):
-                wanted[row_key(row)] = len(request.seeds)
-                yield request
-            else:
-                unasked.append((row, []))
-
-    if generate is None:
-        yield from ((row, []) for row in rows)
-        return
-    for reply in generate(requests()):
-        key = row_key(reply.row)
-        waiting[key].append(reply)
-        if len(waiting[key]) == wanted[key]:
-            del wanted[key]
-            yield reply.row, sorted(waiting.pop(key), key=lambda reply: reply.sample)
-        while unasked:
-            yield unasked.pop()
-    yield from unasked
 
 
 def verify(args: argparse.Namespace, rows: Iterable[dict], generate: Generator | None) -> Iterator[dict]:

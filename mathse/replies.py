@@ -16,6 +16,16 @@ MAX_OBJECT = (
     6000  # characters from the first object on, for json-repair takes the square of them: 2 s at worst
 )
 DRAFTED_LINES = 100  # of a response
+REPLY_SCHEMA = {  # of an ORM's verdicts: a server that takes one keeps replies to it
+    "type": "object",
+    "properties": {
+        "status": {"type": "string", "enum": ["CORRECT", "WRONG"]},
+        "error_step": {"type": ["string", "null"]},
+        "error_analysis": {"type": ["string", "null"]},
+    },
+    "required": ["status", "error_step", "error_analysis"],
+    "additionalProperties": False,
+}
 THINKING = re.compile(  # the marks around what a model thinks first; one that ends it has a group
     r"[<◁]\|?(?:begin_of_|(/|end_of_))?(?:\w{1,20}:)?(?:think|thinking|thoughts?|reasoning|analysis|scratchpad)"
     r"\|?[>▷]|\[(/)?THINK\]|<\|channel\|>(?:analysis|(final))",

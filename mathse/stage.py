@@ -13,11 +13,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mathse.cli import input_rows, print_plan
-from mathse.generate import Generator, open_model
+from mathse.generate import Generator, Reply, Request, open_model
 from mathse.jsonl import Output, share
 from mathse.launch import launch, processes, rank_count
 from mathse.recipe import Recipe
-from mathse.records import written_rows
+from mathse.records import row_key, written_rows
 
 COPIES = 4  # of the weights in a rank's memory: in fp32, of a file in bf16, with what it computes
 
@@ -101,6 +101,34 @@ def run_stage(
     written.finish([sample_key(key, k) for key in lengths for k in range(samples)], settle, **spent)
     if processes()[0] == 0:
         print(f"{written.path}: " + "\n  ".join(summary(written_rows(written.path))), flush=True)
+
+
+def ask(
+    rows: Iterable[dict], request_of: Callable[[dict], Request | None], generate: Generator | None
+) -> Iterator[tuple[dict, list[Reply]]]:
+    """(row, the replies to its request) of each row, none of a row that has no request, in any order."""
+    unasked, waiting, wanted = [], defaultdict(list), {}
+
+    def requests() -> Iterator[Request]:
+        for row in rows:
+            if request := request_of(row):
+                wanted[row_key(row)] = len(request.seeds)
+                yield request
+            else:
+                unasked.append((row, []))
+
+    if generate is None:
+        yield from ((row, []) for row in rows)
+        return
+    for reply in generate(requests()):
+        key = row_key(reply.row)
+        waiting[key].append(reply)
+        if len(waiting[key]) == wanted[key]:
+            del wanted[key]
+            yield reply.row, sorted(waiting.pop(key), key=lambda reply: reply.sample)
+        while unasked:
+            yield unasked.pop()
+    yield from unasked
 
 
 def sample_key(key: str, sample: int) -> str:
