@@ -27,10 +27,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common import judge_prompt, load
+from common import CLOSING, judge_prompt, load
 from mathse.answers import (
     LETTERS,
-    check_failed,
     check_rows,
     check_version,
     find_answer,
@@ -126,7 +125,6 @@ def parse_args() -> argparse.Namespace:
     add("--check-correct", action="store_true", help="--annotate: drop correct paths with a wrong step")
     add("--add-correct", nargs="*", default=[], help="--annotate: verified.jsonl files, their correct rows")
     add("--limit", type=whole(0), default=0, help="only the first N paths (default %(default)s: all)")
-    add("--workers", type=whole(1), default=1, help="processes that compare answers (default %(default)s)")
     add_generation_flags(parser, max_tokens=512)
     add_output_flags(parser)
     return parser.parse_args()
@@ -326,7 +324,7 @@ def judge_tokens(replies: list[Reply]) -> dict:
 
 def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator[dict]:
     """Rows with both checks. A path that was cut off or failed is undecided without asking anyone."""
-    rows = check_rows(rows, args.workers)
+    rows = check_rows(rows, CLOSING, stated_only=True)
     if generate is None:
         for row in rows:
             yield row | NO_VERDICT | {"orm_check": None}
@@ -389,7 +387,7 @@ def annotate(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterat
     unasked: list[dict] = []
 
     def requests() -> Iterator[Request]:
-        for row in check_rows(rows, args.workers):
+        for row in check_rows(rows, CLOSING, stated_only=True):
             row["judge_prompt"] = judge_prompt(row)
             if row["answer_check"] not in ("correct", "wrong"):
                 unasked.append(
@@ -504,8 +502,6 @@ def write_rows(args: argparse.Namespace, output: Output, generate, mine: set[str
     for row in tqdm(checked, total=len(mine), desc=what, unit="path", disable=None):
         output.write(row)
         counts[row["status"]] += 1
-        if check_failed(row.get("rule") or ""):
-            counts[f"(answer check: {row['rule']})"] += 1
         if args.annotate and "reason" in row:
             counts[f"({row['reason']})"] += 1
     return counts

@@ -27,9 +27,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common import SOLVE_PROMPT, load, solve_prompt
+from common import CLOSING, SOLVE_PROMPT, load, solve_prompt
 from mathse import cli
-from mathse.answers import AnswerChecker, check_failed, check_rows, check_version, votes
+from mathse.answers import check_rows, check_version, votes
 from mathse.chat import harmless, user_message
 from mathse.generate import Repeats, Reply, Request, open_model
 from mathse.images import blank_image
@@ -100,7 +100,6 @@ def parse_args() -> Namespace:
     add("--judge", help="a model that extracts the answers, for a second score (default: none)")
     add("--classify", help="a model that names each wrong answer's error type (default: none)")
     add("--against", type=Path, help="folder of another evaluation: print the change from it")
-    add("--workers", type=whole(1), default=1, help="processes that compare answers (default %(default)s)")
     add("--fields", default="", help='columns of tables, such as "question=problem images=image"')
     cli.add_generation_flags(parser, max_tokens=2048)
     cli.add_output_flags(parser)
@@ -127,7 +126,6 @@ def score(rows: list[dict], splits: dict[str, str]) -> dict:
         "unparsed": mean(row["rule"] == "none" for row in rows),
         "truncated": mean(row["finish"] == "length" for row in rows),
         "errors": sum(row["finish"] == "error" for row in rows),
-        "failed_checks": sum(check_failed(row["rule"]) for row in rows),
         "official": share_of(groups, "official") if rows[0].get("official") is not None else None,
         "splits": {name: split_by(groups, field) for name, field in splits.items()},
     }
@@ -209,11 +207,10 @@ def checked(args: Namespace, replies: Iterator[Reply]) -> Iterator[dict]:
             row["images"] = row.pop("own_images")
             yield row | reply.record(args.model)
 
-    with AnswerChecker() as checker:
-        for row in check_rows(rows(), args.workers):
-            if rule := RULES.get(row["benchmark"]):
-                row["official"] = row["finish"] != "error" and rule(row, checker.same)
-            yield row
+    for row in check_rows(rows(), CLOSING):
+        if rule := RULES.get(row["benchmark"]):
+            row["official"] = row["finish"] != "error" and rule(row)
+        yield row
 
 
 def predict(args: Namespace) -> None:
@@ -266,7 +263,7 @@ def extractions_of(replies: Iterator[Reply], args: Namespace) -> Iterator[tuple[
             response = f"The answer to this problem is {said}." if said else ""
             yield reply.row | {"response": response, "finish": "stop", "said": said or None}
 
-    for row in check_rows(extractions(), args.workers):
+    for row in check_rows(extractions()):
         yield waiting.popleft(), {"judge_extracted": row["said"], "judge_check": row["answer_check"]}
 
 
@@ -346,8 +343,6 @@ def print_figures(conditions: dict, figures: dict[str, dict]) -> None:
         if result["official"]:
             scores.append(f"by the benchmark's own rule {percent(result['official'])}")
         rates = "no answer found {unparsed:.1%}, cut off {truncated:.1%}, errors {errors}".format(**result)
-        if result["failed_checks"]:
-            rates += f", answer checks that failed {result['failed_checks']}"
         if result["without_answer"]:
             rates += f"; {result['without_answer']} problems without an answer are left out"
         print(f"{name}: {', '.join(scores)}; {rates}")

@@ -33,7 +33,7 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 NO_CONTENT = {"recipe.json", "train_log.jsonl", "lock", "unused.json"}  # of a model folder: not the model
 BLOCKS, BLOCK = 256, 1 << 16  # bytes of a large weights file that are read: so many blocks, evenly spaced
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lark", "mpmath", "pillow", "numpy")
 
 
 class Recipe:

@@ -225,7 +225,7 @@ def test_judge_and_error_types(evaluated):
     errors = read_rows(folder / "eval" / "errors.jsonl")
     assert {row["id"] for row in errors} == {name for name, check in by_rules.items() if check == "wrong"}
     assert figures["error_types"]["vision"] == len(errors)
-    for word in ("conditions: ", "greedy", "math-verify", "no answer found", "answers extracted by"):
+    for word in ("conditions: ", "greedy", "mpmath", "no answer found", "answers extracted by"):
         assert word in done.stdout
 
 

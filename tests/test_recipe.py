@@ -55,7 +55,7 @@ def test_the_same_recipe_is_skipped(verify, samples):
     output = samples.parent / "v.jsonl"
     assert (
         verify().stdout == f"skip {output}\n"
-        and verify("--workers", 2, "--force").stdout == f"skip {output}\n"
+        and verify("--batch-size", 2, "--force").stdout == f"skip {output}\n"
     )
     assert not list(samples.parent.glob("*.part"))
 
@@ -135,7 +135,7 @@ def test_an_edit_of_what_decides_is_noticed(samples, tmp_path, stage, monkeypatc
 
 
 def test_another_answer_check_is_noticed(samples, tmp_path, stage, monkeypatch, capsys):
-    """Verdicts of an edited mathse/answers, or of another math-verify, are not those that stand there."""
+    """Verdicts of an edited mathse/answers, or of another mpmath, are not those that stand there."""
     module = stage("02_verify")
     flags = ["--input", samples, "--output", tmp_path / "v.jsonl", "--accept", "answer"]
     monkeypatch.setattr("sys.argv", ["02_verify.py", *map(str, flags)])

@@ -1,239 +1,368 @@
-"""Find the final answer of a response: which of its words are the answer, as written. The last statement
-counts; what is supposed, denied, asked or taken back is none.
-"""
+"""Find the final answer of a response: its last statement that is not denied, supposed or taken back."""
 
 import re
+from functools import lru_cache
 
-from mathse.answers.conclude import SPAN, SUPPOSED, concluded_answer
-from mathse.answers.spelling import plain
+from mathse.answers.read import read
+from mathse.answers.spell import any_of, spell, substituted, substitutions
+from mathse.answers.values import Many, Quantity, Words
+from mathse.answers.words import (
+    BOUND,
+    CHANGE,
+    DENIAL,
+    DOUBT,
+    EQUALS,
+    NOTHING,
+    OPERATION,
+    PLEASANTRY,
+    RETRACTION,
+    SAYING,
+    SUPPOSITION,
+)
 
-TAIL = 8000  # characters of a response that are read: its final answer stands at the end
+TAIL = 8000  # characters of a response that are read: its answer stands at the end
+SPAN = 400  # characters of an answer
+STATEMENTS = 40  # that are looked at, the last ones
 BOXES = 12  # of one answer
-CLAUSE = 60  # characters before a statement that may deny it
+LEADS = 12  # of a sentence that are tried, the last ones
 
-# Where a final answer is stated, by rule. The last match counts.
-IS = r"(?:\s*:|\s*=|\s+(?:is|are|was|should be|must be|would be|will be)\b:?)"
-STATEMENTS = re.compile(
-    rf"(?P<sentence>the answer to this problem\**{IS})"
-    r"|(?P<field>\"(?:final[_ ])?answer\"\s*:\s*\"?)"
-    rf"|(?P<answer_line>\banswers?\b\**"
-    rf"(?:\s+(?:to|of|for)\b[^.:\n]{{0,60}}?|\s+(?:choice|option|letter|here|therefore))?{IS}"
-    r"|<(?:final_)?answer>|\n?#{1,6} {0,3}(?:final )?answers?\b|\*\*(?:final )?answer\*\*|(?:^|\n)####(?!#) ?"
-    r"|\b(?:antwort|réponse(?: finale)?|respuesta(?: final)?|risposta|resposta|ответ)"
-    r"(?:\s*:| (?:lautet|ist|est|es|è)\b))"
-    rf"|(?P<choice>\b(?:correct|right|best) (?:option|choice)\b[^.:\n]{{0,30}}?{IS}"
-    r"|\bcorresponds to (?:choice|option)\b|故\s?选(?:择|项)?|[应所此]以?选(?!项)|本题选(?:择|项)?"
-    r"|正确(?:的)?(?:选项|答案)[是为]?|答案应?该?选)"
-    r"|(?P<answer_zh>【答案】|答案应?该?[是为]?|[故应]填|(?:^|\n) *答(?= ?:))"
-    r"|(?P<boxed>\\(?:f?boxed|fbox)\s*\{)",
-    re.IGNORECASE,
+# ---------------------------------------------------------------- statements
+
+IS = r"(?:\s*[:：=]|\s+(?:is|are|was|(?:should|must|would|will) be)\b:?)"
+OF = r"(?:\s+(?:to|of|for)\b[^.:\n]{0,60}?|\s+(?:choice|option|letter|here))"
+FOREIGN = "antwort|réponse(?: finale)?|respuesta(?: final)?|risposta|resposta|ответ"
+HEADING = r"\n?#{1,6} {0,3}(?:final )?answers?\b|\*\*(?:final )?answer\*\*|(?:^|\n)####(?!#) ?"
+CHINESE_ANSWER = r"【答案】|答案应?该?[是为]?|[故应]填|(?:^|\n) *答(?= ?[:：])"
+CHINESE_CHOICE = r"故\s?选(?:择|项)?|[应所此]以?选(?!项)|正确(?:的)?(?:选项|答案)[是为]?"
+FORMS = {  # the rule of an answer that is stated: what it is stated with
+    "boxed": r"\\(?:f?boxed|fbox)\s*\{",
+    "field": r"\"(?:final[_ ])?answer\"\s*:\s*\"?",
+    "tag": r"<(?:final_)?answer>",
+    "answer_line": rf"\banswers?\b\**{OF}?{IS}|{HEADING}|{CHINESE_ANSWER}"
+    rf"|\b(?:{FOREIGN})(?:\s*:| (?:lautet|ist|est|es|è)\b)",
+    "choice": rf"\b(?:correct|right|best) (?:option|choice)\b[^.:\n]{{0,30}}?{IS}|{CHINESE_CHOICE}",
+}
+STATED = {"sentence", "boxed", "field", "tag", "answer-line", "choice"}
+
+
+def is_stated(rule: str) -> bool:
+    """Whether an answer was stated as such: the rule is that of a closing sentence, a box, a field, a tag, an
+    answer line; not that of a bare value or of a conclusion from prose."""
+    return rule in STATED
+
+
+@lru_cache(maxsize=8)
+def statements(closing: str) -> re.Pattern:
+    """Of what a final answer is stated with; the name of a match's last group is its rule."""
+    forms = {"sentence": re.escape(closing).replace(r"\ ", r"\s+")} if closing.strip() else {}
+    named = [f"(?P<{rule}>{form})" for rule, form in (forms | FORMS).items()]
+    return re.compile("|".join(named), re.IGNORECASE)
+
+
+# ---------------------------------------------------------------- what makes a statement none
+
+
+def either(*patterns: str) -> re.Pattern:
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+NOT_SO = "(?:wrong|incorrect|false|impossible|not (?:the answer|correct|right|possible))"
+OF_ANOTHER = any_of("""
+    (?:students|people)_think digits doubt had_we initial mistake_\\w+ number_of points previous
+    不认为 有人认为 [他她]的 小.的
+""")
+DENYING = any_of("""
+    at_(?:least|most) cannot double either except false half incorrect instead_of less_than more_than never not
+    greater_than rather_than twice wrong
+    不是 不正确 并非 错误
+""")
+DENIED = either(rf"(?:{DENYING}|{OF_ANOTHER}|n't\b)[^.!?\n,;\\]{{0,30}}$")  # before a statement
+OTHERS = either(r"\bor (?:the )?$", r"(?<!it)(?<!that)(?<!problem)(?<!question)'s (?:final |own )?$")
+SUPPOSED = either(
+    rf"(?:{SUPPOSITION}|{SAYING})[^.!?\n]*$", r"\b(?:of|than|as) (?:the|this)(?: final| correct)? ?$"
 )
-RETRACTED = re.compile(
-    r"\bwait\s*[,.!-]|\bactually,|\bscratch that\b|\bon second thought|\bcontradict|\bhold on\b|\bhmm\b"
-    r"|\boops\b|\bnever mind\b|\bthis is false\b|\bi was wrong\b|\bon reflection\b|\bcorrection\b"
-    r"|\bsorry\b|(?:^|[.!]\s+|\n)no,"
-    r"|\bnot it\b|\bhowever\b|\bno,? i mean\b|\bno, (?:it|that)\b|不对[,.]|更正|算错|重新(?:计算|考虑"
-    r"|检查)|矛盾|不成立"
-    r"|\b(?:that|this|it)(?:'s| is| was| answer is| can(?:no|')t be| must be)? "
-    r"(?:wrong|incorrect|not right|impossible)"
-    r"|\b(?:i|we)(?: have| 've)? made an? (?:\w+ )?(?:mistake|error)|\blet(?:'s| me| us) (?:re\w+|try again)",
-    re.IGNORECASE,
+DENIED_BEHIND = either(r" not (?!.{1,30}\bbut\b)|可能|应?该?不[是为](?!.{1,20}而是)")
+TAKEN_BACK = either(
+    RETRACTION,
+    r"\bwait\s*[,.!-]|\bactually,|(?:^|[.!]\s+|\n)no,|\bno,? (?:i mean|it|that)\b",
+    rf"\b(?:that|this|it|which)(?:'s| is| was| must be)? {NOT_SO}\b|\b(?:is|was) {NOT_SO}",
+    r"\bcan(?:no|')t be (?:the|right)|\bwhich (?:is not|cannot|must|should)",
+    r"\b(?:i|we)(?: have| 've)? made an? (?:\w+ )?(?:mistake|error)|\blet(?:'s| me| us) (?:re\w+|try again)",
 )
-CALLED_WRONG = re.compile(
-    r"[}$\s,(]*(?:which )?(?:(?:is|was|would be|can(?:not|'t) be) (?:a )?(?:wrong|incorrect|not|impossible"
-    r"|false|the answer|right)"
-    r"|(?<=which )(?:cannot|must|should|needs))\b(?<!is right)(?<!is the answer)",
-    re.IGNORECASE,
+INSTEAD = either(
+    r"(?:\bit(?:'s| is| should be| must be)|\bi mean|\bshould be|\bmake that|应该?[为是]|改为) ?"
+    r"(.{1,60}?)[.!。\n]?\s*$"
 )
-CORRECTED = re.compile(  # what is said instead
-    r"(?:\bit(?:'s| is| should be| must be)|\bi mean|\bshould be|\bmake that|\binstead,? it is"
-    r"|应该?[为是]|改为) ?"
-    r"(.{1,60}?)[.!\n]?\s*$",
-    re.IGNORECASE,
+COMMAND = r"\\(?:neq?|not|[lg]eq?(?:slant)?|[lg]t|times|cdot|div|pm|sqrt|frac)(?![A-Za-z])"
+LIMITED = r"up to|below|under|over|above|exceeds?|beyond|within|between|\w{3,}er than|(?:min|max)imum of"
+IN_FORMULA = re.compile(  # before a box that is a part of something
+    rf"(?:[+/^<>≤≥≠√]\s*|-|[\w)}}] - |\d|[\^_}}]\s*\{{\s*|{COMMAND}\s*\{{?\s*)$"
+    rf"|(?:\b(?i:{LIMITED})|至[少多]|[大小多少高低]于|超过)[\s$(]*$"
 )
-# A statement that is denied.
-# A statement that is denied or another's; a box that is only a part of a formula.
-NEGATION = r"(?:\b(?:not|never|false|wrong|incorrect|cannot)\b|n't\b|不认为|不是|错误|并非|不正确)"
-DENIED_BEFORE = re.compile(
-    rf"(?:{NEGATION}|\b(?:doubt|might|initial|previous|without|had we|other case|(?:upper|lower) bound"
-    rf"|points|possible)\b"
-    r"|\b(?:digits|number of|twice|half|double|more than|less than|(?:people|students) think)\b|有人认为"
-    r"|[他她]的|小.的)"
-    r"[^.!?\n,;]{0,30}$|\bor (?:the )?$|(?<!it)(?<!that)(?<!problem)(?<!question)'s (?:final |own )?$",
-    re.IGNORECASE,
-)
-DENIED_BOX = re.compile(
-    rf"(?:{NEGATION}|\b(?:rather than|instead of|except|excluding|mistake \w+|at (?:least|most)|(?:less"
-    rf"|more|greater) than|either)\b)"
-    r"[^.!?\n\\]{0,25}\$?$",
-    re.IGNORECASE,
-)
-IN_FORMULA_BEFORE = re.compile(
-    r"(?:[+/^<>≤≥≠√]\s*|-|[\w)}] - |\\(?:neq?|not|[lg]eq?|[lg]t|times|cdot|div|pm|sqrt|frac)\s*\{?\s*)$"
-)
-IN_FORMULA_BEHIND = re.compile(
-    r"[A-Za-z!_^]|[,.]\d|\s*[-+*/^]\s*(?:\d|\\(?!text|\)|\])|[a-z]\b)|[\s$]*(?:[<>≤≥]"
-    r"|\\(?:pi|times|cdot|div|pm|sqrt|frac|neq?|[lg]eq?)(?![A-Za-z])"
-    r"|(?:or(?!\s*\$?\\boxed)|hundred|thousand|million|billion|dozen|times|plus|minus|divided|squared"
-    r"|cubed|out of)\b)"
-)
-DENYING = re.compile(r" not (?!.{1,30}\bbut\b)|可能|(?:应?该?不[是为]|并非)(?!.{1,20}而是)")
-ANSWER_LINES = re.compile(
-    r"[ *]*:?[ *]*(?:\n[ ]*(?:[-*•] )?\S[^\n]{0,60}){2,12}(?=\n\n|\s*$)"
-)  # one answer a line
-SENTENCE_END = re.compile(
-    r"(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|\n(?!\s*(?:or|and)\b)"
-    r"|</(?:final_)?answer>"
-    r"|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)"
-)
-BRACES = re.compile(r"\\[{}]|[{}]")
-# What models and their training write around an answer.
-SPECIAL_TOKEN = re.compile(r"</s>|<end_of_turn>|<eos>|<\|(?:im_|end|eot|begin|start|return)")
-NEXT_PROBLEM = re.compile(
-    r"(?<=\S)\n+(?:next (?:problem|question)\b|(?:question|problem|user|human) ?\d*:)", re.IGNORECASE
-)
-BOX_TOKENS = re.compile(r"<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|$)", re.DOTALL)
-SOLUTION_TOKENS = re.compile(r"<\|(?:begin|end)_of_solution\|>")
-THOUGHT_ENDS = re.compile(
-    r"</(?:think(?:ing)?|thought|reasoning)>|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>",
-    re.IGNORECASE,
-)
-THOUGHT_BEGINS = re.compile(
-    r"<(?:think(?:ing)?|thought|reasoning|\|begin_of_thought\|)>|<\|channel\|>analysis", re.IGNORECASE
-)
-STRUCK_OUT = re.compile(r"~~[^~\n]{1,80}~~|^```\w*$", re.MULTILINE)
-CONTRACTED = re.compile(r"\b(is|was|are|does|do)n't\b")
-CONCLUSION = re.compile(r"<(conclusion|summary)>(.*?)(?:</\1>|$)", re.DOTALL | re.IGNORECASE)
-EXPLAINED = re.compile(r"(【答案】.*?)【(?:解析|分析|详解|解答|点评|考点)】.*", re.DOTALL)
-# What stands between boxes of one answer: a comma or "and" in one sentence, or the number of the next part.
-BETWEEN_BOXES = re.compile(
-    r"(?:\\q?quad|\\[()\[\]]|\\text\{[^{}]{0,30}\}|\b(?:and|or)\b|和|或|[\s$,;&])*"
-    r"|[^.\n=]{0,60}?(?:[,;]|\b(?:and|or)\b|和|或)[^.\n=]{0,60}(?:[a-zA-Z]\w?\s*=\s*\$?)?"
-    r"|[^\n=]{0,40}\n+[ *]*\(?[b-h2-9][).:][^\n]{0,60}"
-)
-NEW_BOX = re.compile(
-    r"\b(?:so|thus|then|hence|therefore|but|not|gives?|instead|wait|no|which|giving)\b|所以|因此|故|则"
-)
-NAME_BEFORE = re.compile(r"[a-zA-Z]\w?\s*=\s*\$?$")
-UNIT_BEHIND = re.compile(
-    r"[\s$\\)]{0,4}(?:(?:text|mathrm|rm)\{\s?~?)?\s?"
-    r"(%|percent|pct|°|\^\{?\\circ|degrees?\b|[mck]?m\b(?:\^[23])?|inch(?:es)?\b|feet\b)"
+CHANGED = "hundred|thousand|million|billion|dozen|times|plus|minus|divided|squared|cubed|out of"
+GOES_ON = re.compile(  # behind such a box
+    r"[A-Za-z!_^]|[,.]\d|\s*,\s*-?\d+\s*[)\]]|\{,\}|\\[,!]\d|\s*[-+*/^]\s*(?:\d|[a-z]\b|\\(?!text|\)|\]))"
+    rf"|[\s$]*(?:[<>≤≥]|{COMMAND}|\\pi)|\s*(?:or(?!\s*\$?\\boxed)|{CHANGED})\b"
+    r"|\s*\\?%[\s$]*(?:\\text\{\s*)?of\b"
 )
 
 
-def clean(text: str) -> str:
-    """The tail of a text in plain punctuation, without a thought before it or what follows an end token."""
-    text = plain(str(text)[-TAIL:].replace("\x0crac", "\\frac"))  # a \f is no form feed
-    text = THOUGHT_ENDS.split(text)[-1]
-    if THOUGHT_BEGINS.search(text):  # and never ended
-        return ""
-    text = BOX_TOKENS.sub(r"\n<answer>\1</answer>", SOLUTION_TOKENS.sub("", text))
-    text = EXPLAINED.sub(r"\1", SPECIAL_TOKEN.split(text, maxsplit=1)[0])
-    text = NEXT_PROBLEM.split(text, maxsplit=1)[0]
-    text = CONTRACTED.sub(r"\1 not", STRUCK_OUT.sub("", text))
-    concluded = [content for _, content in CONCLUSION.findall(text)]
-    return (concluded[-1] if concluded else text).strip()
+def holds(text: str, found: re.Match) -> bool:
+    """Whether a statement is neither denied nor supposed, nor a box that is a part of a formula."""
+    if found.lastgroup in ("tag", "field"):
+        return True
+    before = text[max(0, found.start() - SPAN) : found.start()]
+    if SUPPOSED.search(before) or DENIED.search(before[-60:]):
+        return False
+    if found.lastgroup != "boxed":
+        return not DENIED_BEHIND.match(text, found.end()) and not OTHERS.search(before)
+    close = braced(text, found.end())
+    return not IN_FORMULA.search(before[-60:]) and not (close and GOES_ON.match(text[close + 1 :][:40]))
+
+
+# ---------------------------------------------------------------- what a statement says
+
+CLEANING = substitutions(
+    r"""
+# blanks; what follows an end token; special tokens for a box
+([ \n])\1{2,} ⇒ \1\1
+(?<=.)(?:</s>|<end_of_turn>|<eos>|<\|(?:im_|eot|start|return)).* ⇒
+<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|\Z) ⇒ \\boxed{\1}
+# thoughts, also those that never end
+\A.*(?:</<thought>>|<\|end_of_thought\|>) ⇒
+(?:<<thought>>|<\|begin_of_thought\|>).* ⇒
+<\|(?:begin|end)_of_solution\|>|~~[^~\n]{1,80}~~|^```\w*$ ⇒
+\b(is|was|are|does|do)n't\b ⇒ \1 not
+# the next problem, remarks, explanations behind the answer
+\n+(?:next (?:problem|question)\b|(?:question|problem|user|human) ?\d*:).* ⇒
+(【答案】.*?)【(?:解析|分析|详解|解答|点评|考点)】.* ⇒ \1
+.*<(conclusion|summary)>(.*?)(?:</\1>.*|\Z) ⇒ \2
+\n*^(?:note|confidence):.* ⇒
+\s*(?:I hope (?:this|it)[^.]*\.|Let me know[^.!]*[.!]|\(See [^)]*\))\s* ⇒
+""",
+    re.DOTALL | re.IGNORECASE | re.MULTILINE,
+    thought="(?:think(?:ing)?|thought|reasoning)",
+)
+LEADING = re.compile(r"[\s*:：\"_]*(?:(?<=\n)[-•] )?(?:(?:\$\$|\\\[|\$)\s*\n\s*)?")
+END = re.compile(  # of a sentence
+    r"(?<!i\.e)(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?。]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|。"
+    r"|\n(?!\s*(?:or|and)\b)|</(?:final_)?answer>|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)",
+    re.IGNORECASE,
+)
+QUOTED = re.compile(r"(?:[^\"\\\n]|\\.)*")
+UNIT_BEHIND = re.compile(  # a box: %, cm^2, \text{ km/h}
+    r"[\s$]*(?:\\\)|\\\])?[\s~]*(?:\\(?:text|mathrm|,)\s*)?\{?[\s~]*"
+    r"(\\?%|(?!in |a )[a-zμ°]+(?:\^?\{?[23²³]\}?)?(?:/[a-z]+)?)(?![A-Za-z])(?!\}?[\s$]*(?:\\text\{ ?)?of\b)"
+)
+
+
+def clean(response: str) -> str:
+    """A response's end, without its thoughts and special tokens; nothing if the thoughts never end."""
+    return substituted(response[-TAIL:], CLEANING).strip()
+
+
+def find_answer(response: str, closing: str = "") -> tuple[str | None, str]:
+    """(the final answer as written, the rule that found it), or (None, "none").
+
+    What follows `closing` is a statement of it, beside the general forms. The last statement counts; when it is
+    empty, never closed or taken back there is no answer. Without a statement the answer is a short response
+    itself, "bare", or what its last sentence concludes with, "conclusion".
+    """
+    text = clean(str(response))
+    found = list(statements(closing).finditer(text))[-STATEMENTS:]
+    held = [statement for statement in found if holds(text, statement)]
+    if not held:
+        return (None, "none") if found else conclusion(text)
+    last = held[-1]
+    span, end = stated_span(text, held)
+    span = re.sub(r"(?<!\\)\\$|(?<!\.)\.$", "", span.strip(' \n*_"`,;:．')).strip()
+    if TAKEN_BACK.search(text, last.end()):
+        instead = INSTEAD.search(text, end)
+        span = instead[1].strip(" *_") if instead else ""
+    if not span or len(span) > SPAN:
+        return None, "none"
+    return span, last.lastgroup.replace("_", "-")
+
+
+def stated_span(text: str, held: list[re.Match]) -> tuple[str, int]:
+    """(what the last statement says, where it ends)"""
+    last = held[-1]
+    if last.lastgroup == "boxed":
+        return boxes(text, held)
+    if last.lastgroup == "field":
+        quoted = QUOTED.match(text, last.end())
+        return quoted[0].rstrip("}"), quoted.end()
+    return sentence(text, last.end())
+
+
+def sentence(text: str, start: int) -> tuple[str, int]:
+    """(a text from where a statement ends to the end of its sentence, where that is)"""
+    begin = LEADING.match(text, start).end()
+    at, limit = begin, begin + 4 * SPAN
+    if text[start:begin].count("\n") > 3:
+        return "", begin
+    while match := END.search(text, at, limit):
+        said, behind = text[begin : match.start()], text[match.start() :][:20]
+        is_listed = said.lstrip().startswith("(1)") and re.match(r"[.;\s]*\([2-9]\)", behind)
+        is_letter = match[0] == "." and re.fullmatch(r"[\W_]*[A-Z]", said)  # the point of "B. 12"
+        if not is_listed and not is_letter and said.strip(" $*\\[("):
+            return ("" if match[0] == "?" else said), match.start()
+        at = match.end()
+    return text[begin:limit], len(text)
 
 
 def braced(text: str, start: int) -> int | None:
-    """The end (after the brace) of the group whose content begins at `start`; None if it is never closed."""
+    """Where the brace that is open at `start` closes."""
     depth = 1
-    for match in BRACES.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if depth == 0:
-            return match.end()
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if not depth:
+            return brace.start()
     return None
 
 
-def boxed_answer(text: str, boxes: list[re.Match]) -> tuple[str, int]:
-    """(the last box with those listed right before it, its letter before, its unit behind; where it ends)"""
-    parts, start, end = [], len(text), 0
-    for box in reversed(boxes):
-        close = braced(text, box.end())
-        between = text[close or 0 : start]
-        if close is None or parts and (not BETWEEN_BOXES.fullmatch(between) or NEW_BOX.search(between)):
+def boxes(text: str, held: list[re.Match]) -> tuple[str, int]:
+    """(the last box, or those that end a response together: (1) … (2) …, \\boxed{2} and \\boxed{3}; its end)"""
+    found, start = [], len(text)
+    for match in reversed(held[-BOXES:]):
+        close = braced(text, match.end()) if match.lastgroup == "boxed" else None
+        if close is None or close > start:
             break
-        end, start = end or close, box.start()
-        name = NAME_BEFORE.search(text[max(0, start - 8) : start])
-        parts.insert(0, (name[0].strip("$") if name else "", text[box.end() : close - 1]))
-    if not parts:
-        return "", 0
-    named = len(parts) > 1 and all(name for name, _ in parts)
-    answer = ", ".join(name + part if named else part for name, part in parts)
-    letter = re.search(r"\([A-Z]\)[\s$\\(]*$", text[max(0, start - 12) : start])
+        label = re.search(r"\(([1-9a-h])\)\W*$", text[max(0, match.start() - 20) : match.start()])
+        if found and not are_joined(text[close + 1 : start]) and not (label and found[0][1]):
+            break
+        found.insert(0, (text[match.end() : close], label))
+        start = match.start()
+    if not found:
+        return "", len(text)
+    end = braced(text, held[-1].end()) + 1
+    if len(found) == 1:
+        return with_unit(found[0][0], text, end)
+    if all(label for _, label in found):
+        return " ".join(f"({label[1]}) {box}" for box, label in found), end
+    alternative = re.search(r"\bor\b", text[held[-2].end() : held[-1].start()])
+    return (" or " if alternative else ", ").join(box for box, _ in found), end
+
+
+def are_joined(between: str) -> bool:
+    """Whether two boxes are of one answer, by what stands between them."""
+    between = between.strip(" \n.$")
+    return len(between) < 40 and not re.search(r"(?i)[.。\n=≈]|\b(?:so|thus|hence|gives|wrong)\b", between)
+
+
+def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
+    """(a box with the unit that stands behind it, where that ends)"""
     behind = UNIT_BEHIND.match(text[end : end + 40])
-    if letter and len(parts) == 1:
-        answer = f"{letter[0].strip(' $' + chr(92))} {answer}"
-    return answer + (" " + behind[1] if behind else ""), end
+    value = read(spell(f"{box} {behind[1]}")) if behind else None
+    if isinstance(value, Quantity) and value.dims and not value.dims[0][0].startswith("#"):
+        return f"{box} {behind[1]}", end + behind.end()
+    return box, end
 
 
-def stated_span(text: str, start: int) -> tuple[str, int]:
-    """(what a sentence says from `start`, where it ends); a list (1) … (2) … may take several lines."""
-    rest = re.compile(r"[\s*:\"_]*(?:(?<=\n)[-•] )?(?:(?:\$\$|\\\[|\$)\s*\n\s*)?").match(text, start).end()
-    if text[start:rest].count("\n") > 3:
-        return "", rest
-    at = rest
-    while match := SENTENCE_END.search(text, at, rest + 4 * SPAN):
-        said = text[rest : match.start()]
-        numbered = said.lstrip().startswith("(1)") and re.match(r"\s*\([2-9]\)", text[match.start() :][:20])
-        lettered = match[0] == "." and re.fullmatch(r"[\W_]*[A-Z]", said)  # the point of "B. 12"
-        if not numbered and not lettered and said.strip(" $*\\[("):
-            return ("" if match[0] == "?" else said), match.start()
-        at = match.end()
-    return text[rest : rest + 4 * SPAN], len(text)
+# ---------------------------------------------------------------- what prose concludes with
+
+NO = either(DENIAL, DOUBT, SUPPOSITION, CHANGE, r"\btoo\b|\bbound\b|n't\b")
+VAGUE_WORDS = any_of("""
+    approach\\w* cases digits? even figure negative odd page positive prime somewhere step tends
+    in_(?:binary|base)
+""")
+VAGUE = either(BOUND, OPERATION, CHANGE, DOUBT, VAGUE_WORDS, "[<>≤≥≠]")
+LEAD = either(rf"(?:{EQUALS}),?", r"[:=≈∴]|\\therefore")
+IDLE = re.compile(r"ha[sv]e?|contain|hold|read|end|start|cover|so|that|then|get|say")  # within a statement
+LABEL = re.compile(r"(?:^|[\s$(])[A-Za-zα-ω∠△]{1,4}\S?\s*[=≈]$")  # x =
+PROPERTY = either(
+    r"\banswers?\b[^.]*\b(?:has|have|contains?|ends|begins|lies)\b|\bof (?:the|this) (?:correct )?answer\b"
+)
+SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
+DONE = "needed|required|left|shaded|used|possible|remaining|formed|sold|counted"
+THEREFORE = r"(?:so|thus|therefore|hence|in total|in all|there),? "
+IS_THE_ANSWER = re.compile(  # 48 is the answer
+    r"(?is)(?:.*[,.] |.*\b(?:so|thus|therefore|hence),? |)(.{1,80}?) (?:is|are) (?:the|our) (?:\w+ )?answers?$"
+)
+IS_DONE = re.compile(
+    rf"(?is)(?:{THEREFORE})*(.{{1,60}}?) (?:is|are|were|was) (?:{DONE})$"
+)  # 12 tiles are needed
+FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+CLOSING_FORMULA = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")
+NUMERAL = re.compile(
+    r"(?<![A-Za-z0-9_.])[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?(?:%|°)?(?![A-Za-z0-9_])"
+)
+NOUNS = re.compile(r" ?[A-Za-z°%/^2³²]+(?: [a-z]+){0,2}| ?[\u4e00-\u9fff/]{1,6}")
 
 
-def is_stated(text: str, found: re.Match) -> bool:
-    """Whether a statement is none that is denied or only supposed, nor part of a larger formula."""
-    before = text[max(0, found.start() - SPAN) : found.start()]
-    clause = before[-CLAUSE:]
-    of_another = re.search(r"\bprevious\b|\bpart \(", found[0])
-    if of_another or DENYING.match(text, found.end()) or SUPPOSED.search(before):
-        return False
-    if found.lastgroup != "boxed":
-        return not DENIED_BEFORE.search(clause)
-    close = braced(text, found.end())
-    behind = text[close : close + 40] if close else ""
-    in_formula = IN_FORMULA_BEFORE.search(clause) or IN_FORMULA_BEHIND.match(behind)
-    return not in_formula and not DENIED_BOX.search(clause)
-
-
-def is_called_wrong(text: str, span: str, end: int) -> bool:
-    """Whether an answer is called wrong right behind it, or where it stands again."""
-    places = [found.start() for found in CALLED_WRONG.finditer(text, end)]
-    return bool(span) and any(place == end or text.endswith(span, 0, place) for place in places)
-
-
-def find_answer(response: str) -> tuple[str | None, str]:
-    """(the final answer as written, the rule that found it), or (None, "none").
-
-    The last statement counts; when it is empty, never closed or taken back there is no answer. Without a
-    statement the whole of a short response, or what its last sentence concludes with, is the answer.
-    """
-    text = clean(response)
-    statements = list(STATEMENTS.finditer(text))
-    matches = [found for found in statements if is_stated(text, found)]
-    if not matches:
-        return (None, "none") if statements else concluded_answer(text)
-    last = matches[-1]
-    if last.lastgroup == "field":
-        span = re.compile(r"(?:[^\"\\\n]|\\.)*").match(text, last.end())[0].rstrip("}")
-        end = last.end() + len(span)
-    elif last.lastgroup != "boxed":
-        span, end = stated_span(text, last.end())
-        listed = ANSWER_LINES.match(text, last.end()) if "answers" in last[0].lower() else None
-        if listed:  # one answer a line
-            span, end = ", ".join(listed[0].split("\n")[1:]).strip(), listed.end()
-    else:
-        boxes = []
-        while matches and matches[-1].lastgroup == "boxed":
-            boxes.insert(0, matches.pop())
-        span, end = boxed_answer(text, boxes[-BOXES:])
-    span = span.strip(' \n*_"`') if span.rstrip().endswith("\\,") else span.strip(' \n*_"`,;:')
-    span = span.removesuffix(".").strip() if not span.endswith("...") else span
-    if is_called_wrong(text, span, end) or RETRACTED.search(text, last.end()):
-        corrected = CORRECTED.search(text, end)
-        span = corrected[1].strip(" *_") if corrected else ""
-    if not span or len(span) > SPAN:
+def conclusion(text: str) -> tuple[str | None, str]:
+    """(what a response without a statement ends with, its rule): all of a short one, or its last sentence's
+    value."""
+    if len(text) <= SPAN and "\n" in text and isinstance(read(spell(text)), Many):
+        return text, "bare"
+    sentences = [part.strip() for part in SENTENCES.split(text[-4 * SPAN :]) if part.strip()]
+    while len(sentences) > 1 and re.match(PLEASANTRY, sentences[-1], re.IGNORECASE):
+        sentences.pop()
+    last = re.sub(r"(?<!\.)[.。．]$", "", sentences[-1]).strip() if sentences else ""
+    if (
+        not last
+        or len(last) > 2 * SPAN
+        or last.endswith("?")
+        or SUPPOSED.search(last)
+        or PROPERTY.search(last)
+    ):
         return None, "none"
-    return span, "answer-line" if last.lastgroup in ("answer_line", "answer_zh", "field") else last.lastgroup
+    if re.match(PLEASANTRY, last, re.IGNORECASE):
+        return None, "none"
+    value = read(spell(last))
+    if value is not None and (not isinstance(value, Words) or len(last.split()) <= 3):
+        return last, "bare"
+    said = concluded(last, whole=sentences[-1][-1] in ".。$)*．")
+    return said, "conclusion" if said else "none"
+
+
+def concluded(last: str, whole: bool) -> str | None:
+    """The value that the last sentence names. `whole`: it has an end."""
+    if nothing := re.search(rf"(?i)(?:{NOTHING})\W*$", last):
+        return nothing[0].removeprefix("is ")
+    if answer := IS_THE_ANSWER.match(last):
+        return answer[1]
+    done = IS_DONE.match(last)
+    if done and isinstance(read(spell(done[1])), Quantity):
+        return done[1]
+    return value_in(last, whole=whole)
+
+
+def value_in(last: str, stated: bool = False, whole: bool = False) -> str | None:
+    """The value that a sentence names: behind a verb to its end, or its only formula or number."""
+    for lead in list(LEAD.finditer(last))[-LEADS:]:
+        clause = re.split(r"[,;，]", last[: lead.end()].rstrip(" ,"))[-1]
+        said = last[lead.end() :].strip(" *:")
+        is_result = lead[0] in "=≈" and not LABEL.search(re.split("[-+*/^]", clause)[-1])
+        if is_result or stated and IDLE.match(lead[0]) or NO.search(clause):
+            continue
+        value = read(spell(said))
+        is_name = isinstance(value, Words)
+        if value is not None and not (is_name and (len(said.split()) > 3 or re.search(r"\d", last))):
+            return said
+    if stated or NO.search(last):
+        return None
+    if (closing := CLOSING_FORMULA.search(last)) and not VAGUE.search(last[: closing.start()][-30:]):
+        value = "".join(filter(None, closing.groups()))
+    else:
+        value = None if VAGUE.search(last) else only_value(last)
+    return value if value and (whole or last.rstrip(" $*)\\").endswith(value)) else None
+
+
+def only_value(text: str) -> str | None:
+    """The only formula of a sentence, or its only number with its unit."""
+    formulas = {one or other for one, other in FORMULA.findall(text)}
+    numbers = list(NUMERAL.finditer(text))
+    if len(formulas) == 1 or len({number[0] for number in numbers}) != 1:
+        return formulas.pop() if len(formulas) == 1 else None
+    return number_with_unit(numbers[0][0], text[numbers[0].end() :])
+
+
+def number_with_unit(number: str, rest: str) -> str | None:
+    """A number with as many of the words behind it as are its unit; None if it goes on in another way."""
+    words = NOUNS.match(rest)
+    for size in range(len(words[0]), 0, -1) if words else ():
+        ends = size == len(words[0]) or not words[0][size].isalpha()
+        if ends and read(spell(number + words[0][:size])) is not None:
+            return number + words[0][:size]
+    return None if re.match(r" ?[\u4e00-\u9fff°/*+^(]|-\d", rest) else number

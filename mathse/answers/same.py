@@ -1,0 +1,327 @@
+"""Are two answers the same? Equal as text, or equal as values of one kind. True, False, or None: no telling."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import product
+
+from mathse.answers.read import read
+from mathse.answers.spell import key, spell
+from mathse.answers.values import (
+    FLIPPED,
+    Many,
+    Moment,
+    Named,
+    Quantity,
+    Region,
+    Relation,
+    Said,
+    Unread,
+    Words,
+    close,
+    mp,
+    region,
+    relation,
+)
+
+EXACT_DECIMALS = 6  # so many written decimals are as good as exact: 1.414214 is √2
+EXACT_SHARE = 10**5  # and must then agree to this part of the value
+MOST_DECIMALS = 12  # of a problem's precision
+TOLERANCE = mp.mpf(10) ** -50
+COMMA = re.compile(r"(-?(?:\d{1,3}(?:[. ]\d{3})+|\d+)),(\d{1,2}|\d{4,}|(?<=0,)\d+)(\D.*)?")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How to compare. `precision`: decimals that count, None for all; `percent`: the question asks for one, so
+    35 is 35%; `ordered`: it asks for an order; `decimals`: that both sides are written with."""
+
+    precision: int | None = None
+    percent: bool = False
+    ordered: bool = False
+    decimals: tuple[int, ...] = ()
+
+
+def same_answer(given: str, reference: str, rules: Rules = Rules()) -> bool | None:
+    """Whether two answers are the same, in any reading of the two."""
+    given, reference = spell(given), spell(reference)
+    if given and key(given) == key(reference):
+        return True
+    verdicts = []
+    for pair in product(readings(given), readings(reference)):
+        value, wanted = map(read, pair)
+        if value is not None and wanted is not None:
+            verdicts.append(compare(value, wanted, replace(rules, decimals=decimals_of(pair))))
+    wanted = read(reference)
+    if True not in verdicts and isinstance(wanted, Many):  # 100,200 may be two blanks
+        items = [read(part) for part in re.split(r",|;| and |和", given)]
+        if len(items) > 1 and None not in items:
+            verdicts.append(compare(Many("list", tuple(items)), wanted, rules))
+    return True if True in verdicts else verdicts[0] if verdicts else None
+
+
+def readings(text: str) -> list[str]:
+    """What a text may mean: 3,5 is 3.5 and 1.500,75 is 1500.75; C(5, 2) is a point or a binomial."""
+    other = text
+    if match := COMMA.fullmatch(text):
+        other = f"{re.sub('[. ]', '', match[1])}.{match[2]}{match[3] or ''}"
+    return list(dict.fromkeys([text, re.sub(r"^C\((\d+), ?(\d+)\)", r"choose(\1;\2)", other)]))
+
+
+def decimals_of(texts: Iterable[str]) -> tuple[int, ...]:
+    return tuple(len(text.partition(".")[2]) for text in texts if re.fullmatch(r"-?\d*\.\d+", text))
+
+
+def compare(one: object, other: object, rules: Rules) -> bool | None:
+    """same(), and no telling where the arithmetic refuses."""
+    try:
+        return same(one, other, rules)
+    except (Unread, ArithmeticError):
+        return None
+
+
+def every(verdicts: Iterable[bool | None]) -> bool | None:
+    verdicts = list(verdicts)
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def any_of(verdicts: Iterable[bool | None]) -> bool | None:
+    verdicts = list(verdicts)
+    return True if True in verdicts else None if None in verdicts else False
+
+
+def same(one: object, other: object, rules: Rules) -> bool | None:
+    """Whether two values are the same. Which of them is the reference does not matter."""
+    if (
+        isinstance(other, Said)
+        or isinstance(other, Named | Relation)
+        and not isinstance(one, Said | Named | Relation)
+    ):
+        one, other = other, one
+    if isinstance(one, Said):  # with a unit, where one is said
+        values = [value for value in one.values if value.dims] or one.values
+        return any_of(same(value, other, rules) for value in values)
+    if isinstance(one, Named | Relation):
+        return same_named(one, other, rules)
+    if isinstance(one, Words) and isinstance(other, Words):
+        contained = one.key in other.key or other.key in one.key
+        return one.key == other.key or (None if contained else False)
+    if isinstance(one, Quantity) and isinstance(other, Quantity):
+        return same_quantity(one, other, rules)
+    if isinstance(one, Region) or isinstance(other, Region):
+        return same_region(one, other)
+    if isinstance(one, Moment) or isinstance(other, Moment):
+        return same_moment(one, other)
+    if isinstance(one, Many) and isinstance(other, Many):
+        return same_many(one, other, rules)
+    return same_single(one, other, rules)
+
+
+# ---------------------------------------------------------------- names and relations
+
+
+def same_named(one: Named | Relation, other: object, rules: Rules) -> bool | None:
+    """x = 2 and 2, x = 2 and x = 2, y = 2x and 2x - y = 0, (x, y) = (1, 4) and x = 1, y = 4."""
+    relations = relation(one), relation(other)
+    if isinstance(one, Relation) or isinstance(other, Relation):
+        return same_relation(*relations) if None not in relations else None
+    if isinstance(other, Named):
+        if same_name(one.name, other.name):
+            return same(one.value, other.value, rules)
+        numbers = [isinstance(each.value, Quantity) and each.value.is_number for each in (one, other)]
+        if None not in relations and not all(numbers) and "(" not in one.name + other.name:
+            return same_relation(*relations)
+        return False if same(one.value, other.value, rules) else None
+    if isinstance(other, Region):
+        return same_relation(*relations) if None not in relations else None
+    if isinstance(other, Many) and isinstance(one.value, Many) and "," in one.name:
+        if any(isinstance(item, Named) for item in other.items):
+            items = tuple(map(Named, one.name.split(","), one.value.items))
+            return same(Many("list", items), other, rules)
+    return same(one.value, other, rules)
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names may be of one thing: x and x_1, f(x) and y, area and area of the square, x and area."""
+    if one[:1] == other[:1] == " ":
+        one, other = key(one), key(other)
+        return one in other or other in one
+    letters = [re.sub(r"_.*", "", name) for name in (one, other)]
+    is_function = "y" in (one, other) and "(" in one + other
+    both_indexed = "_" in one and "_" in other
+    in_words = (one[:1] == " ") != (other[:1] == " ")
+    return one == other or is_function or letters[0] == letters[1] and not both_indexed or in_words
+
+
+def same_relation(one: Relation, other: Relation) -> bool:
+    """Whether one is the other times a constant."""
+    pairs = pairs_of(one.difference, other.difference)
+    if len(pairs) < 2 or any(not a or not b for a, b in pairs):
+        return False
+    ratios = [a / b for a, b in pairs]
+    sign = FLIPPED.get(one.sign, one.sign) if mp.re(ratios[0]) < 0 else one.sign
+    return sign == other.sign and all(close(ratio, ratios[0]) for ratio in ratios)
+
+
+# ---------------------------------------------------------------- numbers and quantities
+
+
+def same_quantity(one: Quantity, other: Quantity, rules: Rules) -> bool | None:
+    """Numbers, expressions, quantities: 0.5 is 1/2; 5 cm is 50 mm, is 5, and not 50; 50% is 1/2; 60° is π/3."""
+    dims = [dict(each.dims) for each in (one, other)]
+    sizes = one.size if one.dims else 1, other.size if other.dims else 1
+    if {"percent": 1} in dims and all(each in ({}, {"percent": 1}) for each in dims):
+        if agree(one, other, rules, *sizes):
+            return True
+        return rules.percent and not all(dims) and agree(one, other, rules)
+    if all(dims):
+        if dims[0] == dims[1]:
+            return agree(one, other, rules, *(sizes if one.size != other.size else ()))
+        things = any(name[0] == "#" for each in dims for name in each)
+        return None if things and agree(one, other, rules) else False
+    if agree(one, other, rules):
+        return True
+    bare = other if dims[0] else one
+    if {"angle": 1} in dims and bare.is_number and is_multiple_of_pi(bare.values[0]):
+        return agree(one, other, rules, *sizes)
+    return False
+
+
+def is_multiple_of_pi(value: object) -> bool:
+    turns = value / mp.pi * 5040
+    return abs(value) > TOLERANCE and abs(turns - mp.nint(mp.re(turns))) < TOLERANCE
+
+
+def pairs_of(one: Quantity, other: Quantity) -> list[tuple]:
+    """The values at the points: where both are real, if they are anywhere."""
+    pairs = one.map(lambda a, b: (a, b), other)
+    real = [pair for pair in pairs if not any(mp.im(value) for value in pair)]
+    return real if len(real) > 1 else list(pairs)
+
+
+def agree(one: Quantity, other: Quantity, rules: Rules, size: object = 1, other_size: object = 1) -> bool:
+    """Whether two are the same at all points, or as numbers to the decimals that count."""
+    pairs = [(a * size, b * other_size) for a, b in pairs_of(one, other)]
+    if one.is_number and other.is_number:
+        if rules.precision is not None:
+            decimals = min(int(rules.precision), MOST_DECIMALS)
+            return close(*pairs[0], mp.mpf("0.5") * mp.mpf(10) ** -decimals + TOLERANCE)
+        written = [count for count in rules.decimals if count >= EXACT_DECIMALS]
+        if written and size == other_size == 1 and close(*pairs[0], mp.mpf(10) ** -min(written)):
+            return bool(abs(pairs[0][0] - pairs[0][1]) <= abs(pairs[0][1]) / EXACT_SHARE)
+    return all(close(*pair) for pair in pairs)
+
+
+# ---------------------------------------------------------------- regions and moments
+
+
+def same_region(one: object, other: object) -> bool | None:
+    """x > 2 and (2, ∞); regions of two variables differ."""
+    try:
+        one, other = region(one), region(other)
+    except Unread:
+        return None if isinstance(one, Words) or isinstance(other, Words) else False
+    if one.name and other.name and one.name != other.name or len(one.intervals) != len(other.intervals):
+        return False
+    return all(
+        a[1::2] == b[1::2] and close(a.low, b.low) and close(a.high, b.high)
+        for a, b in zip(one.intervals, other.intervals)
+    )
+
+
+def same_moment(one: object, other: object) -> bool | None:
+    """15:30 and 3:30 pm; 3:30 and 3:30 pm; March 5 and March 5, 2024: no telling."""
+    moments = [as_moment(one), as_moment(other)]
+    if None in moments or moments[0].kind != moments[1].kind:
+        return None
+    if moments[0].kind == "date":
+        days, years = zip(*((each.value[:2], each.value[2]) for each in moments))
+        return False if days[0] != days[1] else years[0] == years[1] or (None if 0 in years else False)
+    hours = [each.value[0] % 12 + 12 * (each.half == "p") if each.half else each.value[0] for each in moments]
+    halves = {each.half for each in moments}
+    same_hour = (
+        hours[0] == hours[1]
+        or "" in halves
+        and len(halves) == 2
+        and moments[0].value[0] == moments[1].value[0]
+    )
+    return same_hour and moments[0].value[1:] == moments[1].value[1:]
+
+
+def as_moment(value: object) -> Moment | None:
+    if isinstance(value, Many) and value.form == "time":
+        hour, minute = (int(item.values[0]) for item in value.items)
+        return Moment("clock", (hour, minute, 0))
+    return value if isinstance(value, Moment) else None
+
+
+# ---------------------------------------------------------------- several values
+
+
+def same_single(one: object, other: object, rules: Rules) -> bool | None:
+    """One value against several: alternatives may all be the same; a ratio 1:2 is 1/2."""
+    several, single = (one, other) if isinstance(one, Many) else (other, one)
+    if not isinstance(several, Many) or not isinstance(single, Quantity):
+        return None
+    if several.form == "ratio" and len(several.items) == 2 and not single.dims:
+        above, below = (item.values[0] for item in several.items)
+        return True if below and below != 1 and close(above / below, single.values[0]) else None
+    items = without_doubles(several, rules)
+    return same(items[0], single, rules) if len(items) == 1 else False
+
+
+def without_doubles(several: Many, rules: Rules) -> list:
+    """The values of 12 or 12.0 are one; a list keeps what it says twice."""
+    items = []
+    for item in several.items:
+        if several.form != "either" or not any(same(item, other, rules) for other in items):
+            items.append(item)
+    return items
+
+
+def same_many(one: Many, other: Many, rules: Rules) -> bool | None:
+    """Blanks and tuples in order, sets and alternatives in any order, named values by their names."""
+    forms, sizes = {one.form, other.form}, {len(one.items), len(other.items)}
+    if forms & {"ratio", "remainder", "time"}:
+        return same_ratio(one, other, rules)
+    names = [{item.name for item in each.items if isinstance(item, Named)} for each in (one, other)]
+    if len(sizes) == 1 and all(len(each) == len(one.items) for each in names):
+        return every(same_of_name(item, one.items, rules) for item in other.items)
+    bracketed = [len(each.form) == 2 for each in (one, other)]
+    if all(bracketed) and sizes == {2} and one.form != other.form:
+        return False  # intervals
+    if any(bracketed) or forms & {"blanks", "ordered"} or rules.ordered and forms == {"list"}:
+        if len(sizes) > 1:
+            return False
+        if any(bracketed) and forms & {"either", "set"}:
+            return None
+        items = [
+            [each.value if isinstance(each, Named) else each for each in many.items] for many in (one, other)
+        ]
+        return every(same(*pair, rules) for pair in zip(*items))
+    left = without_doubles(one, rules)
+    for item in without_doubles(other, rules):
+        partner = next((each for each in left if same(each, item, rules)), None)
+        if partner is None:
+            return False
+        left.remove(partner)
+    return not left
+
+
+def same_of_name(item: Named, items: tuple[Named, ...], rules: Rules) -> bool | None:
+    """Whether the one value of that name is the same."""
+    found = [each for each in items if same_name(each.name, item.name)]
+    return same(found[0].value, item.value, rules) if len(found) == 1 else None
+
+
+def same_ratio(one: Many, other: Many, rules: Rules) -> bool | None:
+    """3:5 and 6:10; remainders and times of the day are no ratios."""
+    forms = {one.form, other.form}
+    if len(one.items) != len(other.items) or len(forms) > 1 and forms != {"ratio", "time"}:
+        return None if len(forms) > 1 else False
+    if "ratio" not in forms:
+        return every(same(*pair, rules) for pair in zip(one.items, other.items))
+    if any(0 in item.values for item in one.items + other.items):
+        return None
+    first = one.items[0], other.items[0]
+    return all(agree(a * first[1], b * first[0], rules) for a, b in zip(one.items, other.items))
