@@ -93,7 +93,9 @@ def is_readable(problem: dict) -> bool:
 
 def check_version() -> str:
     """What tells one answer check from another: a digest of this package's files, its libraries' versions."""
-    files = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".lark"))
+    files = sorted(
+        file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".lark", ".txt")
+    )
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
     return f"answers {code}, lark {version('lark')}, mpmath {version('mpmath')}"
 

@@ -5,23 +5,16 @@ import re
 from mathse.answers.find import SPAN, clean, is_stated
 from mathse.answers.read import ARTICLE
 from mathse.answers.same import Rules, same_answer
-from mathse.answers.spell import any_of, key, spell
-from mathse.answers.words import DENIAL
+from mathse.answers.spell import key, spell
+from mathse.answers.tables import words
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # name the choices of a problem
 TRUTH = re.compile(  # a response that begins with yes or no
     r"(?is)\W*(yes|no)[,.;:]+\*{0,2} (?!wait|yes|no\b|it depends)(?!.*\b(?:if|unless|wait|depends)\b)"
 )
-NOT_CHOSEN = any_of("""
-    avoid better between but compare consider contradicts? distractor if looks?(?:ing)?_at opposite otherwise worst
-    不 排除 如果 错
-""")
-NEGATIVE = re.compile(rf"(?i){DENIAL}|{NOT_CHOSEN}|n't\b")
-CHOOSES = re.compile(
-    any_of("be choose get hence is leaves pick select so then therefore thus 所以 因此 [是为选]") + "|[:=]"
-)
-RIGHT = r"正确|对|符合|成立|is (?:the )?(?:correct|right|true)"
-WRONG = r"错误|不正确|不对|不符合|不成立|错|is (?:wrong|incorrect|false|not)"
+NEGATIVE = re.compile(rf"(?i){words('denial', 'not chosen')}|n't\b")
+CHOOSES = re.compile(words("chooses") + "|[:=]")
+RIGHT, WRONG = words("right"), words("wrong")
 BEFORE_LETTER = re.compile(r"(?i)^(?:it is|it's|so|therefore|thus|hence|选|是|point|figure|点|图) ?")
 CALLED = r"(?:(?:[Tt]he|[Oo]ptions?|[Cc]hoices?|[Aa]nswers?|[Ll]etters?|选项?|为|是|[Bb]oth)\s*)*[:\s]*"
 NAMED = re.compile(r"\(([A-Z])\)|(?:\b(?:option|choice|choose|pick|select)|选项?)\s*\(?([A-Z])\b")

@@ -4,21 +4,9 @@ import re
 from functools import lru_cache
 
 from mathse.answers.read import read
-from mathse.answers.spell import any_of, spell, substituted, substitutions
+from mathse.answers.spell import spell
+from mathse.answers.tables import rules, substituted, words
 from mathse.answers.values import Many, Quantity, Words
-from mathse.answers.words import (
-    BOUND,
-    CHANGE,
-    DENIAL,
-    DOUBT,
-    EQUALS,
-    NOTHING,
-    OPERATION,
-    PLEASANTRY,
-    RETRACTION,
-    SAYING,
-    SUPPOSITION,
-)
 
 TAIL = 8000  # characters of a response that are read: its answer stands at the end
 SPAN = 400  # characters of an answer
@@ -26,73 +14,56 @@ STATEMENTS = 40  # that are looked at, the last ones
 BOXES = 12  # of one answer
 LEADS = 12  # of a sentence that are tried, the last ones
 
+
+def pattern(*alternatives: str) -> re.Pattern:
+    return re.compile("|".join(alternatives), re.IGNORECASE)
+
+
 # ---------------------------------------------------------------- statements
 
-IS = r"(?:\s*[:：=]|\s+(?:is|are|was|(?:should|must|would|will) be)\b:?)"
+IS = rf"(?:\s*[:：=]|\s+(?:{words('is')}):?)"
 OF = r"(?:\s+(?:to|of|for)\b[^.:\n]{0,60}?|\s+(?:choice|option|letter|here))"
-FOREIGN = "antwort|réponse(?: finale)?|respuesta(?: final)?|risposta|resposta|ответ"
 HEADING = r"\n?#{1,6} {0,3}(?:final )?answers?\b|\*\*(?:final )?answer\*\*|(?:^|\n)####(?!#) ?"
-CHINESE_ANSWER = r"【答案】|答案应?该?[是为]?|[故应]填|(?:^|\n) *答(?= ?[:：])"
-CHINESE_CHOICE = r"故\s?选(?:择|项)?|[应所此]以?选(?!项)|正确(?:的)?(?:选项|答案)[是为]?"
 FORMS = {  # the rule of an answer that is stated: what it is stated with
     "boxed": r"\\(?:f?boxed|fbox)\s*\{",
     "field": r"\"(?:final[_ ])?answer\"\s*:\s*\"?",
     "tag": r"<(?:final_)?answer>",
-    "answer_line": rf"\banswers?\b\**{OF}?{IS}|{HEADING}|{CHINESE_ANSWER}"
-    rf"|\b(?:{FOREIGN})(?:\s*:| (?:lautet|ist|est|es|è)\b)",
-    "choice": rf"\b(?:correct|right|best) (?:option|choice)\b[^.:\n]{{0,30}}?{IS}|{CHINESE_CHOICE}",
+    "answer_line": rf"(?:{words('answer')})\**{OF}?{IS}|{HEADING}|{words('heads')}|(?:^|\n) *答(?= ?[:：])",
+    "choice": rf"\b(?:correct|right|best) (?:option|choice)\b[^.:\n]{{0,30}}?{IS}|{words('chosen')}",
 }
-STATED = {"sentence", "boxed", "field", "tag", "answer-line", "choice"}
 
 
 def is_stated(rule: str) -> bool:
-    """Whether an answer was stated as such: the rule is that of a closing sentence, a box, a field, a tag, an
-    answer line; not that of a bare value or of a conclusion from prose."""
-    return rule in STATED
+    """Whether an answer was stated as such: by a closing sentence, a box, a field, a tag, an answer line; not a
+    bare value or what prose concludes with."""
+    return rule == "sentence" or rule.replace("-", "_") in FORMS
 
 
 @lru_cache(maxsize=8)
 def statements(closing: str) -> re.Pattern:
-    """Of what a final answer is stated with; the name of a match's last group is its rule."""
+    """Of what a final answer is stated with; the name of a match's group is its rule."""
     forms = {"sentence": re.escape(closing).replace(r"\ ", r"\s+")} if closing.strip() else {}
-    named = [f"(?P<{rule}>{form})" for rule, form in (forms | FORMS).items()]
-    return re.compile("|".join(named), re.IGNORECASE)
+    return pattern(*(f"(?P<{rule}>{form})" for rule, form in (forms | FORMS).items()))
 
 
 # ---------------------------------------------------------------- what makes a statement none
 
-
-def either(*patterns: str) -> re.Pattern:
-    return re.compile("|".join(patterns), re.IGNORECASE)
-
-
 NOT_SO = "(?:wrong|incorrect|false|impossible|not (?:the answer|correct|right|possible))"
-OF_ANOTHER = any_of("""
-    (?:students|people)_think digits doubt had_we initial mistake_\\w+ number_of points previous
-    不认为 有人认为 [他她]的 小.的
-""")
-DENYING = any_of("""
-    at_(?:least|most) cannot double either except false half incorrect instead_of less_than more_than never not
-    greater_than rather_than twice wrong
-    不是 不正确 并非 错误
-""")
-DENIED = either(rf"(?:{DENYING}|{OF_ANOTHER}|n't\b)[^.!?\n,;\\]{{0,30}}$")  # before a statement
-OTHERS = either(r"\bor (?:the )?$", r"(?<!it)(?<!that)(?<!problem)(?<!question)'s (?:final |own )?$")
-SUPPOSED = either(
-    rf"(?:{SUPPOSITION}|{SAYING})[^.!?\n]*$", r"\b(?:of|than|as) (?:the|this)(?: final| correct)? ?$"
+DENIED = pattern(rf"(?:{words('denying', 'of another')}|n't\b)[^.!?\n,;\\]{{0,30}}$")  # before a statement
+OTHERS = pattern(r"\bor (?:the )?$", r"(?<!it)(?<!that)(?<!problem)(?<!question)'s (?:final |own )?$")
+SUPPOSED = pattern(
+    rf"(?:{words('supposition', 'saying')})[^.!?\n]*$",
+    r"\b(?:of|than|as) (?:the|this)(?: final| correct)? ?$",
 )
-DENIED_BEHIND = either(r" not (?!.{1,30}\bbut\b)|可能|应?该?不[是为](?!.{1,20}而是)")
-TAKEN_BACK = either(
-    RETRACTION,
+DENIED_BEHIND = pattern(r" not (?!.{1,30}\bbut\b)|可能|应?该?不[是为](?!.{1,20}而是)")
+TAKEN_BACK = pattern(
+    words("retraction"),
     r"\bwait\s*[,.!-]|\bactually,|(?:^|[.!]\s+|\n)no,|\bno,? (?:i mean|it|that)\b",
     rf"\b(?:that|this|it|which)(?:'s| is| was| must be)? {NOT_SO}\b|\b(?:is|was) {NOT_SO}",
     r"\bcan(?:no|')t be (?:the|right)|\bwhich (?:is not|cannot|must|should)",
     r"\b(?:i|we)(?: have| 've)? made an? (?:\w+ )?(?:mistake|error)|\blet(?:'s| me| us) (?:re\w+|try again)",
 )
-INSTEAD = either(
-    r"(?:\bit(?:'s| is| should be| must be)|\bi mean|\bshould be|\bmake that|应该?[为是]|改为) ?"
-    r"(.{1,60}?)[.!。\n]?\s*$"
-)
+INSTEAD = pattern(rf"(?:{words('instead')}) ?(.{{1,60}}?)[.!。\n]?\s*$")
 COMMAND = r"\\(?:neq?|not|[lg]eq?(?:slant)?|[lg]t|times|cdot|div|pm|sqrt|frac)(?![A-Za-z])"
 LIMITED = r"up to|below|under|over|above|exceeds?|beyond|within|between|\w{3,}er than|(?:min|max)imum of"
 IN_FORMULA = re.compile(  # before a box that is a part of something
@@ -122,27 +93,7 @@ def holds(text: str, found: re.Match) -> bool:
 
 # ---------------------------------------------------------------- what a statement says
 
-CLEANING = substitutions(
-    r"""
-# blanks; what follows an end token; special tokens for a box
-([ \n])\1{2,} ⇒ \1\1
-(?<=.)(?:</s>|<end_of_turn>|<eos>|<\|(?:im_|eot|start|return)).* ⇒
-<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|\Z) ⇒ \\boxed{\1}
-# thoughts, also those that never end
-\A.*(?:</<thought>>|<\|end_of_thought\|>) ⇒
-(?:<<thought>>|<\|begin_of_thought\|>).* ⇒
-<\|(?:begin|end)_of_solution\|>|~~[^~\n]{1,80}~~|^```\w*$ ⇒
-\b(is|was|are|does|do)n't\b ⇒ \1 not
-# the next problem, remarks, explanations behind the answer
-\n+(?:next (?:problem|question)\b|(?:question|problem|user|human) ?\d*:).* ⇒
-(【答案】.*?)【(?:解析|分析|详解|解答|点评|考点)】.* ⇒ \1
-.*<(conclusion|summary)>(.*?)(?:</\1>.*|\Z) ⇒ \2
-\n*^(?:note|confidence):.* ⇒
-\s*(?:I hope (?:this|it)[^.]*\.|Let me know[^.!]*[.!]|\(See [^)]*\))\s* ⇒
-""",
-    re.DOTALL | re.IGNORECASE | re.MULTILINE,
-    thought="(?:think(?:ing)?|thought|reasoning)",
-)
+CLEANING = rules("response", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 LEADING = re.compile(r"[\s*:：\"_]*(?:(?<=\n)[-•] )?(?:(?:\$\$|\\\[|\$)\s*\n\s*)?")
 END = re.compile(  # of a sentence
     r"(?<!i\.e)(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?。]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|。"
@@ -261,27 +212,20 @@ def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
 
 # ---------------------------------------------------------------- what prose concludes with
 
-NO = either(DENIAL, DOUBT, SUPPOSITION, CHANGE, r"\btoo\b|\bbound\b|n't\b")
-VAGUE_WORDS = any_of("""
-    approach\\w* cases digits? even figure negative odd page positive prime somewhere step tends
-    in_(?:binary|base)
-""")
-VAGUE = either(BOUND, OPERATION, CHANGE, DOUBT, VAGUE_WORDS, "[<>≤≥≠]")
-LEAD = either(rf"(?:{EQUALS}),?", r"[:=≈∴]|\\therefore")
-IDLE = re.compile(r"ha[sv]e?|contain|hold|read|end|start|cover|so|that|then|get|say")  # within a statement
+NO = pattern(words("denial", "doubt", "supposition", "change"), r"\btoo\b|\bbound\b|n't\b")
+VAGUE = pattern(words("bound", "change", "doubt", "operation", "vague"), "[<>≤≥≠]")
+LEAD = pattern(rf"(?:{words('lead')}),?", r"[:=≈∴]|\\therefore")
+IDLE = pattern(words("idle"))
 LABEL = re.compile(r"(?:^|[\s$(])[A-Za-zα-ω∠△]{1,4}\S?\s*[=≈]$")  # x =
-PROPERTY = either(
+PROPERTY = pattern(
     r"\banswers?\b[^.]*\b(?:has|have|contains?|ends|begins|lies)\b|\bof (?:the|this) (?:correct )?answer\b"
 )
 SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
-DONE = "needed|required|left|shaded|used|possible|remaining|formed|sold|counted"
-THEREFORE = r"(?:so|thus|therefore|hence|in total|in all|there),? "
-IS_THE_ANSWER = re.compile(  # 48 is the answer
-    r"(?is)(?:.*[,.] |.*\b(?:so|thus|therefore|hence),? |)(.{1,80}?) (?:is|are) (?:the|our) (?:\w+ )?answers?$"
-)
-IS_DONE = re.compile(
-    rf"(?is)(?:{THEREFORE})*(.{{1,60}}?) (?:is|are|were|was) (?:{DONE})$"
-)  # 12 tiles are needed
+NOTHING = pattern(rf"(?:{words('nothing')})\W*$")
+PLEASANTRY = pattern(words("pleasantry"))
+HENCE = rf"(?:{words('hence')}),?"
+IS_THE_ANSWER = pattern(rf"(?s)(?:.*[,.] |.*{HENCE} |)(.{{1,80}}?) (?:is|are) (?:the|our) (?:\w+ )?answers?$")
+IS_DONE = pattern(rf"(?s)(?:{HENCE} )*(.{{1,60}}?) (?:is|are|were|was) (?:{words('done')})$")
 FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
 CLOSING_FORMULA = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")
 NUMERAL = re.compile(
@@ -296,7 +240,7 @@ def conclusion(text: str) -> tuple[str | None, str]:
     if len(text) <= SPAN and "\n" in text and isinstance(read(spell(text)), Many):
         return text, "bare"
     sentences = [part.strip() for part in SENTENCES.split(text[-4 * SPAN :]) if part.strip()]
-    while len(sentences) > 1 and re.match(PLEASANTRY, sentences[-1], re.IGNORECASE):
+    while len(sentences) > 1 and PLEASANTRY.match(sentences[-1]):
         sentences.pop()
     last = re.sub(r"(?<!\.)[.。．]$", "", sentences[-1]).strip() if sentences else ""
     if (
@@ -307,7 +251,7 @@ def conclusion(text: str) -> tuple[str | None, str]:
         or PROPERTY.search(last)
     ):
         return None, "none"
-    if re.match(PLEASANTRY, last, re.IGNORECASE):
+    if PLEASANTRY.match(last):
         return None, "none"
     value = read(spell(last))
     if value is not None and (not isinstance(value, Words) or len(last.split()) <= 3):
@@ -318,7 +262,7 @@ def conclusion(text: str) -> tuple[str | None, str]:
 
 def concluded(last: str, whole: bool) -> str | None:
     """The value that the last sentence names. `whole`: it has an end."""
-    if nothing := re.search(rf"(?i)(?:{NOTHING})\W*$", last):
+    if nothing := NOTHING.search(last):
         return nothing[0].removeprefix("is ")
     if answer := IS_THE_ANSWER.match(last):
         return answer[1]
@@ -337,7 +281,7 @@ def value_in(last: str, stated: bool = False, whole: bool = False) -> str | None
         if is_result or stated and IDLE.match(lead[0]) or NO.search(clause):
             continue
         value = read(spell(said))
-        is_name = isinstance(value, Words)
+        is_name = isinstance(value, Words) and not re.search(r"\d", said)  # and no date
         if value is not None and not (is_name and (len(said.split()) > 3 or re.search(r"\d", last))):
             return said
     if stated or NO.search(last):

@@ -1,138 +1,70 @@
 """Read an answer as a value: whole, every character of it, or not at all.
 
-grammar.lark says which answers are read, Reader what its rules stand for, and read() what may stand around them.
-A rule that does not hold raises Unread; what else the arithmetic of values refuses is not read either.
+grammar.lark says which answers are read, Reader what its rules stand for, read() what may stand around them. A
+rule that does not hold raises Unread; what else the arithmetic of values refuses is not read either.
 """
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from functools import cache, lru_cache
-from pathlib import Path
 
 import lark
+from lark.visitors import Transformer_NonRecursive
 
-from mathse.answers import values as v
-from mathse.answers.spell import (
-    FUNCTIONS,
-    any_of,
-    key,
-    spellings,
-)
+from mathse.answers.spell import FUNCTIONS, key
+from mathse.answers.tables import FOLDER, sections, spellings, words
 from mathse.answers.values import (
     Many,
-    Moment,
     Named,
     Quantity,
     Region,
     Said,
+    Time,
     Unread,
     Words,
     counted,
+    equation,
+    inequality,
+    intersected,
     mp,
     number,
+    region,
     require,
+    said,
+    united,
     variable,
 )
-from mathse.answers.words import BOUND, CHANGE, DENIAL, OPERATION
 
 LONGEST = 300  # characters of an answer that is read
-NESTING = 40  # brackets in brackets
 ITEMS = 16  # of a list
 NOUN = 3  # words of what is counted
 PHRASE = 12  # words of a name
-
-# A unit a line: its short name, its size in the base unit, what it measures, its other names. A plural in -s
-# is known by itself; a unit that measures nothing is a number.
-UNITS = """
-rad 1 angle radian
-° pi/180 angle
-' pi/10800 angle
-" pi/648000 angle
-m 1 length meter metre 米
-mm 0.001 length millimeter millimetre 毫米
-cm 0.01 length centimeter centimetre 厘米
-dm 0.1 length decimeter 分米
-km 1000 length kilometer kilometre 千米 公里
-in 0.0254 length inch inches 英寸
-ft 0.3048 length foot feet 英尺
-yd 0.9144 length yard
-mi 1609.344 length mile 英里
-hectare 10000 length^2 公顷
-acre 4046.8564224 length^2
-L 0.001 length^3 l liter litre 升
-mL 0.000001 length^3 ml milliliter millilitre 毫升
-s 1 time sec second 秒
-min 60 time minute mins 分钟 分
-h 3600 time hr hour 小时 时
-day 86400 time 天 日
-week 604800 time 周
-month 1 calendar 个月
-year 12 calendar yr 年 岁
-g 1 mass gram 克
-kg 1000 mass kilogram 千克 公斤
-mg 0.001 mass milligram
-ton 1000000 mass tonne 吨
-lb 453.59237 mass pound
-oz 28.349523125 mass ounce
-N 1 force newton
-J 1 energy joule
-W 1 power watt
-celsius 1 celsius 摄氏度
-fahrenheit 1 fahrenheit
-kelvin 1 kelvin
-dollar 1 dollar ¤ 美元
-cent 0.01 dollar ¢
-yuan 1 yuan ¥ 元
-角 0.1 yuan
-euro 1 euro €
-£ 1 sterling
-₹ 1 rupee rupee
-% 0.01 percent
-‰ 0.001 percent
-unit 1 unit 单位
-dozen 12 -
-hundred 100 - 百
-thousand 1000 - 千
-million 1000000 - 百万
-billion 1000000000 -
-万 10000 -
-千万 10000000 -
-亿 100000000 -
-"""
-CLASSIFIERS = (
-    """个只条支枝本种次张棵块件名位人辆朵颗粒束盒袋瓶杯箱组对双套层排行列页道题座架头匹圈段根步场局项"""
-)
-LABELS = """area column fig figure height length mean median mode perimeter picture point radius range row term
-volume width""".split()  # with a number behind them: figure 3, area 15
-# words that say something of a number, or deny it: they name nothing that is counted
-MEANING = re.compile(
-    "|".join(
-        [DENIAL, CHANGE, OPERATION, BOUND, any_of("additional and at but by does if only so then about n't")]
-    ),
-    re.IGNORECASE,
-)
-JOINS = re.compile(
-    any_of("an? be each for from in into of out per that the to was were which with"), re.IGNORECASE
-)
+MEANING = re.compile(f"(?i){words('meaning', 'denial', 'change', 'operation', 'bound')}|n't")
+JOINS = re.compile(f"(?i){words('joins')}")
+LABELS = re.compile(f"(?i){words('labels')}")
 PLURAL = re.compile(r"(?i)[a-z]{2,}(?<![sui])s$|(?:people|children|men|women|feet|fish|sheep|mice|dice)$")
-LONG_WORD = r"(?=[A-Za-z]{3})[A-Za-z]*[a-z]{2}[A-Za-z]*"
-NO_NAME = r"\b(am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we)\b"  # is is not i * s
-SHORT_WORD = r"(?:of|to|in|on|at|by|no|[IVX]{2,}|NE|NW|SE|SW)"
+COUNTERS = "".join(sections("words.txt")["counters"][0].split()[1:])
+TERMINALS = {  # of the grammar, with what is not in a table of its own
+    "functions": "|".join(FUNCTIONS),
+    "long": r"(?=[A-Za-z]{3})[A-Za-z]*[a-z]{2}[A-Za-z]*",
+    "short": r"(?:of|to|in|on|at|by|no|[IVX]{2,}|NE|NW|SE|SW)",
+    "no product": r"\b(am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we)\b",
+}
 
 
 @cache
 def units() -> dict[str, Quantity]:
-    """{name: one of a unit}"""
+    """{name: one of a unit}, of units.txt"""
     found = {}
-    for line in UNITS.strip().split("\n"):
-        name, size, measured, *others = line.split()
+    for name, size, measured, *others in map(str.split, sections("units.txt")["units"]):
         above, _, below = size.partition("/")
         size = (mp.pi if above == "pi" else mp.mpf(above)) / int(below or 1)
         dimension, _, exponent = measured.partition("^")
         unit = Quantity((mp.one,), ((dimension, int(exponent or 1)),), size)
-        unit = Quantity((size,)) if dimension == "-" else unit
-        names = [name, *others]
-        names += [f"{name}s" for name in names if len(name) > 2 and name.isascii()]
-        found |= dict.fromkeys(names, unit)
+        names = [name, *others, *(f"{long}s" for long in (name, *others) if len(long) > 2 and long.isascii())]
+        found |= dict.fromkeys(names, Quantity((size,)) if dimension == "-" else unit)
     return found
 
 
@@ -142,32 +74,25 @@ def unit_pattern() -> str:
     names = sorted(units(), key=len, reverse=True)
     latin = "|".join(name for name in names if len(name) > 1 and name.isascii() and name != "in")
     letters = "".join(name for name in names if len(name) == 1 and name.isascii() and name.isalpha())
-    han = "|".join(re.escape(name) for name in names if "\u4e00" <= name[0])
+    han = "|".join(name for name in names if "\u4e00" <= name[0])
     return (
         rf"(?<=[\d)π/] )[{letters}](?![A-Za-z])|(?<=[/*])[{letters}](?![A-Za-z])"
         rf"|(?<![A-Za-z])(?i:{latin})(?![A-Za-z])|(?<![A-Za-z])in(?=$|\^|/)"
         rf"|[°%‰¢]|(?<=[\d ])['\"]|[平立]方({han})|({han})"
-        rf"|[{CLASSIFIERS}](?![以左右多余内外上下至不倍])[\u4e00-\u9fff]{{0,4}}"
+        rf"|[{COUNTERS}](?![以左右多余内外上下至不倍])[\u4e00-\u9fff]{{0,4}}"
     )
 
 
 @cache
 def parser() -> lark.Lark:
-    grammar = Path(__file__).with_name("grammar.lark").read_text(encoding="utf-8")
-    names = {
-        "functions": FUNCTIONS.replace(" ", "|"),
-        "long": LONG_WORD,
-        "short": SHORT_WORD,
-        "no name": NO_NAME,
-    }
-    names["units"] = unit_pattern().replace("/", r"\/")
-    for name, pattern in names.items():
+    grammar = (FOLDER / "grammar.lark").read_text(encoding="utf-8")
+    for name, pattern in (TERMINALS | {"units": unit_pattern().replace("/", r"\/")}).items():
         grammar = grammar.replace(f"<{name}>", pattern)
     return lark.Lark(grammar, parser="lalr", maybe_placeholders=False)
 
 
 @lark.v_args(inline=True)
-class Reader(lark.Transformer):
+class Reader(Transformer_NonRecursive):
     """The value of a parsed answer: a method for each rule of the grammar."""
 
     from operator import add, mul, neg, pow, sub, truediv
@@ -226,11 +151,11 @@ class Reader(lark.Transformer):
     def counted(self, value: Quantity, words: Words) -> Quantity:
         noun = words.key
         require(noun.isascii() and value.is_number and not MEANING.search(noun) and not JOINS.search(noun))
-        require(len(noun.split()) <= NOUN and (PLURAL.search(noun) or value.values[0] == 1))
+        require(noun.count(" ") < NOUN and (PLURAL.search(noun) or value.values[0] == 1))
         return value * counted(noun)
 
     def labelled(self, words: Words, value: object) -> Named:
-        require(words.key.lower() in LABELS)
+        require(LABELS.fullmatch(words.key))
         return Named(f" {words.key.lower()}", value)
 
     def words(self, *words: str) -> Words:
@@ -252,8 +177,7 @@ class Reader(lark.Transformer):
         return one + other
 
     def factorial(self, of: Quantity) -> Quantity:
-        require(all(abs(value) <= v.LARGEST for value in of.bare().values))
-        return Quantity(of.map(mp.factorial))
+        return Quantity(of.small().map(mp.factorial))
 
     def sqrt(self, of: Quantity) -> Quantity:
         return Quantity(of.bare().map(mp.sqrt))
@@ -263,8 +187,7 @@ class Reader(lark.Transformer):
         return Quantity(of.bare().map(lambda value: mp.root(value, int(degree.values[0]))))
 
     def choose(self, one: Quantity, other: Quantity, _: str) -> Quantity:
-        require(all(abs(value) <= v.LARGEST for each in (one, other) for value in each.values))
-        return Quantity(one.bare().map(mp.binomial, other.bare()))
+        return Quantity(one.small().map(mp.binomial, other.small()))
 
     def function(self, name: str, *factors: Quantity) -> Quantity:
         return self.power_of_function(name, number(1), *factors)
@@ -289,38 +212,34 @@ class Reader(lark.Transformer):
 
     def bracketed(self, left: str, value: object, right: str) -> object:
         form = (left + right).replace("⟨", "(").replace("⟩", ")")
-        if isinstance(value, Many) and value.form in ("list", "blanks"):
-            return Many(form, value.items)
-        if form != "()":
-            return Many(form, (value,))
-        plain = isinstance(value, Quantity) and value.name != "e"
-        return Quantity(value.values, value.dims, value.size, "()") if plain else value
+        if form != "()" or isinstance(value, Many) and value.form in ("list", "blanks"):
+            return Many(form, items_of(value))
+        return replace(value, name="()") if isinstance(value, Quantity) and value.name != "e" else value
 
     def set(self, value: object = None) -> object:
-        if value is None:
-            return Words("nosolution")
-        several = isinstance(value, Many) and value.form in ("list", "blanks")
-        return Many("set", value.items if several else (value,))
+        return Words("nosolution") if value is None else Many("set", items_of(value))
 
     def blanks(self, *items: object) -> Many:
         require(len(items) <= ITEMS)
         return Many("blanks", items)
 
+    def remainder(self, whole: str, rest: str) -> Many:
+        return Many("remainder", (number(whole), number(rest)))
+
     def one_of(self, *items: object) -> object:
-        parts = [one.items if isinstance(one, Many) and one.form == "list" else (one,) for one in items]
         if all(isinstance(item, Region) for item in items):
-            return v.united(items)
-        return many("either", [item for part in parts for item in part])
+            return united(items)
+        return many("either", [part for item in items for part in items_of(item)])
 
     def listed(self, *items: object) -> object:
         if all(isinstance(item, Region) for item in items):
-            return v.intersected(items)
+            return intersected(items)
         if all(isinstance(item, Said) for item in items):
             return items[-1]  # 5 * 7 = 35, 35 - 5 = 30
         return many("list", items)
 
     def united(self, *parts: object) -> Region:
-        return v.united([v.region(part) for part in parts])
+        return united([region(part) for part in parts])
 
     def ratio(self, *items: object) -> object:
         if isinstance(items[0], Words):
@@ -332,8 +251,12 @@ class Reader(lark.Transformer):
         sides, signs = parts[::2], [str(sign) if sign in "≈<>≤≥≠∈" else "=" for sign in parts[1::2]]
         if signs == ["∈"]:
             require(sides[0].is_name)
-            return Region(v.region(sides[1]).intervals, sides[0].name)
-        return v.equation(sides, signs) if {*signs} <= {"=", "≈"} else v.inequality(sides, signs)
+            return Region(region(sides[1]).intervals, sides[0].name)
+        return equation(sides, signs) if {*signs} <= {"=", "≈"} else inequality(sides, signs)
+
+
+def items_of(value: object) -> tuple:
+    return value.items if isinstance(value, Many) and value.form in ("list", "blanks") else (value,)
 
 
 def many(form: str, items: list) -> Many:
@@ -346,101 +269,27 @@ def many(form: str, items: list) -> Many:
     return Many(form, tuple(items))
 
 
-def function_named(name: str):
+def function_named(name: str) -> Callable:
     if name.startswith("log_"):
         base = mp.e if name[4:] == "e" else mp.mpf(name[4:].strip("()"))
         return lambda value: mp.log(value) / mp.log(base)
-    others = {"lg": mp.log10, "log": mp.log10, "abs": abs}
-    others |= {"arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan}
-    return others.get(name) or getattr(mp, name)
-
-
-# ---------------------------------------------------------------- times of the day and days of the year
-
-MONTHS = "January February March April May June July August September October November December".split()
-MONTH = "|".join(f"{name}|{name[:3]}" for name in MONTHS)
-WEEKDAY = r"(?:(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day,? )?"
-CLOCK = re.compile(
-    r"(?P<hour>\d{1,2})(?::(?P<minute>\d\d))?(?::(?P<second>\d\d))? ?(?P<half>[ap])\.?m\.?"
-    r"|(?P<full>\d{1,2}) ?o'clock|(?P<special>noon|midnight)"
-    r"|(?P<past>(?:a )?(?:half|quarter)|\d+(?: minutes?)?) (?P<way>past|to) (?P<of>\d{1,2})(?: o'clock)?",
-    re.IGNORECASE,
-)
-CHINESE_CLOCK = re.compile(
-    r"(?P<part>凌晨|早上|上午|中午|下午|傍晚|晚上)(?P<hour>\d{1,2})[时点:](?P<minute>半|\d{1,2}(?=分?$))?分?"
-)
-DATE = re.compile(
-    rf"{WEEKDAY}(?:the )?(?P<d1>\d{{1,2}})(?: of)? (?P<m1>{MONTH}),?(?: (?P<y1>\d{{4}}))?"
-    rf"|{WEEKDAY}(?P<m2>{MONTH}) (?P<d2>\d{{1,2}}),?(?: (?P<y2>\d{{4}}))?"
-    r"|(?P<y3>\d{4})-(?P<m3>\d\d)-(?P<d3>\d\d)|(?:(?P<y4>\d{4})年)?(?P<m4>\d{1,2})月(?P<d4>\d{1,2})[日号]",
-    re.IGNORECASE,
-)
-
-
-def moment(text: str) -> Moment | None:
-    """3:30 pm, half past three, 下午3时30分; March 5, 5 March 2024, 3月5日."""
-    if match := CHINESE_CLOCK.fullmatch(text):
-        half = "a" if match["part"] in ("凌晨", "早上", "上午") else "p"
-        minute = 30 if match["minute"] == "半" else int(match["minute"] or 0)
-        return Moment("clock", (int(match["hour"]), minute, 0), half)
-    if match := CLOCK.fullmatch(text):
-        if match["special"]:
-            return Moment("clock", (12, 0, 0), "p" if match["special"].lower() == "noon" else "a")
-        if match["past"]:
-            word = (
-                match["past"].split()[-1].lower()
-                if not match["past"][0].isdigit()
-                else match["past"].split()[0]
-            )
-            minutes = {"half": 30, "quarter": 15}.get(word) or int(word)
-            hour, minute = int(match["of"]), minutes
-            if match["way"].lower() == "to":
-                hour, minute = hour - 1 or 12, 60 - minutes
-            return Moment("clock", (hour, minute, 0))
-        time = [int(match[name] or 0) for name in ("hour", "minute", "second")]
-        time[0] = int(match["full"] or time[0])
-        return Moment("clock", tuple(time), (match["half"] or "").lower())
-    if match := DATE.fullmatch(text):
-        field = {name[0]: value for name, value in match.groupdict().items() if value}
-        month = field["m"]
-        month = int(month) if month.isdigit() else 1 + [name[:3] for name in MONTHS].index(month[:3].title())
-        return Moment("date", (month, int(field["d"]), int(field.get("y", 0))))
-    return None
+    return {"lg": mp.log10, "log": mp.log10, "abs": abs}.get(name) or getattr(mp, name.replace("arc", "a"))
 
 
 # ---------------------------------------------------------------- a whole text
 
-ARTICLE = re.compile(rf"(?i)\b(?:the |an? (?!(?:{FUNCTIONS.replace(' ', '|')}|or|and|is)\b))(?=[a-z]{{2}})")
-ABOUT = any_of("about approximately approx\\.? around roughly 约") + "|≈"
-HEDGE = re.compile(
-    r"(?i)(?:(?:so|thus|hence|therefore|then|simply|just|exactly|precisely|equal to|equals|it is|it's|they are"
-    r"|given by|both|either|≈|约|approximately|approx\.?|about|roughly|around|因此|所以|即|故|则|大约|共|∴|=|:)(?![a-z])[\s,:]*)+"
-)
+ARTICLE = re.compile(rf"(?i)\b(?:the |an? (?!(?:{'|'.join(FUNCTIONS)}|or|and|is)\b))(?=[a-z]{{2}})")
+HEDGE = re.compile(rf"(?i)(?:(?:{words('hedge', 'about')}|[≈∴=:])(?![a-z])[\s,:.]*)+")
+ABOUT = re.compile(f"(?i){words('about')}|≈")
 AGAIN = re.compile(
-    rf"[,;]? ?\(? ?(?:(?:or|which is|that is|i\.e\.|namely|equivalently|即|也就是|{ABOUT})[, ]*)+"
-    r"(?=[-\d√π(.⦃a-z])(?<!\bor )(?<!\bor)"
+    rf"[,;]? ?\(? ?(?:(?:{words('again', 'about')}|≈)[,. ]*)+(?=[-\d√π(.⦃a-z])(?<!\bor )(?<!\bor)"
 )
-REMARK = re.compile(
-    r"(.+?) ?(?:\(|- |— )((?:the|a|an|which|as|because|since|it|this|that|so|where|see|from|using|rounded) [a-z ,\d]+)\)?"
-)
+REMARK = re.compile(rf"(.+?) ?(?:\(|- |— )((?:{words('remark')}) [a-z ,\d]+)\)?")
 NUMBERED = re.compile(r"(?:^|[\s;,.])\(?(\d|[a-h])\)[:.]? ?(.+?)(?=[\s;,.]+\(?(?:\d|[a-h])\)|$)")
-SAME_WORDS = spellings("""
-yes true 是 对 正确
-no false 否 不是 错 错误 不正确
-undefined dne doesnotexist notdefined 不存在
-nosolution nosolutions norealsolution norealsolutions emptyset ∅ 无解
-infinitelymany infinitelymanysolutions infinite 无数
-allrealnumbers allreals ℝ
-right rightangled righttriangle 直角三角形
-isosceles isoscelestriangle 等腰三角形
-equilateral equilateraltriangle 等边三角形
-northeast ne 东北
-northwest nw 西北
-southeast se 东南
-southwest sw 西南
-counterclockwise anticlockwise 逆时针
-""")
-SAME_WORDS |= {word: word for word in SAME_WORDS.values()}
+TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?: ([apAP])m)?")
+WEEKDAY = re.compile(r"(?i)\b(?:mon|tues|wednes|thurs|fri|satur|sun)day,? |,|\b(?:the|of) ")
+DATES = "%B %d %Y", "%d %B %Y", "%B %d", "%d %B", "%b %d", "%d %b", "%Y-%m-%d", "%Y年%m月%d日", "%m月%d日"
+SAME_WORDS = spellings(sections("words.txt")["same words"])
 
 
 @lru_cache(maxsize=8192)
@@ -448,7 +297,7 @@ def read(text: str) -> object | None:
     """The value of a whole text in the spelling of spell(), None for what is not read."""
     hedge = HEDGE.match(text)
     text = (text[hedge.end() :] if hedge else text).strip(" ,;")
-    if not text or len(text) > LONGEST or nesting(text) > NESTING:
+    if not text or len(text) > LONGEST:
         return None
     if word := SAME_WORDS.get(key(ARTICLE.sub("", text)).casefold()):
         return Words(word)
@@ -456,9 +305,7 @@ def read(text: str) -> object | None:
     if len(numbered) > 1 and "".join(name for name, _ in numbered) in "123456789abcdefgh":
         items = tuple(read(part.strip(" ,;.")) for _, part in numbered)
         return None if None in items else Many("blanks", items)
-    if match := re.fullmatch(r"(\d+) ?⋮ ?(\d+)", text):
-        return Many("remainder", tuple(map(number, match.groups())))
-    if found := moment(text):
+    if found := time(text) or date(text):
         return found
     if re.search(r"(?<=[\w%°]) \([^()]+\)$", text) or AGAIN.search(text):
         value = restated(text)
@@ -468,13 +315,23 @@ def read(text: str) -> object | None:
     return restated(text) if value is None else value
 
 
-def nesting(text: str) -> int:
-    """How deep the brackets of a text stand in one another."""
-    depth = deepest = 0
-    for bracket in re.findall("[][(){}⦃⦄⟨⟩]", text):
-        depth += 1 if bracket in "[({⦃⟨" else -1
-        deepest = max(deepest, depth)
-    return deepest
+def time(text: str) -> Time | None:
+    """3:30, which may be a ratio too; 3:30 pm."""
+    match = TIME.fullmatch(text)
+    return Time(int(match[1]), int(match[2]), (match[3] or "").lower()) if match else None
+
+
+def date(text: str) -> Words | None:
+    """March 5, the 5th of March, Friday, 5 March 2024, 3月5日: each a name of the day."""
+    if not re.search(r"(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|\d月|^\d{4}-", text):
+        return None
+    for form in DATES:
+        try:
+            day = datetime.strptime(WEEKDAY.sub("", text), form)
+        except ValueError:
+            continue
+        return Words(day.strftime("date %m-%d %Y" if "%Y" in form else "date %m-%d"))
+    return None
 
 
 @cache
@@ -485,12 +342,7 @@ def compound_pattern() -> re.Pattern:
 def parsed(text: str) -> object | None:
     """The value of a text by the grammar: of 1 h 30 min as 1 h ⊕ 30 min, of ±3 as 3 or -3."""
     if "±" in text:
-        signed = [parsed(text.replace("±", sign)) for sign in "+-"]
-        return (
-            None
-            if None in signed
-            else Many("either", tuple(item for one in signed for item in items_of(one)))
-        )
+        text = " or ".join(text.replace("±", sign) for sign in "+-")
     value, plain = None, ARTICLE.sub("", text)
     for spelled in dict.fromkeys((compound_pattern().sub(r" \1 ⊕ ", plain), plain)):
         try:
@@ -501,12 +353,7 @@ def parsed(text: str) -> object | None:
         return Words(key(value.key))
     if isinstance(value, Quantity) and value.dims == (("angle", 1),) and value.size < units()["°"].size:
         return None  # 5' may be feet
-    is_time = isinstance(value, Many) and value.form == "ratio" and re.fullmatch(r"\d{1,2}:[0-5]\d", text)
-    return Many("time", value.items) if is_time else value
-
-
-def items_of(value: object) -> tuple:
-    return value.items if isinstance(value, Many) and value.form in ("list", "either") else (value,)
+    return value
 
 
 def restated(text: str) -> object | None:
@@ -524,6 +371,6 @@ def restated(text: str) -> object | None:
     sides = [read(text[: match.start()]), read(text[match.end() :].removesuffix(")"))]
     flat = [one for side in sides for one in (side.values if isinstance(side, Said) else (side,))]
     try:
-        return v.said(flat, ["≈" if re.search(ABOUT, match[0]) else "="] * (len(flat) - 1))
+        return said(flat, ["≈" if ABOUT.search(match[0]) else "="] * (len(flat) - 1))
     except Unread:
         return None

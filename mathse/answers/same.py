@@ -10,16 +10,17 @@ from mathse.answers.spell import key, spell
 from mathse.answers.values import (
     FLIPPED,
     Many,
-    Moment,
     Named,
     Quantity,
     Region,
     Relation,
     Said,
+    Time,
     Unread,
     Words,
     close,
     mp,
+    number,
     region,
     relation,
 )
@@ -27,6 +28,7 @@ from mathse.answers.values import (
 EXACT_DECIMALS = 6  # so many written decimals are as good as exact: 1.414214 is √2
 EXACT_SHARE = 10**5  # and must then agree to this part of the value
 MOST_DECIMALS = 12  # of a problem's precision
+PARTS_OF_PI = 5040  # a number of whole parts is taken for an angle in radians
 TOLERANCE = mp.mpf(10) ** -50
 COMMA = re.compile(r"(-?(?:\d{1,3}(?:[. ]\d{3})+|\d+)),(\d{1,2}|\d{4,}|(?<=0,)\d+)(\D.*)?")
 
@@ -51,7 +53,10 @@ def same_answer(given: str, reference: str, rules: Rules = Rules()) -> bool | No
     for pair in product(readings(given), readings(reference)):
         value, wanted = map(read, pair)
         if value is not None and wanted is not None:
-            verdicts.append(compare(value, wanted, replace(rules, decimals=decimals_of(pair))))
+            decimals = tuple(
+                len(text.partition(".")[2]) for text in pair if re.fullmatch(r"-?\d*\.\d+", text)
+            )
+            verdicts.append(compare(value, wanted, replace(rules, decimals=decimals)))
     wanted = read(reference)
     if True not in verdicts and isinstance(wanted, Many):  # 100,200 may be two blanks
         items = [read(part) for part in re.split(r",|;| and |和", given)]
@@ -68,10 +73,6 @@ def readings(text: str) -> list[str]:
     return list(dict.fromkeys([text, re.sub(r"^C\((\d+), ?(\d+)\)", r"choose(\1;\2)", other)]))
 
 
-def decimals_of(texts: Iterable[str]) -> tuple[int, ...]:
-    return tuple(len(text.partition(".")[2]) for text in texts if re.fullmatch(r"-?\d*\.\d+", text))
-
-
 def compare(one: object, other: object, rules: Rules) -> bool | None:
     """same(), and no telling where the arithmetic refuses."""
     try:
@@ -85,22 +86,15 @@ def every(verdicts: Iterable[bool | None]) -> bool | None:
     return False if False in verdicts else None if None in verdicts else True
 
 
-def any_of(verdicts: Iterable[bool | None]) -> bool | None:
-    verdicts = list(verdicts)
-    return True if True in verdicts else None if None in verdicts else False
-
-
 def same(one: object, other: object, rules: Rules) -> bool | None:
     """Whether two values are the same. Which of them is the reference does not matter."""
-    if (
-        isinstance(other, Said)
-        or isinstance(other, Named | Relation)
-        and not isinstance(one, Said | Named | Relation)
-    ):
-        one, other = other, one
+    for kind in (Named | Relation, Said):
+        if isinstance(other, kind) and not isinstance(one, kind):
+            one, other = other, one
     if isinstance(one, Said):  # with a unit, where one is said
         values = [value for value in one.values if value.dims] or one.values
-        return any_of(same(value, other, rules) for value in values)
+        verdicts = [same(value, other, rules) for value in values]
+        return True if True in verdicts else None if None in verdicts else False
     if isinstance(one, Named | Relation):
         return same_named(one, other, rules)
     if isinstance(one, Words) and isinstance(other, Words):
@@ -110,10 +104,10 @@ def same(one: object, other: object, rules: Rules) -> bool | None:
         return same_quantity(one, other, rules)
     if isinstance(one, Region) or isinstance(other, Region):
         return same_region(one, other)
-    if isinstance(one, Moment) or isinstance(other, Moment):
-        return same_moment(one, other)
-    if isinstance(one, Many) and isinstance(other, Many):
-        return same_many(one, other, rules)
+    if isinstance(one, Time) and isinstance(other, Time):
+        return same_time(one, other)
+    if isinstance(one, Many | Time) and isinstance(other, Many | Time):
+        return same_many(as_many(one), as_many(other), rules)
     return same_single(one, other, rules)
 
 
@@ -181,15 +175,9 @@ def same_quantity(one: Quantity, other: Quantity, rules: Rules) -> bool | None:
         return None if things and agree(one, other, rules) else False
     if agree(one, other, rules):
         return True
-    bare = other if dims[0] else one
-    if {"angle": 1} in dims and bare.is_number and is_multiple_of_pi(bare.values[0]):
-        return agree(one, other, rules, *sizes)
-    return False
-
-
-def is_multiple_of_pi(value: object) -> bool:
-    turns = value / mp.pi * 5040
-    return abs(value) > TOLERANCE and abs(turns - mp.nint(mp.re(turns))) < TOLERANCE
+    turns = (other if dims[0] else one).values[0] / mp.pi * PARTS_OF_PI
+    is_radian = {"angle": 1} in dims and turns and abs(turns - mp.nint(mp.re(turns))) < TOLERANCE
+    return is_radian and agree(one, other, rules, *sizes)
 
 
 def pairs_of(one: Quantity, other: Quantity) -> list[tuple]:
@@ -229,30 +217,11 @@ def same_region(one: object, other: object) -> bool | None:
     )
 
 
-def same_moment(one: object, other: object) -> bool | None:
-    """15:30 and 3:30 pm; 3:30 and 3:30 pm; March 5 and March 5, 2024: no telling."""
-    moments = [as_moment(one), as_moment(other)]
-    if None in moments or moments[0].kind != moments[1].kind:
-        return None
-    if moments[0].kind == "date":
-        days, years = zip(*((each.value[:2], each.value[2]) for each in moments))
-        return False if days[0] != days[1] else years[0] == years[1] or (None if 0 in years else False)
-    hours = [each.value[0] % 12 + 12 * (each.half == "p") if each.half else each.value[0] for each in moments]
-    halves = {each.half for each in moments}
-    same_hour = (
-        hours[0] == hours[1]
-        or "" in halves
-        and len(halves) == 2
-        and moments[0].value[0] == moments[1].value[0]
-    )
-    return same_hour and moments[0].value[1:] == moments[1].value[1:]
-
-
-def as_moment(value: object) -> Moment | None:
-    if isinstance(value, Many) and value.form == "time":
-        hour, minute = (int(item.values[0]) for item in value.items)
-        return Moment("clock", (hour, minute, 0))
-    return value if isinstance(value, Moment) else None
+def same_time(one: Time, other: Time) -> bool:
+    """15:30 and 3:30 pm; 3:30 may be 3:30 pm."""
+    hours = [time.hour % 12 + 12 * (time.half == "p") if time.half else time.hour for time in (one, other)]
+    same_hour = hours[0] == hours[1] or one.hour == other.hour and "" in (one.half, other.half)
+    return same_hour and one.minute == other.minute
 
 
 # ---------------------------------------------------------------- several values
@@ -279,10 +248,17 @@ def without_doubles(several: Many, rules: Rules) -> list:
     return items
 
 
+def as_many(value: Many | Time) -> Many:
+    """3:30 is a ratio where it stands against one."""
+    return Many("ratio", tuple(map(number, value[:2]))) if isinstance(value, Time) else value
+
+
 def same_many(one: Many, other: Many, rules: Rules) -> bool | None:
     """Blanks and tuples in order, sets and alternatives in any order, named values by their names."""
     forms, sizes = {one.form, other.form}, {len(one.items), len(other.items)}
-    if forms & {"ratio", "remainder", "time"}:
+    if forms & {"ratio", "remainder"} and len(forms) > 1:
+        return None
+    if forms == {"ratio"}:
         return same_ratio(one, other, rules)
     names = [{item.name for item in each.items if isinstance(item, Named)} for each in (one, other)]
     if len(sizes) == 1 and all(len(each) == len(one.items) for each in names):
@@ -290,7 +266,7 @@ def same_many(one: Many, other: Many, rules: Rules) -> bool | None:
     bracketed = [len(each.form) == 2 for each in (one, other)]
     if all(bracketed) and sizes == {2} and one.form != other.form:
         return False  # intervals
-    if any(bracketed) or forms & {"blanks", "ordered"} or rules.ordered and forms == {"list"}:
+    if any(bracketed) or forms & {"blanks", "ordered", "remainder"} or rules.ordered and forms == {"list"}:
         if len(sizes) > 1:
             return False
         if any(bracketed) and forms & {"either", "set"}:
@@ -315,12 +291,9 @@ def same_of_name(item: Named, items: tuple[Named, ...], rules: Rules) -> bool | 
 
 
 def same_ratio(one: Many, other: Many, rules: Rules) -> bool | None:
-    """3:5 and 6:10; remainders and times of the day are no ratios."""
-    forms = {one.form, other.form}
-    if len(one.items) != len(other.items) or len(forms) > 1 and forms != {"ratio", "time"}:
-        return None if len(forms) > 1 else False
-    if "ratio" not in forms:
-        return every(same(*pair, rules) for pair in zip(one.items, other.items))
+    """3:5 and 6:10."""
+    if len(one.items) != len(other.items):
+        return False
     if any(0 in item.values for item in one.items + other.items):
         return None
     first = one.items[0], other.items[0]

@@ -2,7 +2,7 @@
 
 A number or expression is its value at four points, where its variables have values drawn from their names: two
 expressions are the same if they agree there. No symbolic algebra is done, so nothing can run away. What makes
-no sense raises Unread, or an error of the arithmetic: such a text is not read.
+no sense raises Unread, or an error of the arithmetic.
 """
 
 import operator
@@ -16,6 +16,7 @@ from mpmath import MPContext
 mp = MPContext()
 mp.dps = 100  # digits that are computed with
 TINY = mp.mpf(10) ** -70  # numbers that are no further apart, for their size, are equal
+ROUNDED = mp.mpf("0.012")  # part of a number by which what is said to be about it may differ
 POINTS = 4  # at which an expression with variables is evaluated
 LARGEST = 4000  # exponent and factorial
 FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
@@ -28,9 +29,6 @@ class Unread(Exception):
 def require(holds: object) -> None:
     if not holds:
         raise Unread
-
-
-# ---------------------------------------------------------------- quantities
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,25 @@ class Quantity:
         if other is None:
             return tuple(map(function, self.values))
         points = max(len(self.values), len(other.values))
-        sides = (one.values * points if one.is_number else one.values for one in (self, other))
-        return tuple(map(function, *sides))
+        return tuple(map(function, *(each.values * (points // len(each.values)) for each in (self, other))))
 
     def bare(self) -> "Quantity":
         """Itself, which must have no unit."""
         require(not self.dims)
         return self
+
+    def small(self) -> "Quantity":
+        """Itself, which must be an exponent or of a factorial that can be computed."""
+        require(all(abs(value) <= LARGEST for value in self.bare().values))
+        return self
+
+    def scaled(self, function: Callable, other: "Quantity", sign: int) -> "Quantity":
+        """A product or, with a negative sign, a quotient."""
+        powers = dict(self.dims)
+        for name, exponent in other.dims:
+            powers[name] = powers.get(name, 0) + sign * exponent
+        dims = tuple(sorted((name, exponent) for name, exponent in powers.items() if exponent))
+        return Quantity(self.map(function, other), dims, self.size * other.size**sign)
 
     def __neg__(self) -> "Quantity":
         return replace(self, values=self.map(operator.neg), name="")
@@ -82,36 +92,25 @@ class Quantity:
         return self + -other
 
     def __mul__(self, other: "Quantity") -> "Quantity":
-        values = self.map(operator.mul, other)
-        return Quantity(values, product_of(self.dims, other.dims, 1), self.size * other.size)
+        return self.scaled(operator.mul, other, 1)
 
     def __truediv__(self, other: "Quantity") -> "Quantity":
-        values = self.map(operator.truediv, other)
-        return Quantity(values, product_of(self.dims, other.dims, -1), self.size / other.size)
+        return self.scaled(operator.truediv, other, -1)
 
     def __pow__(self, other: "Quantity") -> "Quantity":
-        require(all(abs(value) <= LARGEST for value in other.bare().values))
-        values = self.map(power, other)
-        if not self.dims:
-            return Quantity(values)
-        require(other.is_number and other.values[0] == int(other.values[0].real))
-        exponent = int(other.values[0].real)
+        values = self.map(lambda a, b: mp.one if a == b == 0 else mp.power(a, b), other.small())
+        exponent = int(other.values[0].real) if self.dims else 1
+        require(not self.dims or other.is_number and other.values[0] == exponent)
         return Quantity(values, tuple((name, n * exponent) for name, n in self.dims), self.size**exponent)
-
-
-def product_of(dims: tuple, others: tuple, sign: int) -> tuple:
-    powers = dict(dims)
-    for name, exponent in others:
-        powers[name] = powers.get(name, 0) + sign * exponent
-    return tuple(sorted((name, exponent) for name, exponent in powers.items() if exponent))
-
-
-def power(base: object, exponent: object) -> object:
-    return mp.one if base == exponent == 0 else mp.power(base, exponent)
 
 
 def number(value: object) -> Quantity:
     return Quantity((mp.mpf(value),), name="0")
+
+
+def counted(noun: str) -> Quantity:
+    """One of what a noun names."""
+    return Quantity((mp.one,), ((f"#{noun.lower()}", 1),))
 
 
 def variable(name: str) -> Quantity:
@@ -119,17 +118,10 @@ def variable(name: str) -> Quantity:
     constants = {"π": mp.pi, "e": mp.e, "i": mp.j, "∞": mp.inf}
     if name in constants:
         return Quantity((+constants[name],), name=name)
-    values = []
-    for point in range(POINTS):
-        seed = zlib.crc32(f"{name} {point}".encode())
-        value = mp.mpf(seed % 10007) / 3511 + mp.mpf("0.3")
-        values.append(-value if point > 1 and seed % 2 else value)
-    return Quantity(tuple(values), name=name)
-
-
-def counted(noun: str) -> Quantity:
-    """One of what a noun names."""
-    return Quantity((mp.one,), ((f"#{noun.lower()}", 1),))
+    seeds = [zlib.crc32(f"{name} {point}".encode()) for point in range(POINTS)]
+    sizes = [mp.mpf(seed % 10007) / 3511 + mp.mpf("0.3") for seed in seeds]
+    signs = [-1 if point > 1 and seed % 2 else 1 for point, seed in enumerate(seeds)]
+    return Quantity(tuple(map(operator.mul, sizes, signs)), name=name)
 
 
 def close(one: object, other: object, allowed: object = None) -> bool:
@@ -149,13 +141,12 @@ class Words:
     key: str
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A time of the day in seconds, of a `half` of the day if one is said; a day of a year."""
+class Time(NamedTuple):
+    """A time of the day; `half` is a or p, if it is said."""
 
-    kind: str
-    value: tuple
-    half: str = ""
+    hour: int
+    minute: int
+    half: str
 
 
 @dataclass(frozen=True)
@@ -169,15 +160,15 @@ class Named:
 
 @dataclass(frozen=True)
 class Said:
-    """One value, said several times: 1/2 (50%), 3 + 4 = 7."""
+    """One number, said several times: 1/2 (50%), 3 + 4 = 7."""
 
     values: tuple
 
 
 @dataclass(frozen=True)
 class Many:
-    """Several values. `form`: blanks, list, either, set, ratio, time, remainder, ordered (a < b), or the
-    brackets that they stand in."""
+    """Several values. `form`: blanks, list, either, set, ratio, remainder, ordered (a < b), or the brackets
+    that they stand in."""
 
     form: str
     items: tuple
@@ -227,18 +218,14 @@ def equation(sides: list, signs: list[str]) -> object:
         return said(sides, signs)
     if first.is_number and len(rest) == 1 and rest[0].is_name:
         return Named(rest[0].name, first, rest[0])  # 5 = x
-    if first.is_name and ("+" not in first.name or len(rest) > 1):
-        return Named(first.name, last_said(rest, signs), first)
+    if first.is_name and ("+" not in first.name or len(rest) > 1):  # x = (y - 1)/2 = 6/2 = 3 is 3
+        numbers = [(side, sign) for side, sign in zip(rest, signs) if side.is_number]
+        results = numbers if rest[-1].is_number else [(rest[-1], "=")]
+        return Named(
+            first.name, said([side for side, _ in results], [sign for _, sign in results][1:]), first
+        )
     require(len(rest) == 1)
     return Relation("=", first.bare() - rest[0].bare())
-
-
-def last_said(sides: list, signs: list[str]) -> object:
-    """What x = (y - 1)/2 = 6/2 = 3 says that x is: its numbers, or else its last expression."""
-    if not sides[-1].is_number:
-        return sides[-1]
-    numbers = [(side, sign) for side, sign in zip(sides, signs) if side.is_number]
-    return said([side for side, _ in numbers], [sign for _, sign in numbers][1:])
 
 
 def said(values: list, signs: list[str]) -> object:
@@ -253,13 +240,11 @@ def said(values: list, signs: list[str]) -> object:
 
 def is_said_again(one: Quantity, other: Quantity, rounded: bool) -> bool:
     """Whether two are the same, also if only one has a unit: 1/2 and 50%, 5 and 5 cm, π/3 and 60°."""
-    if one.dims == other.dims:
-        ways = [other.size / one.size]
-    else:
+    ways = [other.size / one.size]
+    if one.dims != other.dims:
         require(not one.dims or not other.dims)
-        angle = mp.pi / 180 if ("angle", 1) in one.dims + other.dims else 1
-        ways = [1, other.size * angle, 1 / one.size / angle]
-    allowed = abs(one.values[0]) * mp.mpf("0.012") if rounded else None
+        ways = [1, *ways]
+    allowed = abs(one.values[0]) * ROUNDED if rounded else None
     return any(close(one.values[0], other.values[0] * way, allowed) for way in ways)
 
 
@@ -297,9 +282,8 @@ def region(value: object) -> Region:
     if isinstance(value, Region):
         return value
     require(isinstance(value, Many) and value.form in ("()", "(]", "[)", "[]") and len(value.items) == 2)
-    low, high = value.items
-    require(isinstance(low, Quantity) and isinstance(high, Quantity) and low.is_number and high.is_number)
-    return Region((interval(low, value.form[0] == "[", high, value.form[1] == "]"),))
+    require(all(isinstance(end, Quantity) and end.is_number for end in value.items))
+    return Region((interval(value.items[0], value.form[0] == "[", value.items[1], value.form[1] == "]"),))
 
 
 def united(regions: list[Region]) -> Region:
