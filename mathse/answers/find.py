@@ -29,7 +29,8 @@ FORMS = {  # the rule of an answer that is stated: what it is stated with
     "field": r"\"(?:final[_ ])?answer\"\s*:\s*\"?",
     "tag": r"<(?:final_)?answer>",
     "answer_line": rf"(?:{words('answer')})\**{OF}?{IS}|{HEADING}|{words('heads')}|(?:^|\n) *答(?= ?[:：])",
-    "choice": rf"\b(?:correct|right|best) (?:option|choice)\b[^.:\n]{{0,30}}?{IS}|{words('chosen')}",
+    "choice": rf"\b(?:correct|right|best) (?:option|choice)\b[^.:\n]{{0,30}}?{IS}|{words('chosen')}"
+    r"|\bcorresponds to (?=\W*(?:choice|option)\b)",
 }
 
 
@@ -49,8 +50,12 @@ def statements(closing: str) -> re.Pattern:
 # ---------------------------------------------------------------- what makes a statement none
 
 NOT_SO = "(?:wrong|incorrect|false|impossible|not (?:the answer|correct|right|possible))"
-DENIED = pattern(rf"(?:{words('denying', 'of another')}|n't\b)[^.!?\n,;\\]{{0,30}}$")  # before a statement
-OTHERS = pattern(r"\bor (?:the )?$", r"(?<!it)(?<!that)(?<!problem)(?<!question)'s (?:final |own )?$")
+DENIED = pattern(rf"(?:{words('denying')}|n't\b)[^.!?\n,;\\]{{0,30}}$")  # before a statement
+OTHERS = pattern(
+    rf"(?:{words('of another')})[^.!?\n,;\\]{{0,30}}$",
+    r"\bor (?:the )?$",
+    r"(?<!it)(?<!that)(?<!problem)(?<!question)'s (?:final |own )?$",
+)
 SUPPOSED = pattern(
     rf"(?:{words('supposition', 'saying')})[^.!?\n]*$",
     r"\b(?:of|than|as) (?:the|this)(?: final| correct)? ?$",
@@ -101,6 +106,7 @@ END = re.compile(  # of a sentence
     re.IGNORECASE,
 )
 QUOTED = re.compile(r"(?:[^\"\\\n]|\\.)*")
+LABELLED = re.compile(r"\(([1-9a-h])\)\W*$|\b([a-zA-Z])\s*=\s*\$?$")  # (1) or x = before a box
 UNIT_BEHIND = re.compile(  # a box: %, cm^2, \text{ km/h}
     r"[\s$]*(?:\\\)|\\\])?[\s~]*(?:\\(?:text|mathrm|,)\s*)?\{?[\s~]*"
     r"(\\?%|(?!in |a )[a-zμ°]+(?:\^?\{?[23²³]\}?)?(?:/[a-z]+)?)(?![A-Za-z])(?!\}?[\s$]*(?:\\text\{ ?)?of\b)"
@@ -179,7 +185,7 @@ def boxes(text: str, held: list[re.Match]) -> tuple[str, int]:
         close = braced(text, match.end()) if match.lastgroup == "boxed" else None
         if close is None or close > start:
             break
-        label = re.search(r"\(([1-9a-h])\)\W*$", text[max(0, match.start() - 20) : match.start()])
+        label = LABELLED.search(text[max(0, match.start() - 20) : match.start()])
         if found and not are_joined(text[close + 1 : start]) and not (label and found[0][1]):
             break
         found.insert(0, (text[match.end() : close], label))
@@ -190,14 +196,15 @@ def boxes(text: str, held: list[re.Match]) -> tuple[str, int]:
     if len(found) == 1:
         return with_unit(found[0][0], text, end)
     if all(label for _, label in found):
-        return " ".join(f"({label[1]}) {box}" for box, label in found), end
+        named = [f"({label[1]}) {box}" if label[1] else f"{label[2]} = {box}," for box, label in found]
+        return " ".join(named).strip(","), end
     alternative = re.search(r"\bor\b", text[held[-2].end() : held[-1].start()])
     return (" or " if alternative else ", ").join(box for box, _ in found), end
 
 
 def are_joined(between: str) -> bool:
     """Whether two boxes are of one answer, by what stands between them."""
-    between = between.strip(" \n.$")
+    between = between.strip(" \n$")
     return len(between) < 40 and not re.search(r"(?i)[.。\n=≈]|\b(?:so|thus|hence|gives|wrong)\b", between)
 
 
@@ -221,7 +228,7 @@ PROPERTY = pattern(
     r"\banswers?\b[^.]*\b(?:has|have|contains?|ends|begins|lies)\b|\bof (?:the|this) (?:correct )?answer\b"
 )
 SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
-NOTHING = pattern(rf"(?:{words('nothing')})\W*$")
+NOTHING = pattern(words("nothing"))
 PLEASANTRY = pattern(words("pleasantry"))
 HENCE = rf"(?:{words('hence')}),?"
 IS_THE_ANSWER = pattern(rf"(?s)(?:.*[,.] |.*{HENCE} |)(.{{1,80}}?) (?:is|are) (?:the|our) (?:\w+ )?answers?$")
@@ -253,6 +260,8 @@ def conclusion(text: str) -> tuple[str | None, str]:
         return None, "none"
     if PLEASANTRY.match(last):
         return None, "none"
+    if nothing := NOTHING.search(last):
+        return nothing[0], "conclusion"
     value = read(spell(last))
     if value is not None and (not isinstance(value, Words) or len(last.split()) <= 3):
         return last, "bare"
@@ -262,8 +271,6 @@ def conclusion(text: str) -> tuple[str | None, str]:
 
 def concluded(last: str, whole: bool) -> str | None:
     """The value that the last sentence names. `whole`: it has an end."""
-    if nothing := NOTHING.search(last):
-        return nothing[0].removeprefix("is ")
     if answer := IS_THE_ANSWER.match(last):
         return answer[1]
     done = IS_DONE.match(last)

@@ -76,7 +76,7 @@ def unit_pattern() -> str:
     letters = "".join(name for name in names if len(name) == 1 and name.isascii() and name.isalpha())
     han = "|".join(name for name in names if "\u4e00" <= name[0])
     return (
-        rf"(?<=[\d)π/] )[{letters}](?![A-Za-z])|(?<=[/*])[{letters}](?![A-Za-z])"
+        rf"(?:(?<=[\d)π/*] )|(?<=[/*]))[{letters}](?![A-Za-z])"
         rf"|(?<![A-Za-z])(?i:{latin})(?![A-Za-z])|(?<![A-Za-z])in(?=$|\^|/)"
         rf"|[°%‰¢]|(?<=[\d ])['\"]|[平立]方({han})|({han})"
         rf"|[{COUNTERS}](?![以左右多余内外上下至不倍])[\u4e00-\u9fff]{{0,4}}"
@@ -248,7 +248,10 @@ class Reader(Transformer_NonRecursive):
         return Many("ratio", items)
 
     def chain(self, *parts: object) -> object:
-        sides, signs = parts[::2], [str(sign) if sign in "≈<>≤≥≠∈" else "=" for sign in parts[1::2]]
+        sides, signs = parts[::2], [str(sign) if sign in "≈<>≤≥≠∈∥⊥" else "=" for sign in parts[1::2]]
+        if signs in (["∥"], ["⊥"]):
+            require(all(isinstance(side, Quantity) and side.is_name for side in sides))
+            return Words(signs[0].join(sorted(side.name for side in sides)))
         if signs == ["∈"]:
             require(sides[0].is_name)
             return Region(region(sides[1]).intervals, sides[0].name)
@@ -307,7 +310,7 @@ def read(text: str) -> object | None:
         return None if None in items else Many("blanks", items)
     if found := time(text) or date(text):
         return found
-    if re.search(r"(?<=[\w%°]) \([^()]+\)$", text) or AGAIN.search(text):
+    if re.search(r"(?<=[\w%°)]) \([^()]+\)$", text) or AGAIN.search(text):
         value = restated(text)
         if value is not None or re.search(r"\d[^()]* \([-\d.,/ ]+\)$", text):
             return value

@@ -90,7 +90,7 @@ ENGLISH = re.compile(
 )
 FRACTION = re.compile(rf"(?i)\b(\d+|an?)[ -]({'|'.join(PART)})\b(?!-| (?:past|to)\b)(?! of\b(?! an?\b))")
 DIGITS = f"[{''.join([*HAN, *HAN_SCALE])}]+"
-CHINESE = re.compile(rf"(?<!\d)({DIGITS}(?:点{DIGITS})?)(?![角边棱面次象样周定维])")
+CHINESE = re.compile(rf"(?<!\d)({DIGITS}(?:点{DIGITS})?)(?![角边棱面次象样周定维下])")
 
 
 def numerals(text: str) -> str:

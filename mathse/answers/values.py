@@ -225,7 +225,8 @@ def equation(sides: list, signs: list[str]) -> object:
             first.name, said([side for side, _ in results], [sign for _, sign in results][1:]), first
         )
     require(len(rest) == 1)
-    return Relation("=", first.bare() - rest[0].bare())
+    difference = first.bare() - rest[0].bare()
+    return rest[0] if all(close(value, 0) for value in difference.values) else Relation("=", difference)
 
 
 def said(values: list, signs: list[str]) -> object:
