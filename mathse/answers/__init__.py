@@ -17,33 +17,19 @@ A response is data from a model and may be hostile. Nothing is evaluated but num
 of what is read, its nesting, exponents and factorials are bounded. Imports nothing else of the project.
 """
 
+# ruff: noqa: F401 (what the rest of the project imports from here)
 from mathse.answers.check import (
+    LETTERS,
     check_answer,
     check_rows,
     check_version,
     is_readable,
+    option_values,
+    reference_letters,
     reveals,
     same_value,
     same_vote,
     states_value,
     votes,
 )
-from mathse.answers.choice import LETTERS, option_values, reference_letters
 from mathse.answers.find import find_answer, is_stated
-
-__all__ = [
-    "LETTERS",
-    "check_answer",
-    "check_rows",
-    "check_version",
-    "find_answer",
-    "is_readable",
-    "is_stated",
-    "option_values",
-    "reference_letters",
-    "reveals",
-    "same_value",
-    "same_vote",
-    "states_value",
-    "votes",
-]

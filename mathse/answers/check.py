@@ -4,23 +4,26 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 
-from mathse.answers.choice import (
-    LETTERS,
-    TRUTH,
-    calls_choice,
-    check_choice,
-    letters_of,
-    named_letters,
-    option_values,
-    reference_letters,
-)
 from mathse.answers.find import SPAN, clean, find_answer, is_stated, value_in
-from mathse.answers.read import read
+from mathse.answers.read import ARTICLE, read
 from mathse.answers.same import Rules, same_answer
-from mathse.answers.spell import spell
+from mathse.answers.spell import key, spell
+from mathse.answers.tables import FOLDER, words
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # name the choices of a problem
+TRUTH = re.compile(  # a response that begins with yes or no
+    r"(?is)\W*(yes|no)[,.;:]+\*{0,2} (?!wait|yes|no\b|it depends)(?!.*\b(?:if|unless|wait|depends)\b)"
+)
+NEGATIVE = re.compile(rf"(?i){words('denial', 'not chosen')}|n't\b")
+CHOOSES = re.compile(words("chooses") + "|[:=]")
+RIGHT, WRONG = words("right"), words("wrong")
+BEFORE_LETTER = re.compile(r"(?i)^(?:it is|it's|so|therefore|thus|hence|选|是|point|figure|点|图) ?")
+CALLED = r"(?:(?:[Tt]he|[Oo]ptions?|[Cc]hoices?|[Aa]nswers?|[Ll]etters?|选项?|为|是|[Bb]oth)\s*)*[:\s]*"
+CALLED_CHOICE = (  # called a choice
+    r"\(LETTER\)|(?:\b(?i:option|choice|answer)(?i: is| should be| must be)?|选项?|答案[为是]?)"
+    r"[\s:：(*\"']*LETTER(?![\w'])"
+)
 VERDICTS = {True: "correct", False: "wrong", None: "undecided"}
 ASKS_PERCENT = re.compile(r"(?i)percentage|what percent|百分(?:之几|数|比|率)")  # 35 is 35%
 ASKS_ORDER = re.compile(r"(?i)\brespectively|\border|ascending|descending|分别|从小到大|从大到小|排列")
@@ -64,8 +67,7 @@ def check_value(span: str, rule: str, reference: str, rules: Rules) -> tuple[boo
 
 
 def check_rows(rows: Iterable[dict], closing: str = "", stated_only: bool = False) -> Iterator[dict]:
-    """Rows with a problem's and a sample's fields, each with its verdict added. `stated_only`: an answer that
-    is only concluded from prose is undecided."""
+    """Rows with their verdicts. `stated_only`: an answer that is only concluded from prose is undecided."""
     for row in rows:
         result = check_answer(row["response"], row, row.get("finish", "stop"), closing)
         if stated_only and result["answer_check"] and not is_stated(result["rule"]):
@@ -93,14 +95,9 @@ def is_readable(problem: dict) -> bool:
 
 def check_version() -> str:
     """What tells one answer check from another: a digest of this package's files, its libraries' versions."""
-    files = sorted(
-        file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".lark", ".txt")
-    )
+    files = sorted(file for kind in ("py", "lark", "txt") for file in FOLDER.glob(f"*.{kind}"))
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
     return f"answers {code}, lark {version('lark')}, mpmath {version('mpmath')}"
-
-
-# ---------------------------------------------------------------- answers among themselves
 
 
 def same_value(one: str, other: str, precision: int | None = None) -> bool:
@@ -111,10 +108,7 @@ def same_value(one: str, other: str, precision: int | None = None) -> bool:
 def same_vote(one: str, other: str, options: list | None = None) -> bool:
     """Whether two answers, as extracted, are one vote: the same option or the same value."""
     if options:
-        texts = option_values(options)
-        letters = [
-            letters_of(spell(text), texts) or named_letters(spell(text), texts) for text in (one, other)
-        ]
+        letters = [letters_in(spell(text), option_values(options)) for text in (one, other)]
         if all(letters):
             return letters[0] == letters[1]
     return same_value(one, other)
@@ -123,19 +117,15 @@ def same_vote(one: str, other: str, options: list | None = None) -> bool:
 def votes(answers: Iterable[tuple[object, str | None]], options: list | None = None) -> list[list]:
     """[the keys that give one answer], from (key, answer as extracted), in the order in which the answers
     come first. None is no answer and no vote."""
-    found: list[tuple[str, list]] = []
-    for key, answer in answers:
-        if answer is None:
-            continue
-        same = next((keys for other, keys in found if same_vote(other, answer, options)), None)
-        if same is None:
-            found.append((answer, [key]))
-        else:
-            same.append(key)
-    return [keys for _, keys in found]
+    groups: dict[str, list] = {}
+    for name, answer in answers:
+        if answer is not None:
+            first = next((other for other in groups if same_vote(other, answer, options)), answer)
+            groups.setdefault(first, []).append(name)
+    return list(groups.values())
 
 
-VALUE = re.compile(  # a formula, a fraction, a number with what belongs to it
+VALUE = re.compile(  # in a text: a formula, a fraction, a number with what belongs to it
     r"\$[^$\n]{1,80}\$|\\[dt]?frac\{[^{}]{1,20}\}\{[^{}]{1,20}\}"
     r"|-?\d+(?:,\d{3})*(?:\.\d+)?(?: ?/ ?\d+|%|π|√\d+|\\sqrt\{\d+\}|\\pi)?"
 )
@@ -143,7 +133,7 @@ VALUE = re.compile(  # a formula, a fraction, a number with what belongs to it
 
 def states_value(text: str, answer: str) -> bool:
     """Whether a text holds the value of an answer somewhere, in whatever spelling: 0.5 is 1/2."""
-    return any(same_value(found, answer) for found in {match[0] for match in VALUE.finditer(text)})
+    return any(same_value(match[0], answer) for match in VALUE.finditer(text))
 
 
 def reveals(explanation: str, row: dict) -> bool:
@@ -162,3 +152,108 @@ def reveals(explanation: str, row: dict) -> bool:
         return literal | called | {value for value in values - literal if states_value(text, value)}
 
     return bool(stated(explanation) - stated(f"{row['response']} {row['question']}"))
+
+
+# ---------------------------------------------------------------- multiple choice
+
+
+def option_values(options: list) -> list[str]:
+    """The options' texts in the one spelling, without the letter that each begins with."""
+    texts = [spell(str(option)) for option in options[: len(LETTERS)]]
+    lettered = [re.fullmatch(rf"\(?{name}(?:[).:,]+ ?|$)(.*)", text) for name, text in zip(LETTERS, texts)]
+    return [match[1] for match in lettered] if all(lettered) else texts
+
+
+def reference_letters(problem: dict) -> set[str]:
+    """The letters of the options that the reference answer names, or an empty set."""
+    texts, answer = option_values(problem["options"]), str(problem["answer"]).strip()
+    wanted = {name for name, option in zip(LETTERS, problem["options"]) if str(option).strip() == answer}
+    return wanted or named_letters(spell(answer), texts) or letters_of(spell(answer), texts)
+
+
+def letters_of(text: str, options: list[str]) -> set[str]:
+    """The letters of the options that read like a text."""
+    plain = [key(ARTICLE.sub("", one)).casefold() for one in (text, *options)]
+    return {letter for letter, option in zip(LETTERS, plain[1:]) if option and option == plain[0]}
+
+
+def letters_in(text: str, options: list[str]) -> set[str]:
+    """The letters of the options that an answer gives, by text or by name."""
+    return letters_of(text, options) or named_letters(text, options)
+
+
+def named_letters(text: str, options: list[str]) -> set[str]:
+    """The letters that an answer names: B, (B) 12, B. 12, option B, A or B, C, not B."""
+    letters = LETTERS[: len(options)]
+    text = BEFORE_LETTER.sub("", text)
+    text = re.sub(rf"^(?:not|不是) ?\(?[{letters}]\)?,? ?(?:but|而是) ?", "", text)
+    text = re.sub(rf",? (?:and |but )?(?:not|rather than|instead of) \(?[{letters}]\)?.*$", "", text)
+    text = re.sub(rf",? ?而?不是 ?[{letters}].*$", "", text)
+    if NEGATIVE.search(text) and not letters_of(re.sub(r"^\(?[A-Z]\)?[.: ]*\(?|\)$", "", text), options):
+        return set()
+    is_run = re.fullmatch(rf"[{letters}]{{2,}}", text) and len(set(text)) == len(text)  # ACD
+    if is_run or re.search(r"\bor\b|或", text):
+        return set(re.findall(rf"(?<![a-z])[{letters}](?![a-z'])", text))
+    if re.fullmatch(rf"\(?[{letters.lower()}]\)?", text) and not letters_of(text, options):
+        return {text.strip("()").upper()}
+    head = re.match(
+        rf"{CALLED}(?P<open>[(\[])?(?P<letter>[{letters}])(?(open)[)\]]|(?![\w'^\\]))"
+        r"(?P<mark>\)|[.:,-]|$)? ?(?P<rest>.*)",
+        text,
+        re.ASCII,
+    )
+    if not head:
+        last = rf"(.*?)[\s,]+(?:(?:option|choice|选项)\s*\(?([{letters}])\)?|\(([{letters}])\))"
+        behind = re.fullmatch(last, text)
+        return {behind[2] or behind[3]} | letters_of(behind[1], options) if behind else set()
+    rest, letter = head["rest"].strip(" .:,()-="), head["letter"]
+    if re.match(WRONG, f"is {rest}") or re.match(WRONG, rest):
+        return set()
+    if same := letters_of(rest, options):
+        return {letter} | same  # the letter of one option with the value of another: two answers
+    others = text[head.end("letter") :].strip(" ).")
+    joined = rf"(?:[\s,/&、;)]*(?:and|和|与|(?:option|choice)s?)?[\s(]*[{letters}]\)?)+"
+    if others and re.fullmatch(joined, others):
+        return {letter, *re.findall(f"[{letters}](?![a-z])", others)}
+    marked = head["open"] or head["mark"] or not rest
+    return {letter} if marked or re.match(r"\(|is\b|as\b|因|是|正|选?项|-", head["rest"]) else set()
+
+
+def concluded_letters(text: str, options: list[str]) -> set[str]:
+    """The letters that a response without a statement ends with: A wrong, B right; so B; Yes, …"""
+    lines = [line.strip()[-SPAN:] for line in clean(text).split("\n") if line.strip()] or [""]
+    letters = LETTERS[: len(options)]
+    verdict = rf"(?<![A-Za-z])\(?([{letters}])\)?(?:选?项)? ?(?:[^,，;.\n]{{0,20}}?)({WRONG}|{RIGHT})"
+    judged = re.findall(verdict, lines[-1])
+    if len(judged) > 1:
+        return {letter for letter, verdict in judged if re.fullmatch(RIGHT, verdict)}
+    last = spell(lines[-1])
+    for said in (CHOOSES.split(last)[-1].strip(" ,"), last):
+        found = letters_in(said, options)
+        if found and not NEGATIVE.search(re.split("[,;]", last)[-1]):
+            return found
+    start = TRUTH.match(lines[0] + " ")
+    return letters_of(start[1], options) if start else set()
+
+
+def check_choice(
+    response: str, span: str | None, rule: str, problem: dict, rules: Rules
+) -> tuple[bool | None, str | None, str]:
+    """(verdict, extracted, rule) for multiple choice: by letter, by an option's text, or by its value."""
+    texts, wanted = option_values(problem["options"]), reference_letters(problem)
+    given = spell(span or "")
+    letters = letters_in(given, texts)
+    if not letters and not is_stated(rule) and (rule != "none" or span is None):
+        letters = concluded_letters(response, texts)
+        if letters:
+            span, rule = ", ".join(sorted(letters)), "conclusion"
+    if not wanted or letters:
+        return letters == wanted if wanted else None, span, rule
+    value = texts[LETTERS.index(min(wanted))]
+    verdict = same_answer(given, value, rules) if given and value and len(wanted) == 1 else None
+    return verdict, span, rule
+
+
+def calls_choice(text: str, letter: str) -> bool:
+    """Whether a text calls a letter a choice: (B), option B, the answer is B, 选B."""
+    return bool(re.search(CALLED_CHOICE.replace("LETTER", letter), text))

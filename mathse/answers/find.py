@@ -6,7 +6,7 @@ from functools import lru_cache
 from mathse.answers.read import read
 from mathse.answers.spell import spell
 from mathse.answers.tables import rules, substituted, words
-from mathse.answers.values import Many, Quantity, Words
+from mathse.answers.values import Many, Named, Quantity, Words
 
 TAIL = 8000  # characters of a response that are read: its answer stands at the end
 SPAN = 400  # characters of an answer
@@ -51,11 +51,8 @@ def statements(closing: str) -> re.Pattern:
 
 NOT_SO = "(?:wrong|incorrect|false|impossible|not (?:the answer|correct|right|possible))"
 DENIED = pattern(rf"(?:{words('denying')}|n't\b)[^.!?\n,;\\]{{0,30}}$")  # before a statement
-OTHERS = pattern(
-    rf"(?:{words('of another')})[^.!?\n,;\\]{{0,30}}$",
-    r"\bor (?:the )?$",
-    r"(?<!it)(?<!that)(?<!problem)(?<!question)'s (?:final |own )?$",
-)
+OTHERS = pattern(rf"(?:{words('of another')})[^.!?\n,;\\]{{0,30}}$", r"\bor (?:the )?$")
+OWN = pattern(rf"(?:{words('own')}) *$")  # the answer; another word before it makes it another's
 SUPPOSED = pattern(
     rf"(?:{words('supposition', 'saying')})[^.!?\n]*$",
     r"\b(?:of|than|as) (?:the|this)(?: final| correct)? ?$",
@@ -70,14 +67,16 @@ TAKEN_BACK = pattern(
 )
 INSTEAD = pattern(rf"(?:{words('instead')}) ?(.{{1,60}}?)[.!。\n]?\s*$")
 COMMAND = r"\\(?:neq?|not|[lg]eq?(?:slant)?|[lg]t|times|cdot|div|pm|sqrt|frac)(?![A-Za-z])"
+NEUTRAL = "approx|because|displaystyle|implies|left|(?:Long)?[Rr]ightarrow|q?quad|therefore|to"
 LIMITED = r"up to|below|under|over|above|exceeds?|beyond|within|between|\w{3,}er than|(?:min|max)imum of"
 IN_FORMULA = re.compile(  # before a box that is a part of something
-    rf"(?:[+/^<>≤≥≠√]\s*|-|[\w)}}] - |\d|[\^_}}]\s*\{{\s*|{COMMAND}\s*\{{?\s*)$"
+    rf"(?:[+/^<>≤≥≠√]\s*|[-|]|[\w)}}] - |\d\.?|[\^_}}]\s*\{{\s*"
+    rf"|\\(?!(?:{NEUTRAL})(?![A-Za-z]))[A-Za-z]+(?:\[[^\]]*\])?\s*\{{?\s*)\Z"
     rf"|(?:\b(?i:{LIMITED})|至[少多]|[大小多少高低]于|超过)[\s$(]*$"
 )
 CHANGED = "hundred|thousand|million|billion|dozen|times|plus|minus|divided|squared|cubed|out of"
 GOES_ON = re.compile(  # behind such a box
-    r"[A-Za-z!_^]|[,.]\d|\s*,\s*-?\d+\s*[)\]]|\{,\}|\\[,!]\d|\s*[-+*/^]\s*(?:\d|[a-z]\b|\\(?!text|\)|\]))"
+    r"[\w!^|]|[,.]\d|\s*,\s*-?\d+\s*[)\]]|\{,\}|\\[,!]\d|\s*[-+*/^]\s*(?:\d|[a-z]\b|\\(?!text|\)|\]))"
     rf"|[\s$]*(?:[<>≤≥]|{COMMAND}|\\pi)|\s*(?:or(?!\s*\$?\\boxed)|{CHANGED})\b"
     r"|\s*\\?%[\s$]*(?:\\text\{\s*)?of\b"
 )
@@ -91,7 +90,10 @@ def holds(text: str, found: re.Match) -> bool:
     if SUPPOSED.search(before) or DENIED.search(before[-60:]):
         return False
     if found.lastgroup != "boxed":
-        return not DENIED_BEHIND.match(text, found.end()) and not OTHERS.search(before)
+        of_other = (
+            re.search(r"[A-Za-z'] $", before) and found[0][:6].lower() == "answer" and not OWN.search(before)
+        )
+        return not of_other and not DENIED_BEHIND.match(text, found.end()) and not OTHERS.search(before)
     close = braced(text, found.end())
     return not IN_FORMULA.search(before[-60:]) and not (close and GOES_ON.match(text[close + 1 :][:40]))
 
@@ -100,6 +102,7 @@ def holds(text: str, found: re.Match) -> bool:
 
 CLEANING = rules("response", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 LEADING = re.compile(r"[\s*:：\"_]*(?:(?<=\n)[-•] )?(?:(?:\$\$|\\\[|\$)\s*\n\s*)?")
+LISTED = re.compile(r"[ *:：]*((?:\n+ *[-*•] [^\n]{1,60}){2,12})(?=\n\n|\s*$)")  # an answer a line
 END = re.compile(  # of a sentence
     r"(?<!i\.e)(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?。]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|。"
     r"|\n(?!\s*(?:or|and)\b)|</(?:final_)?answer>|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)",
@@ -131,7 +134,13 @@ def find_answer(response: str, closing: str = "") -> tuple[str | None, str]:
     if not held:
         return (None, "none") if found else conclusion(text)
     last = held[-1]
-    span, end = stated_span(text, held)
+    if last.lastgroup == "boxed":
+        span, end = boxes(text, held)
+    elif last.lastgroup == "field":
+        quoted = QUOTED.match(text, last.end())
+        span, end = quoted[0].rstrip("}"), quoted.end()
+    else:
+        span, end = sentence(text, last.end())
     span = re.sub(r"(?<!\\)\\$|(?<!\.)\.$", "", span.strip(' \n*_"`,;:．')).strip()
     if TAKEN_BACK.search(text, last.end()):
         instead = INSTEAD.search(text, end)
@@ -141,19 +150,10 @@ def find_answer(response: str, closing: str = "") -> tuple[str | None, str]:
     return span, last.lastgroup.replace("_", "-")
 
 
-def stated_span(text: str, held: list[re.Match]) -> tuple[str, int]:
-    """(what the last statement says, where it ends)"""
-    last = held[-1]
-    if last.lastgroup == "boxed":
-        return boxes(text, held)
-    if last.lastgroup == "field":
-        quoted = QUOTED.match(text, last.end())
-        return quoted[0].rstrip("}"), quoted.end()
-    return sentence(text, last.end())
-
-
 def sentence(text: str, start: int) -> tuple[str, int]:
     """(a text from where a statement ends to the end of its sentence, where that is)"""
+    if listed := LISTED.match(text, start):
+        return ", ".join(line.strip(" -*•") for line in listed[1].strip().split("\n")), listed.end()
     begin = LEADING.match(text, start).end()
     at, limit = begin, begin + 4 * SPAN
     if text[start:begin].count("\n") > 3:
@@ -221,18 +221,15 @@ def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
 
 NO = pattern(words("denial", "doubt", "supposition", "change"), r"\btoo\b|\bbound\b|n't\b")
 VAGUE = pattern(words("bound", "change", "doubt", "operation", "vague"), "[<>≤≥≠]")
-LEAD = pattern(rf"(?:{words('lead')}),?", r"[:=≈∴]|\\therefore")
+LEAD = pattern(rf"(?:{words('lead')}),?", r"[=≈∴]|:(?!\d\d)|\\therefore")
 IDLE = pattern(words("idle"))
 LABEL = re.compile(r"(?:^|[\s$(])[A-Za-zα-ω∠△]{1,4}\S?\s*[=≈]$")  # x =
-PROPERTY = pattern(
-    r"\banswers?\b[^.]*\b(?:has|have|contains?|ends|begins|lies)\b|\bof (?:the|this) (?:correct )?answer\b"
-)
+PROPERTY = pattern(r"\banswers?\b(?! choice|\W*$)")  # something is said of the answer, or of another
 SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
 NOTHING = pattern(words("nothing"))
 PLEASANTRY = pattern(words("pleasantry"))
 HENCE = rf"(?:{words('hence')}),?"
 IS_THE_ANSWER = pattern(rf"(?s)(?:.*[,.] |.*{HENCE} |)(.{{1,80}}?) (?:is|are) (?:the|our) (?:\w+ )?answers?$")
-IS_DONE = pattern(rf"(?s)(?:{HENCE} )*(.{{1,60}}?) (?:is|are|were|was) (?:{words('done')})$")
 FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
 CLOSING_FORMULA = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")
 NUMERAL = re.compile(
@@ -242,45 +239,29 @@ NOUNS = re.compile(r" ?[A-Za-z°%/^2³²]+(?: [a-z]+){0,2}| ?[\u4e00-\u9fff/]{1,
 
 
 def conclusion(text: str) -> tuple[str | None, str]:
-    """(what a response without a statement ends with, its rule): all of a short one, or its last sentence's
-    value."""
+    """(all of a short response, "bare", or the value that its last sentence names, "conclusion")"""
     if len(text) <= SPAN and "\n" in text and isinstance(read(spell(text)), Many):
         return text, "bare"
-    sentences = [part.strip() for part in SENTENCES.split(text[-4 * SPAN :]) if part.strip()]
+    sentences = [part.strip() for part in SENTENCES.split(text[-4 * SPAN :]) if part.strip()] or [""]
     while len(sentences) > 1 and PLEASANTRY.match(sentences[-1]):
         sentences.pop()
-    last = re.sub(r"(?<!\.)[.。．]$", "", sentences[-1]).strip() if sentences else ""
-    if (
-        not last
-        or len(last) > 2 * SPAN
-        or last.endswith("?")
-        or SUPPOSED.search(last)
-        or PROPERTY.search(last)
-    ):
+    last = re.sub(r"(?<!\.)[.。．]$", "", sentences[-1]).strip()
+    none = SUPPOSED.search(last) or PLEASANTRY.match(last) or last.endswith("?") or len(last) > 2 * SPAN
+    if answer := IS_THE_ANSWER.match(last):
+        return answer[1], "conclusion"
+    if none or not last or PROPERTY.search(last):
         return None, "none"
-    if PLEASANTRY.match(last):
-        return None, "none"
-    if nothing := NOTHING.search(last):
-        return nothing[0], "conclusion"
-    value = read(spell(last))
+    value = None if NOTHING.search(last) else read(spell(last))
     if value is not None and (not isinstance(value, Words) or len(last.split()) <= 3):
         return last, "bare"
-    said = concluded(last, whole=sentences[-1][-1] in ".。$)*．")
+    said = value_in(last, whole=sentences[-1][-1] in ".。$)*．")
     return said, "conclusion" if said else "none"
-
-
-def concluded(last: str, whole: bool) -> str | None:
-    """The value that the last sentence names. `whole`: it has an end."""
-    if answer := IS_THE_ANSWER.match(last):
-        return answer[1]
-    done = IS_DONE.match(last)
-    if done and isinstance(read(spell(done[1])), Quantity):
-        return done[1]
-    return value_in(last, whole=whole)
 
 
 def value_in(last: str, stated: bool = False, whole: bool = False) -> str | None:
     """The value that a sentence names: behind a verb to its end, or its only formula or number."""
+    if nothing := NOTHING.search(last):
+        return nothing[0]
     for lead in list(LEAD.finditer(last))[-LEADS:]:
         clause = re.split(r"[,;，]", last[: lead.end()].rstrip(" ,"))[-1]
         said = last[lead.end() :].strip(" *:")
@@ -288,10 +269,12 @@ def value_in(last: str, stated: bool = False, whole: bool = False) -> str | None
         if is_result or stated and IDLE.match(lead[0]) or NO.search(clause):
             continue
         value = read(spell(said))
+        if isinstance(value, Many) and isinstance(value.items[-1], Named) > isinstance(value.items[0], Named):
+            continue  # 9, and the next is 34
         is_name = isinstance(value, Words) and not re.search(r"\d", said)  # and no date
         if value is not None and not (is_name and (len(said.split()) > 3 or re.search(r"\d", last))):
             return said
-    if stated or NO.search(last):
+    if NO.search(last):
         return None
     if (closing := CLOSING_FORMULA.search(last)) and not VAGUE.search(last[: closing.start()][-30:]):
         value = "".join(filter(None, closing.groups()))

@@ -15,27 +15,7 @@ from lark.visitors import Transformer_NonRecursive
 
 from mathse.answers.spell import FUNCTIONS, key
 from mathse.answers.tables import FOLDER, sections, spellings, words
-from mathse.answers.values import (
-    Many,
-    Named,
-    Quantity,
-    Region,
-    Said,
-    Time,
-    Unread,
-    Words,
-    counted,
-    equation,
-    inequality,
-    intersected,
-    mp,
-    number,
-    region,
-    require,
-    said,
-    united,
-    variable,
-)
+from mathse.answers.values import Many, Named, Quantity, Region, Said, Time, Unread, Words, chain, mp, require
 
 LONGEST = 300  # characters of an answer that is read
 ITEMS = 16  # of a list
@@ -46,12 +26,6 @@ JOINS = re.compile(f"(?i){words('joins')}")
 LABELS = re.compile(f"(?i){words('labels')}")
 PLURAL = re.compile(r"(?i)[a-z]{2,}(?<![sui])s$|(?:people|children|men|women|feet|fish|sheep|mice|dice)$")
 COUNTERS = "".join(sections("words.txt")["counters"][0].split()[1:])
-TERMINALS = {  # of the grammar, with what is not in a table of its own
-    "functions": "|".join(FUNCTIONS),
-    "long": r"(?=[A-Za-z]{3})[A-Za-z]*[a-z]{2}[A-Za-z]*",
-    "short": r"(?:of|to|in|on|at|by|no|[IVX]{2,}|NE|NW|SE|SW)",
-    "no product": r"\b(am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we)\b",
-}
 
 
 @cache
@@ -86,8 +60,8 @@ def unit_pattern() -> str:
 @cache
 def parser() -> lark.Lark:
     grammar = (FOLDER / "grammar.lark").read_text(encoding="utf-8")
-    for name, pattern in (TERMINALS | {"units": unit_pattern().replace("/", r"\/")}).items():
-        grammar = grammar.replace(f"<{name}>", pattern)
+    grammar = grammar.replace("<functions>", "|".join(FUNCTIONS))
+    grammar = grammar.replace("<units>", unit_pattern().replace("/", r"\/"))
     return lark.Lark(grammar, parser="lalr", maybe_placeholders=False)
 
 
@@ -105,41 +79,40 @@ class Reader(Transformer_NonRecursive):
             whole, digits, again = repeating.groups()
             scale = mp.mpf(10) ** len(digits)
             nines = mp.mpf(10) ** len(again) - 1
-            return number((mp.mpf(whole + digits or 0) + mp.mpf(again) / nines) / scale)
-        return number(text)
+            return Quantity.of((mp.mpf(whole + digits or 0) + mp.mpf(again) / nines) / scale)
+        return Quantity.of(text)
 
     def mixed(self, text: str) -> Quantity:
         whole, above, below = map(mp.mpf, re.split("[ /]", text))
         require(above < below)
-        return number(whole + above / below)
+        return Quantity.of(whole + above / below)
 
     def based(self, text: str) -> Quantity:
         digits, base = re.fullmatch(r"(\w+?)(?:_| ?\(base )\(?(\d+)\)?", text).groups()
-        return number(int(digits, int(base)))
+        return Quantity.of(int(digits, int(base)))
 
     def name(self, text: str) -> Quantity:
-        text = re.sub("[()]", "", text)
-        if not re.fullmatch("([A-Z]'?){2}", text):
-            return variable(text)
-        one, other = re.findall("[A-Z]'?", text)  # a segment, or a product
-        return Quantity((variable(one) * variable(other)).values, name="".join(sorted((one, other))))
+        return Quantity.variable(re.sub("[()]", "", text))
 
-    def applied(self, text: str) -> Quantity:
-        return variable(str(text))
+    def segment(self, text: str) -> Quantity:
+        one, other = re.findall("[A-Z]'?", text)
+        return Quantity(
+            (Quantity.variable(one) * Quantity.variable(other)).values, name="".join(sorted((one, other)))
+        )
 
     def figure(self, text: str) -> Quantity:
         points = text[1:]
         if text[0] == "∠":
-            return variable("∠" + min(points, points[::-1]))
-        return variable("△" + "".join(sorted(points)) if text[0] == "△" else text)
+            return Quantity.variable("∠" + min(points, points[::-1]))
+        return Quantity.variable("△" + "".join(sorted(points)) if text[0] == "△" else text)
 
     def unit(self, text: str, exponent: Quantity | None = None) -> Quantity:
         power = {"平方": 2, "立方": 3}.get(text[:2], 1)
         name = str(text[2:] if power > 1 else text)
         found = units().get(name) or units().get(name.lower())
         if found is None:  # a Chinese classifier, alone or with a noun
-            found = counted(name) if len(name) > 1 else number(1)
-        return found ** (exponent or number(power))
+            found = thing(name) if len(name) > 1 else Quantity.of(1)
+        return found ** (exponent or Quantity.of(power))
 
     def measured(self, value: Quantity, unit: Quantity) -> Quantity:
         require(value.name != "a")  # a metre
@@ -152,7 +125,7 @@ class Reader(Transformer_NonRecursive):
         noun = words.key
         require(noun.isascii() and value.is_number and not MEANING.search(noun) and not JOINS.search(noun))
         require(noun.count(" ") < NOUN and (PLURAL.search(noun) or value.values[0] == 1))
-        return value * counted(noun)
+        return value * thing(noun)
 
     def labelled(self, words: Words, value: object) -> Named:
         require(LABELS.fullmatch(words.key))
@@ -190,7 +163,7 @@ class Reader(Transformer_NonRecursive):
         return Quantity(one.small().map(mp.binomial, other.small()))
 
     def function(self, name: str, *factors: Quantity) -> Quantity:
-        return self.power_of_function(name, number(1), *factors)
+        return self.power_of_function(name, Quantity.of(1), *factors)
 
     def power_of_function(self, name: str, exponent: Quantity, first: Quantity, *rest: Quantity) -> Quantity:
         """sin 2x and sin(2) x: a bracket is the argument alone."""
@@ -201,9 +174,11 @@ class Reader(Transformer_NonRecursive):
         if first.dims:
             require(first.dims == (("angle", 1),) and name in ("sin", "cos", "tan", "cot", "sec", "csc"))
         if exponent.values == (-1,):
-            name, exponent = f"arc{name}", number(1)
+            name, exponent = f"arc{name}", Quantity.of(1)
         arguments = Quantity(first.map(lambda value: value * first.size))
         value = Quantity(arguments.map(function_named(str(name)))) ** exponent
+        if first.is_name and not rest and exponent.values == (1,):
+            return replace(value, name=f"{name} {first.name}")
         for factor in rest:
             value = value * factor
         return value
@@ -224,22 +199,22 @@ class Reader(Transformer_NonRecursive):
         return Many("blanks", items)
 
     def remainder(self, whole: str, rest: str) -> Many:
-        return Many("remainder", (number(whole), number(rest)))
+        return Many("remainder", (Quantity.of(whole), Quantity.of(rest)))
 
     def one_of(self, *items: object) -> object:
         if all(isinstance(item, Region) for item in items):
-            return united(items)
+            return Region.union(items)
         return many("either", [part for item in items for part in items_of(item)])
 
     def listed(self, *items: object) -> object:
         if all(isinstance(item, Region) for item in items):
-            return intersected(items)
+            return Region.intersection(items)
         if all(isinstance(item, Said) for item in items):
             return items[-1]  # 5 * 7 = 35, 35 - 5 = 30
         return many("list", items)
 
     def united(self, *parts: object) -> Region:
-        return united([region(part) for part in parts])
+        return Region.union([Region.of(part) for part in parts])
 
     def ratio(self, *items: object) -> object:
         if isinstance(items[0], Words):
@@ -248,14 +223,13 @@ class Reader(Transformer_NonRecursive):
         return Many("ratio", items)
 
     def chain(self, *parts: object) -> object:
-        sides, signs = parts[::2], [str(sign) if sign in "≈<>≤≥≠∈∥⊥" else "=" for sign in parts[1::2]]
-        if signs in (["∥"], ["⊥"]):
-            require(all(isinstance(side, Quantity) and side.is_name for side in sides))
-            return Words(signs[0].join(sorted(side.name for side in sides)))
-        if signs == ["∈"]:
-            require(sides[0].is_name)
-            return Region(region(sides[1]).intervals, sides[0].name)
-        return equation(sides, signs) if {*signs} <= {"=", "≈"} else inequality(sides, signs)
+        signs = [str(sign) if sign in "≈<>≤≥≠∈∥⊥" else "=" for sign in parts[1::2]]
+        return chain(parts[::2], signs)
+
+
+def thing(noun: str) -> Quantity:
+    """One of what a noun names."""
+    return Quantity((mp.one,), ((f"#{noun.lower()}", 1),))
 
 
 def items_of(value: object) -> tuple:
@@ -352,8 +326,6 @@ def parsed(text: str) -> object | None:
             value = value or Reader().transform(parser().parse(spelled))
         except lark.exceptions.LarkError:  # a VisitError holds what a method of Reader raised
             continue
-    if isinstance(value, Words):
-        return Words(key(value.key))
     if isinstance(value, Quantity) and value.dims == (("angle", 1),) and value.size < units()["°"].size:
         return None  # 5' may be feet
     return value
@@ -368,12 +340,14 @@ def restated(text: str) -> object | None:
         return read(match[1]) if other and (match[2] or not isinstance(other, Words)) else None
     if match := REMARK.fullmatch(text):
         return None if MEANING.search(match[2].replace("above", "")) else read(match[1])
-    match = AGAIN.search(text) or re.search(r"(?<=[^\s(√^]) ?\((?=[^()]+\)$)", text)
+    match = AGAIN.search(text) or re.search(r"(?<=[^\s(√^]) ?\((?:or )?(?=[^()]+\)$)", text)
     if not match or not match.start():
         return None
     sides = [read(text[: match.start()]), read(text[match.end() :].removesuffix(")"))]
+    if sides[0] == sides[1]:
+        return sides[0]
     flat = [one for side in sides for one in (side.values if isinstance(side, Said) else (side,))]
     try:
-        return said(flat, ["≈" if ABOUT.search(match[0]) else "="] * (len(flat) - 1))
+        return Said.of(flat, ["≈" if ABOUT.search(match[0]) else "="] * (len(flat) - 1))
     except Unread:
         return None

@@ -7,23 +7,7 @@ from itertools import product
 
 from mathse.answers.read import read
 from mathse.answers.spell import key, spell
-from mathse.answers.values import (
-    FLIPPED,
-    Many,
-    Named,
-    Quantity,
-    Region,
-    Relation,
-    Said,
-    Time,
-    Unread,
-    Words,
-    close,
-    mp,
-    number,
-    region,
-    relation,
-)
+from mathse.answers.values import Many, Named, Quantity, Region, Relation, Said, Time, Words, close, mp
 
 EXACT_DECIMALS = 6  # so many written decimals are as good as exact: 1.414214 is √2
 EXACT_SHARE = 10**5  # and must then agree to this part of the value
@@ -77,7 +61,7 @@ def compare(one: object, other: object, rules: Rules) -> bool | None:
     """same(), and no telling where the arithmetic refuses."""
     try:
         return same(one, other, rules)
-    except (Unread, ArithmeticError):
+    except ArithmeticError:  # Unread is one too
         return None
 
 
@@ -98,36 +82,34 @@ def same(one: object, other: object, rules: Rules) -> bool | None:
     if isinstance(one, Named | Relation):
         return same_named(one, other, rules)
     if isinstance(one, Words) and isinstance(other, Words):
-        contained = one.key in other.key or other.key in one.key
-        return one.key == other.key or (None if contained else False)
+        one, other = key(one.key), key(other.key)
+        return one == other or (None if one in other or other in one else False)
     if isinstance(one, Quantity) and isinstance(other, Quantity):
         return same_quantity(one, other, rules)
     if isinstance(one, Region) or isinstance(other, Region):
-        return same_region(one, other)
+        return Region.of(one).is_same(Region.of(other))
     if isinstance(one, Time) and isinstance(other, Time):
-        return same_time(one, other)
-    if isinstance(one, Many | Time) and isinstance(other, Many | Time):
-        return same_many(as_many(one), as_many(other), rules)
+        return one.is_same(other)
+    one, other = (each.ratio() if isinstance(each, Time) else each for each in (one, other))
+    if isinstance(one, Many) and isinstance(other, Many):
+        return same_many(one, other, rules)
     return same_single(one, other, rules)
-
-
-# ---------------------------------------------------------------- names and relations
 
 
 def same_named(one: Named | Relation, other: object, rules: Rules) -> bool | None:
     """x = 2 and 2, x = 2 and x = 2, y = 2x and 2x - y = 0, (x, y) = (1, 4) and x = 1, y = 4."""
-    relations = relation(one), relation(other)
+    relations = Relation.of(one), Relation.of(other)
     if isinstance(one, Relation) or isinstance(other, Relation):
-        return same_relation(*relations) if None not in relations else None
+        return relations[0].is_same(relations[1]) if None not in relations else None
     if isinstance(other, Named):
         if same_name(one.name, other.name):
             return same(one.value, other.value, rules)
         numbers = [isinstance(each.value, Quantity) and each.value.is_number for each in (one, other)]
         if None not in relations and not all(numbers) and "(" not in one.name + other.name:
-            return same_relation(*relations)
+            return relations[0].is_same(relations[1])
         return False if same(one.value, other.value, rules) else None
     if isinstance(other, Region):
-        return same_relation(*relations) if None not in relations else None
+        return relations[0].is_same(relations[1]) if None not in relations else None
     if isinstance(other, Many) and isinstance(one.value, Many) and "," in one.name:
         if any(isinstance(item, Named) for item in other.items):
             items = tuple(map(Named, one.name.split(","), one.value.items))
@@ -145,19 +127,6 @@ def same_name(one: str, other: str) -> bool:
     both_indexed = "_" in one and "_" in other
     in_words = (one[:1] == " ") != (other[:1] == " ")
     return one == other or is_function or letters[0] == letters[1] and not both_indexed or in_words
-
-
-def same_relation(one: Relation, other: Relation) -> bool:
-    """Whether one is the other times a constant."""
-    pairs = pairs_of(one.difference, other.difference)
-    if len(pairs) < 2 or any(not a or not b for a, b in pairs):
-        return False
-    ratios = [a / b for a, b in pairs]
-    sign = FLIPPED.get(one.sign, one.sign) if mp.re(ratios[0]) < 0 else one.sign
-    return sign == other.sign and all(close(ratio, ratios[0]) for ratio in ratios)
-
-
-# ---------------------------------------------------------------- numbers and quantities
 
 
 def same_quantity(one: Quantity, other: Quantity, rules: Rules) -> bool | None:
@@ -180,16 +149,9 @@ def same_quantity(one: Quantity, other: Quantity, rules: Rules) -> bool | None:
     return is_radian and agree(one, other, rules, *sizes)
 
 
-def pairs_of(one: Quantity, other: Quantity) -> list[tuple]:
-    """The values at the points: where both are real, if they are anywhere."""
-    pairs = one.map(lambda a, b: (a, b), other)
-    real = [pair for pair in pairs if not any(mp.im(value) for value in pair)]
-    return real if len(real) > 1 else list(pairs)
-
-
 def agree(one: Quantity, other: Quantity, rules: Rules, size: object = 1, other_size: object = 1) -> bool:
     """Whether two are the same at all points, or as numbers to the decimals that count."""
-    pairs = [(a * size, b * other_size) for a, b in pairs_of(one, other)]
+    pairs = [(a * size, b * other_size) for a, b in one.pairs(other)]
     if one.is_number and other.is_number:
         if rules.precision is not None:
             decimals = min(int(rules.precision), MOST_DECIMALS)
@@ -198,33 +160,6 @@ def agree(one: Quantity, other: Quantity, rules: Rules, size: object = 1, other_
         if written and size == other_size == 1 and close(*pairs[0], mp.mpf(10) ** -min(written)):
             return bool(abs(pairs[0][0] - pairs[0][1]) <= abs(pairs[0][1]) / EXACT_SHARE)
     return all(close(*pair) for pair in pairs)
-
-
-# ---------------------------------------------------------------- regions and moments
-
-
-def same_region(one: object, other: object) -> bool | None:
-    """x > 2 and (2, ∞); regions of two variables differ."""
-    try:
-        one, other = region(one), region(other)
-    except Unread:
-        return None if isinstance(one, Words) or isinstance(other, Words) else False
-    if one.name and other.name and one.name != other.name or len(one.intervals) != len(other.intervals):
-        return False
-    return all(
-        a[1::2] == b[1::2] and close(a.low, b.low) and close(a.high, b.high)
-        for a, b in zip(one.intervals, other.intervals)
-    )
-
-
-def same_time(one: Time, other: Time) -> bool:
-    """15:30 and 3:30 pm; 3:30 may be 3:30 pm."""
-    hours = [time.hour % 12 + 12 * (time.half == "p") if time.half else time.hour for time in (one, other)]
-    same_hour = hours[0] == hours[1] or one.hour == other.hour and "" in (one.half, other.half)
-    return same_hour and one.minute == other.minute
-
-
-# ---------------------------------------------------------------- several values
 
 
 def same_single(one: object, other: object, rules: Rules) -> bool | None:
@@ -246,11 +181,6 @@ def without_doubles(several: Many, rules: Rules) -> list:
         if several.form != "either" or not any(same(item, other, rules) for other in items):
             items.append(item)
     return items
-
-
-def as_many(value: Many | Time) -> Many:
-    """3:30 is a ratio where it stands against one."""
-    return Many("ratio", tuple(map(number, value[:2]))) if isinstance(value, Time) else value
 
 
 def same_many(one: Many, other: Many, rules: Rules) -> bool | None:

@@ -96,6 +96,7 @@ CHINESE = re.compile(rf"(?<!\d)({DIGITS}(?:点{DIGITS})?)(?![角边棱面次象�
 def numerals(text: str) -> str:
     """Number words as digits: twenty-five, two thirds, three and a half, 三分之二, 百分之二十."""
     text = ENGLISH.sub(english, text)
+    text = re.sub(r"(?:a )?quarter to (\d{1,2})\b", lambda found: f"{int(found[1]) - 1 or 12}:45", text)
     text = CHINESE.sub(chinese, re.sub(r"百分之(?=[\d一-龥])", "%之", text))
     return substituted(FRACTION.sub(fraction, text), NUMERALS)
 
