@@ -9,24 +9,19 @@ from mathse.answers.find import SPAN, clean, find_answer, is_stated, value_in
 from mathse.answers.read import ARTICLE, read
 from mathse.answers.same import Rules, same_answer
 from mathse.answers.spell import key, spell
-from mathse.answers.tables import FOLDER, words
+from mathse.answers.tables import FOLDER, pattern, words
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # name the choices of a problem
-TRUTH = re.compile(  # a response that begins with yes or no
-    r"(?is)\W*(yes|no)[,.;:]+\*{0,2} (?!wait|yes|no\b|it depends)(?!.*\b(?:if|unless|wait|depends)\b)"
-)
-NEGATIVE = re.compile(rf"(?i){words('denial', 'not chosen')}|n't\b")
+TRUTH, BEFORE_LETTER = pattern("truth"), pattern("before letter", behind=",? ?")
+ASKS_PERCENT, ASKS_ORDER = pattern("asks percent"), pattern("asks order")
+NEGATIVE = pattern("denial", "not chosen")
 CHOOSES = re.compile(words("chooses") + "|[:=]")
 RIGHT, WRONG = words("right"), words("wrong")
-BEFORE_LETTER = re.compile(r"(?i)^(?:it is|it's|so|therefore|thus|hence|选|是|point|figure|点|图) ?")
-CALLED = r"(?:(?:[Tt]he|[Oo]ptions?|[Cc]hoices?|[Aa]nswers?|[Ll]etters?|选项?|为|是|[Bb]oth)\s*)*[:\s]*"
 CALLED_CHOICE = (  # called a choice
     r"\(LETTER\)|(?:\b(?i:option|choice|answer)(?i: is| should be| must be)?|选项?|答案[为是]?)"
     r"[\s:：(*\"']*LETTER(?![\w'])"
 )
 VERDICTS = {True: "correct", False: "wrong", None: "undecided"}
-ASKS_PERCENT = re.compile(r"(?i)percentage|what percent|百分(?:之几|数|比|率)")  # 35 is 35%
-ASKS_ORDER = re.compile(r"(?i)\brespectively|\border|ascending|descending|分别|从小到大|从大到小|排列")
 
 
 def check_answer(response: str, problem: dict, finish: str = "stop", closing: str = "") -> dict:
@@ -185,7 +180,7 @@ def letters_in(text: str, options: list[str]) -> set[str]:
 def named_letters(text: str, options: list[str]) -> set[str]:
     """The letters that an answer names: B, (B) 12, B. 12, option B, A or B, C, not B."""
     letters = LETTERS[: len(options)]
-    text = BEFORE_LETTER.sub("", text)
+    text = text[start.end() :] if (start := BEFORE_LETTER.match(text)) else text
     text = re.sub(rf"^(?:not|不是) ?\(?[{letters}]\)?,? ?(?:but|而是) ?", "", text)
     text = re.sub(rf",? (?:and |but )?(?:not|rather than|instead of) \(?[{letters}]\)?.*$", "", text)
     text = re.sub(rf",? ?而?不是 ?[{letters}].*$", "", text)
@@ -197,7 +192,7 @@ def named_letters(text: str, options: list[str]) -> set[str]:
     if re.fullmatch(rf"\(?[{letters.lower()}]\)?", text) and not letters_of(text, options):
         return {text.strip("()").upper()}
     head = re.match(
-        rf"{CALLED}(?P<open>[(\[])?(?P<letter>[{letters}])(?(open)[)\]]|(?![\w'^\\]))"
+        rf"(?:(?i:{words('called')})\s*)*[:\s]*(?P<open>[(\[])?(?P<letter>[{letters}])(?(open)[)\]]|(?![\w'^\\]))"
         r"(?P<mark>\)|[.:,-]|$)? ?(?P<rest>.*)",
         text,
         re.ASCII,

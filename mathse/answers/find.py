@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from mathse.answers.read import read
 from mathse.answers.spell import spell
-from mathse.answers.tables import rules, substituted, words
+from mathse.answers.tables import pattern, rules, substituted, words
 from mathse.answers.values import Many, Named, Quantity, Words
 
 TAIL = 8000  # characters of a response that are read: its answer stands at the end
@@ -15,22 +15,12 @@ BOXES = 12  # of one answer
 LEADS = 12  # of a sentence that are tried, the last ones
 
 
-def pattern(*alternatives: str) -> re.Pattern:
-    return re.compile("|".join(alternatives), re.IGNORECASE)
-
-
-# ---------------------------------------------------------------- statements
-
-IS = rf"(?:\s*[:：=]|\s+(?:{words('is')}):?)"
-OF = r"(?:\s+(?:to|of|for)\b[^.:\n]{0,60}?|\s+(?:choice|option|letter|here))"
-HEADING = r"\n?#{1,6} {0,3}(?:final )?answers?\b|\*\*(?:final )?answer\*\*|(?:^|\n)####(?!#) ?"
 FORMS = {  # the rule of an answer that is stated: what it is stated with
     "boxed": r"\\(?:f?boxed|fbox)\s*\{",
     "field": r"\"(?:final[_ ])?answer\"\s*:\s*\"?",
     "tag": r"<(?:final_)?answer>",
-    "answer_line": rf"(?:{words('answer')})\**{OF}?{IS}|{HEADING}|{words('heads')}|(?:^|\n) *答(?= ?[:：])",
-    "choice": rf"\b(?:correct|right|best) (?:option|choice)\b[^.:\n]{{0,30}}?{IS}|{words('chosen')}"
-    r"|\bcorresponds to (?=\W*(?:choice|option)\b)",
+    "answer_line": words("answer line"),
+    "choice": words("choice"),
 }
 
 
@@ -44,28 +34,18 @@ def is_stated(rule: str) -> bool:
 def statements(closing: str) -> re.Pattern:
     """Of what a final answer is stated with; the name of a match's group is its rule."""
     forms = {"sentence": re.escape(closing).replace(r"\ ", r"\s+")} if closing.strip() else {}
-    return pattern(*(f"(?P<{rule}>{form})" for rule, form in (forms | FORMS).items()))
+    named = (f"(?P<{rule}>{form})" for rule, form in (forms | FORMS).items())
+    return re.compile("|".join(named), re.IGNORECASE)
 
 
 # ---------------------------------------------------------------- what makes a statement none
 
-NOT_SO = "(?:wrong|incorrect|false|impossible|not (?:the answer|correct|right|possible))"
-DENIED = pattern(rf"(?:{words('denying')}|n't\b)[^.!?\n,;\\]{{0,30}}$")  # before a statement
-OTHERS = pattern(rf"(?:{words('of another')})[^.!?\n,;\\]{{0,30}}$", r"\bor (?:the )?$")
-OWN = pattern(rf"(?:{words('own')}) *$")  # the answer; another word before it makes it another's
-SUPPOSED = pattern(
-    rf"(?:{words('supposition', 'saying')})[^.!?\n]*$",
-    r"\b(?:of|than|as) (?:the|this)(?: final| correct)? ?$",
-)
-DENIED_BEHIND = pattern(r" not (?!.{1,30}\bbut\b)|可能|应?该?不[是为](?!.{1,20}而是)")
-TAKEN_BACK = pattern(
-    words("retraction"),
-    r"\bwait\s*[,.!-]|\bactually,|(?:^|[.!]\s+|\n)no,|\bno,? (?:i mean|it|that)\b",
-    rf"\b(?:that|this|it|which)(?:'s| is| was| must be)? {NOT_SO}\b|\b(?:is|was) {NOT_SO}",
-    r"\bcan(?:no|')t be (?:the|right)|\bwhich (?:is not|cannot|must|should)",
-    r"\b(?:i|we)(?: have| 've)? made an? (?:\w+ )?(?:mistake|error)|\blet(?:'s| me| us) (?:re\w+|try again)",
-)
-INSTEAD = pattern(rf"(?:{words('instead')}) ?(.{{1,60}}?)[.!。\n]?\s*$")
+CLAUSE = r"[^.!?\n,;\\]{0,30}$"
+DENIED, OTHERS = pattern("denying", behind=CLAUSE), pattern("of another", behind=CLAUSE)  # before a statement
+OWN = pattern("own", behind=r" *$")  # the answer; another word before it makes it another's
+SUPPOSED, PART_OF = pattern("supposition", "saying", behind=r"[^.!?\n]*$"), pattern("part of")
+DENIED_BEHIND, TAKEN_BACK = pattern("denied behind"), pattern("retraction")
+INSTEAD = pattern("instead", behind=r" ?([^\n]{1,60}?)[.!。\n]?\s*$")
 COMMAND = r"\\(?:neq?|not|[lg]eq?(?:slant)?|[lg]t|times|cdot|div|pm|sqrt|frac)(?![A-Za-z])"
 NEUTRAL = "approx|because|displaystyle|implies|left|(?:Long)?[Rr]ightarrow|q?quad|therefore|to"
 LIMITED = r"up to|below|under|over|above|exceeds?|beyond|within|between|\w{3,}er than|(?:min|max)imum of"
@@ -83,19 +63,23 @@ GOES_ON = re.compile(  # behind such a box
 
 
 def holds(text: str, found: re.Match) -> bool:
-    """Whether a statement is neither denied nor supposed, nor a box that is a part of a formula."""
+    """Whether a statement is neither denied nor supposed nor another's, nor a box that is a part of a formula."""
     if found.lastgroup in ("tag", "field"):
         return True
     before = text[max(0, found.start() - SPAN) : found.start()]
     if SUPPOSED.search(before) or DENIED.search(before[-60:]):
         return False
-    if found.lastgroup != "boxed":
-        of_other = (
-            re.search(r"[A-Za-z'] $", before) and found[0][:6].lower() == "answer" and not OWN.search(before)
-        )
-        return not of_other and not DENIED_BEHIND.match(text, found.end()) and not OTHERS.search(before)
-    close = braced(text, found.end())
-    return not IN_FORMULA.search(before[-60:]) and not (close and GOES_ON.match(text[close + 1 :][:40]))
+    if found.lastgroup == "boxed":
+        close = braced(text, found.end())
+        return not IN_FORMULA.search(before[-60:]) and not (close and GOES_ON.match(text[close + 1 :][:40]))
+    has_word = re.search(r"[A-Za-z'] $", before) and found[0].lower().startswith("answer")
+    if has_word and not OWN.search(before):  # the wrong answer is
+        return False
+    return (
+        not OTHERS.search(before)
+        and not PART_OF.search(before)
+        and not DENIED_BEHIND.match(text, found.end())
+    )
 
 
 # ---------------------------------------------------------------- what a statement says
@@ -219,17 +203,16 @@ def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
 
 # ---------------------------------------------------------------- what prose concludes with
 
-NO = pattern(words("denial", "doubt", "supposition", "change"), r"\btoo\b|\bbound\b|n't\b")
-VAGUE = pattern(words("bound", "change", "doubt", "operation", "vague"), "[<>≤≥≠]")
-LEAD = pattern(rf"(?:{words('lead')}),?", r"[=≈∴]|:(?!\d\d)|\\therefore")
-IDLE = pattern(words("idle"))
+NO = pattern("denial", "doubt", "supposition", "change", "too")
+VAGUE = pattern("bound", "change", "doubt", "operation", "vague")
+LEAD = pattern("lead", behind=",?")
+IDLE, NOTHING, PLEASANTRY = map(pattern, ("idle", "nothing", "pleasantry"))
 LABEL = re.compile(r"(?:^|[\s$(])[A-Za-zα-ω∠△]{1,4}\S?\s*[=≈]$")  # x =
-PROPERTY = pattern(r"\banswers?\b(?! choice|\W*$)")  # something is said of the answer, or of another
+PROPERTY = re.compile(r"(?i)\banswers?\b(?! choice|\W*$)")  # something is said of the answer, or of another
 SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
-NOTHING = pattern(words("nothing"))
-PLEASANTRY = pattern(words("pleasantry"))
-HENCE = rf"(?:{words('hence')}),?"
-IS_THE_ANSWER = pattern(rf"(?s)(?:.*[,.] |.*{HENCE} |)(.{{1,80}}?) (?:is|are) (?:the|our) (?:\w+ )?answers?$")
+IS_THE_ANSWER = pattern(
+    "hence", before="(?:.*[,.] |.*", behind=",? |)(.{1,80}?) (?:is|are) (?:the|our) (?:\\w+ )?answers?$"
+)
 FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
 CLOSING_FORMULA = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")
 NUMERAL = re.compile(

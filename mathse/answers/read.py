@@ -14,16 +14,15 @@ import lark
 from lark.visitors import Transformer_NonRecursive
 
 from mathse.answers.spell import FUNCTIONS, key
-from mathse.answers.tables import FOLDER, sections, spellings, words
+from mathse.answers.tables import FOLDER, pattern, sections, spellings
 from mathse.answers.values import Many, Named, Quantity, Region, Said, Time, Unread, Words, chain, mp, require
 
 LONGEST = 300  # characters of an answer that is read
 ITEMS = 16  # of a list
 NOUN = 3  # words of what is counted
 PHRASE = 12  # words of a name
-MEANING = re.compile(f"(?i){words('meaning', 'denial', 'change', 'operation', 'bound')}|n't")
-JOINS = re.compile(f"(?i){words('joins')}")
-LABELS = re.compile(f"(?i){words('labels')}")
+MEANING = pattern("meaning", "denial", "change", "operation", "bound")
+JOINS, LABELS = pattern("joins"), pattern("labels")
 PLURAL = re.compile(r"(?i)[a-z]{2,}(?<![sui])s$|(?:people|children|men|women|feet|fish|sheep|mice|dice)$")
 COUNTERS = "".join(sections("words.txt")["counters"][0].split()[1:])
 
@@ -256,12 +255,11 @@ def function_named(name: str) -> Callable:
 # ---------------------------------------------------------------- a whole text
 
 ARTICLE = re.compile(rf"(?i)\b(?:the |an? (?!(?:{'|'.join(FUNCTIONS)}|or|and|is)\b))(?=[a-z]{{2}})")
-HEDGE = re.compile(rf"(?i)(?:(?:{words('hedge', 'about')}|[≈∴=:])(?![a-z])[\s,:.]*)+")
-ABOUT = re.compile(f"(?i){words('about')}|≈")
-AGAIN = re.compile(
-    rf"[,;]? ?\(? ?(?:(?:{words('again', 'about')}|≈)[,. ]*)+(?=[-\d√π(.⦃a-z])(?<!\bor )(?<!\bor)"
+HEDGE, ABOUT = pattern("hedge", "about", before="(?:", behind=r"(?![a-z])[\s,:.]*)+"), pattern("about")
+AGAIN = pattern(
+    "again", "about", before=r"[,;]? ?\(? ?(?:", behind=r"[,. ]*)+(?=[-\d√π(.⦃a-z])(?<!\bor )(?<!\bor)"
 )
-REMARK = re.compile(rf"(.+?) ?(?:\(|- |— )((?:{words('remark')}) [a-z ,\d]+)\)?")
+REMARK = pattern("remark", before=r"(.+?) ?(?:\(|- |— )(", behind=r" [a-z ,\d]+)\)?")
 NUMBERED = re.compile(r"(?:^|[\s;,.])\(?(\d|[a-h])\)[:.]? ?(.+?)(?=[\s;,.]+\(?(?:\d|[a-h])\)|$)")
 TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?: ([apAP])m)?")
 WEEKDAY = re.compile(r"(?i)\b(?:mon|tues|wednes|thurs|fri|satur|sun)day,? |,|\b(?:the|of) ")

@@ -90,9 +90,8 @@ def same(one: object, other: object, rules: Rules) -> bool | None:
         return Region.of(one).is_same(Region.of(other))
     if isinstance(one, Time) and isinstance(other, Time):
         return one.is_same(other)
-    one, other = (each.ratio() if isinstance(each, Time) else each for each in (one, other))
-    if isinstance(one, Many) and isinstance(other, Many):
-        return same_many(one, other, rules)
+    if isinstance(one, Many | Time) and isinstance(other, Many | Time):
+        return same_many(*(each.ratio() if isinstance(each, Time) else each for each in (one, other)), rules)
     return same_single(one, other, rules)
 
 

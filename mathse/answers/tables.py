@@ -28,12 +28,20 @@ def spellings(lines: list[str]) -> dict[str, str]:
 
 
 def words(*kinds: str) -> str:
-    """A pattern for the words of one of these kinds. A word of letters is matched whole."""
-    chinese, others = [], []
-    for line in (line for kind in kinds for line in sections("words.txt")[kind]):
-        language, *of_line = line.split()
-        (chinese if language == "zh" else others).extend(word.replace("_", " ") for word in of_line)
-    return "|".join(chinese + ([rf"\b(?:{'|'.join(others)})\b"] if others else []))
+    """A pattern for the words and patterns of these kinds. A word of letters is matched whole."""
+    patterns, others = [], []
+    for language, _, line in (line.partition(" ") for kind in kinds for line in sections("words.txt")[kind]):
+        if language == "~":
+            patterns.append(re.sub(r"<([a-z ]+)>", lambda kind: words(kind[1]), line))
+        else:
+            written = [word.replace("_", " ") for word in line.split()]
+            (patterns if language == "zh" else others).extend(written)
+    return "|".join(patterns + ([rf"\b(?:{'|'.join(others)})\b"] if others else []))
+
+
+def pattern(*kinds: str, before: str = "", behind: str = "") -> re.Pattern:
+    """words() compiled, between two other patterns."""
+    return re.compile(f"{before}(?:{words(*kinds)}){behind}", re.IGNORECASE | re.DOTALL)
 
 
 def rules(name: str, flags: int = 0) -> list[tuple[re.Pattern, str]]:
