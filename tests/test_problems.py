@@ -15,7 +15,7 @@ from test_rows import PHOTOGRAPH
 
 import mathse.problems.__main__ as command
 from mathse import problems
-from mathse.answers import AnswerChecker, check_rows
+from mathse.answers import check_rows
 from mathse.chat import question_text
 from mathse.problems import benchmarks, sources
 
@@ -193,8 +193,7 @@ def test_the_benchmarks_own_prompt(tmp_path, run):
 )
 def test_the_rule_of_mathvision(response, answer, options, right):
     row = {"response": response, "answer": answer, "options": options, "question": ""}
-    with AnswerChecker() as checker:
-        assert problems.RULES["mathvision"](row, checker.same) == right
+    assert problems.RULES["mathvision"](row) == right
 
 
 def place_source(name, folder):
@@ -226,14 +225,13 @@ def test_rows_of_the_sources(name, count, tmp_path):
     rows = load(name, place)
     assert len(rows) == count
     said = [row | {"response": f"The answer to this problem is {row['answer']}."} for row in rows]
-    with AnswerChecker() as checker:
-        for row, result in zip(rows, check_rows(said)):
-            assert result["answer_check"] == "correct", (row["question"], row["answer"], result["extracted"])
-            boxed = {"response": f"\\boxed{{{row['answer']}}}"}  # the form that MATH-V's prompt asks for
-            rule = problems.RULES.get(name)
-            assert rule is None or rule(result | boxed, checker.same), (name, row["answer"])
-            for field in problems.SPLITS[name].values():
-                assert row[field] is not None
+    for row, result in zip(rows, check_rows(said)):
+        assert result["answer_check"] == "correct", (row["question"], row["answer"], result["extracted"])
+        boxed = {"response": f"\\boxed{{{row['answer']}}}"}  # the form that MATH-V's prompt asks for
+        rule = problems.RULES.get(name)
+        assert rule is None or rule(result | boxed), (name, row["answer"])
+        for field in problems.SPLITS[name].values():
+            assert row[field] is not None
 
 
 # ---------------------------------------------------------------- data sets of the hub
