@@ -323,21 +323,24 @@ def content_of(path: Path) -> str:
 
 
 def provenance() -> dict:
-    """Versions, and the commit of the code: dirty if files that git knows differ from it."""
-    versions = {"python": platform.python_version()}
+    """Versions, and the commit of the code: "-dirty" stands behind it if files that git knows differ."""
+    versions, commit = {"python": platform.python_version()}, None
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-
-    def git(*words: str) -> str | None:
-        with contextlib.suppress(OSError):
-            done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=COMMON.parent)
-            return done.stdout.strip() if done.returncode == 0 else None
-        return None
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    commit = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
-    return {"versions": versions} | commit
+    command = [
+        "git",
+        "-C",
+        str(COMMON.parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+    return {"versions": versions, "git_commit": commit}
 
 
 def write_settings(path: str, script: str) -> None:
