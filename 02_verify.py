@@ -4,8 +4,7 @@ Reads:  samples.jsonl    id, question, images, answer, optional options, sample,
 Writes: verified.jsonl   + answer_check, orm_check (correct, wrong, undecided; null when not run), status (by
                          --accept), extracted, rule (of the answer check), error_step, error_line (the
                          response's line that it means, from 1), error_analysis, judge_reply (raw; a list of
-                         several), judge_tokens, judge_error (why no reply),
-                         held_out (true: the ORM was not trained on this problem; null: not known)
+                         several), judge_tokens, judge_error (why no reply)
 
 With --annotate the model is the teacher, which is shown the reference answer, and the output is the training
 data of an ORM: + judge_prompt, teacher_check, and each wrong path with the step at which it fails and why.
@@ -50,12 +49,11 @@ from mathse.cli import (
 )
 from mathse.generate import Reply, Request, open_model
 from mathse.jsonl import Output, expected_length, processes, share, stage_end
-from mathse.recipe import Recipe, read_recipe
+from mathse.recipe import Recipe
 from mathse.records import (
     VERDICT_FIELDS,
     derive_seed,
     fail,
-    is_held_out,
     listed,
     read_rows,
     row_key,
@@ -99,7 +97,7 @@ CHOICE = (  # LETTER is named as a choice
 )
 RETRY_TEMPERATURE = 0.7  # at least, when a reply gave no verdict: greedily it would be the same again
 AUDIT_SUBJECTS = 12  # printed, at most
-ORM_FIELDS = {"orm_check", "held_out"}  # what an ORM said of a path that is annotated
+ORM_FIELDS = {"orm_check"}  # what an ORM said of a path that is annotated
 NO_VERDICT = {"error_step": None, "error_analysis": None, "judge_reply": None}
 
 
@@ -294,15 +292,12 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
 
 
 def decided(args: argparse.Namespace, rows: Iterable[dict]) -> Iterator[dict]:
-    """Rows with their status, and whether the ORM was trained on their problem."""
+    """Rows with their status."""
     agree = agreeing(read_paths(args, check=False), args.agree) if args.agree else None
     policy = args.accept if args.model else "answer"
-    training = (read_recipe(Path(args.model or "") / "recipe.json") or {}).get("flags", {})
-    share = training.get("hold_out") or 0
     for row in rows:
         agrees = agree is None or row_key(row) in agree
         row["status"] = decide(policy, row["answer_check"], row["orm_check"], agrees)
-        row["held_out"] = is_held_out(row["id"], share, training["seed"]) if 0 < share < 1 else None
         yield row
 
 
