@@ -130,7 +130,7 @@ def gray(image: Image.Image) -> Image.Image:
     import numpy
 
     values = numpy.nan_to_num(numpy.asarray(image, numpy.float32))
-    is_16_bits = image.mode.startswith("I;16") or image.format == "PNG"
+    is_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     white = next((white for white in (1, 255) if values.max() <= white and not is_16_bits), 65_535)
     shades = Image.fromarray(numpy.uint8(values.clip(0) * (255 / max(white, values.max())) + 0.5))
     if (clear := image.info.get("transparency")) is not None:

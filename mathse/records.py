@@ -106,11 +106,6 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big") >> 1
 
 
-def is_held_out(name: str, share: float, seed: int) -> bool:
-    """Whether a problem is of the share that is not trained on: the same for every model of a run."""
-    return derive_seed(seed, "held out", name) < share * (1 << 31)
-
-
 def same_text(text: str) -> str:
     """A digest by which two responses are the same text, blank space aside. The same in every process."""
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).hexdigest()[:16]

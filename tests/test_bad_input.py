@@ -151,6 +151,9 @@ BAD_SAMPLES = {
 BAD_TRAINING = {
     "messages is text": (line("question", messages="x"), "1: messages:", *MESSAGES),
     "no reply": (trained(USER), "1: messages:", *MESSAGES),
+    "a reply alone": (trained(REPLY, images=()), "1: messages:", *MESSAGES),
+    "the last by the user": (trained(REPLY, USER), "1: messages:", *MESSAGES),
+    "no messages": (trained(images=()), "1: messages:", *MESSAGES),
     "content in parts": (trained(USER, REPLY | {"content": [{"type": "text"}]}), "1: messages:", *MESSAGES),
     "unknown role": (trained(USER, {"role": "tool", "content": "x"}, REPLY), "1: messages:", *MESSAGES),
     "an image without its mark": (trained(USER, REPLY, images=["x.png"] * 2), "1: messages:", *ONE_EACH),

@@ -268,6 +268,8 @@ LEGAL_IMAGES = {
     "16 bits: by their full range": (coded(SIXTEEN), (9, 7), (128, 128, 128)),
     "TIFF of 16 bits": (coded(SIXTEEN, "TIFF"), (9, 7), (128, 128, 128)),
     "PPM of 16 bits": (b"P5 2 1 65535\n" + b"\x80\x80" * 2, (2, 1), (128, 128, 128)),
+    "TIFF of 16 bits, dark": (coded(Image.new("I;16B", (9, 7), 200), "TIFF"), (9, 7), (1, 1, 1)),
+    "PPM of 16 bits, dark": (b"P5 2 1 65535\n" + b"\x02\x02" * 2, (2, 1), (2, 2, 2)),
     "16 bits, one shade transparent": (coded(SIXTEEN, transparency=32896), (9, 7), (255, 255, 255)),
     "16 bits, another one transparent": (coded(SIXTEEN, transparency=32897), (9, 7), (128, 128, 128)),
     "32 bits, fractions": (coded(FLOATS, "TIFF"), (9, 7), (128, 128, 128)),
