@@ -186,6 +186,7 @@ def test_metrics_of_a_run(found, by_name):
     assert by_name["final"]["not_comparable"] == ["max_tokens"]
     assert by_name["final"]["blank"]["set"]["before"] == 0.6
     audit = by_name["round_1"]["audit"]
+    assert audit["status"] == {"wrong": 5, "correct": 1} and audit["finish"] == {"stop": 6}
     pairs = {
         "correct/correct": 1,
         "wrong/wrong": 2,
@@ -269,7 +270,7 @@ def test_error_types_are_those_of_the_predictions_that_stand(by_name, run_folder
         ('{"id": "a", "tokens": 1}\n{"id": "b"}', 1),  # and this may be too
         ('{"id": "a", "tokens": NaN, "more": [1, {"x": "y"}]}\r\n{"more": "text", "id": null}\n', 2),
         ('{"id": "a", "more": ' + "[" * 9999 + "]" * 9999 + "}\n", 1),
-        ('{"more": "' + "x" * (5 << 20) + '", "id": "a"}\n' + '{"id": "a\\u0000\\n"}\n' * 3, 4),
+        ('{"more": "' + "x" * (15 << 20) + '", "id": "a"}\n' + '{"id": "a\\u0000\\n"}\n' * 3, 4),
         ("", 0),
         ("torn", 0),
         ('{"id": "a"}\n{"id": \n{"id": "b"}\n', None),

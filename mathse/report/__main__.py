@@ -1,13 +1,12 @@
 """A run folder -> metrics.json, the table over its stages, and report.html: one page that needs no network.
 
-Reads:  RUN/config.json, problems.jsonl, spent.tsv, recipes; of each stage verified.jsonl, train.jsonl,
-        model/train_log.jsonl, eval/{metrics.json,predictions.jsonl,errors.jsonl}; blank/ of a stage that was
-        evaluated with --blank-image too
-Writes: RUN/metrics.json   stages (train_rows, seconds, tokens, benchmarks, changes from the stage before,
-                           blank, error_types, audit, yield), overall, pool, tokens, cost
+Reads:  RUN/config.json, problems.jsonl, spent.tsv, and of each stage verified.jsonl, train.jsonl, eval/,
+        blank/ (of one that was evaluated with --blank-image too), the log of its fine-tuning, recipes
+Writes: RUN/metrics.json   stages (train_rows, seconds, steps, tokens, benchmarks, changes, blank, audit),
+                           overall, pool, tokens, cost
         RUN/ledger.jsonl   a row a problem: benchmark, id, subject, checks by stage (test problems); id,
                            subject, first_solved (training problems)
-        RUN/report.html    the same with figures, and a gallery of problems
+        RUN/report.html    the same with figures, and a gallery of responses
 
     python -m mathse.report runs/default
     PRICE_IN=2.5 PRICE_OUT=10 python -m mathse.report runs/qwen   # prices of a million tokens, for the cost
@@ -19,7 +18,7 @@ from mathse.cli import Parser
 from mathse.jsonl import write_json
 from mathse.launch import stage_end
 from mathse.records import fail
-from mathse.report.metrics import collect, folders_of, label, made_from, read_json
+from mathse.report.metrics import collect, files_of, folders_of, label, made_from, read_json
 from mathse.report.statistics import percent
 
 OUTPUTS = ("metrics.json", "ledger.jsonl", "report.html")
@@ -29,14 +28,15 @@ def report(run: Path) -> dict:
     """Write the run's metrics, ledger and page, unless they are made from the same; returns the metrics."""
     settings = read_json(run / "config.json").get("settings", {})  # none of a folder that was made by hand
     folders = folders_of(run, settings)
-    digest = made_from(run, folders)
+    files = files_of(run, folders)
+    digest = made_from(run, files)
     metrics = read_json(run / "metrics.json")
     if metrics.get("made_from") == digest and all((run / name).is_file() for name in OUTPUTS):
         print(f"skip {run / 'report.html'}")
         return metrics
     from mathse.report.page import write_page  # takes a second, with matplotlib
 
-    metrics = collect(run, folders) | {"made_from": digest}
+    metrics = collect(run, folders, files) | {"made_from": digest}
     write_page(run, metrics, settings, folders)
     write_json(run / "metrics.json", metrics)
     return metrics
@@ -66,9 +66,8 @@ def print_table(metrics: dict) -> None:
         print(f"{name}: share of its test problems that are answered right, with the 95 % interval")
         if change := metrics["overall"].get(name):
             low, high = change["interval"]
-            test = f", McNemar's p {change['p']:.2g}" if change["p"] is not None else ""
-            text = f"{change['change']:+.1%} [{low:+.1%}, {high:+.1%}] from first to last stage"
-            print(f"{' ' * len(name)}  {text} on {change['n']} problems{test}")
+            text = f"{change['change']:+.1%} [{low:+.1%}, {high:+.1%}]"
+            print(f"{' ' * len(name)}  {text} from the first to the last stage, on {change['n']} problems")
     if differ := sorted({name for stage in stages for name in stage["not_comparable"]}):
         print(f"* not comparable with the first stage: other {', '.join(differ)}")
 
@@ -76,7 +75,7 @@ def print_table(metrics: dict) -> None:
 def print_totals(metrics: dict) -> None:
     """Time, tokens and cost of the run."""
     minutes, seconds = divmod(round(metrics["seconds"]), 60)
-    counts = ((who, count["prompt"], count["new"]) for who, count in metrics["tokens"].items())
+    counts = ((who, count.get("prompt", 0), count.get("new", 0)) for who, count in metrics["tokens"].items())
     tokens = ", ".join(f"{who} {read:,} in and {written:,} out" for who, read, written in counts)
     cost = f"; endpoints cost ${metrics['cost']:.2f}" if metrics["cost"] is not None else ""
     print(f"{minutes} min {seconds} s in all; tokens: {tokens}{cost}")

@@ -2,7 +2,9 @@
 
 import io
 import re
+from collections import defaultdict
 from collections.abc import Callable
+from itertools import cycle
 
 import matplotlib
 import numpy
@@ -26,8 +28,8 @@ COLOURS = {  # of the parts of bars
     "sampling": BLUE, "reflecting": PURPLE, "verifying": ORANGE, "fine-tuning": GREEN, "evaluating": RED,
 }  # fmt: skip
 CELLS = {  # of the answer check beside the ORM
-    "right, accepted": "correct/correct", "right, rejected": "correct/wrong",
-    "wrong, rejected": "wrong/wrong", "wrong, accepted": "wrong/correct",
+    "correct/correct": "right, accepted", "correct/wrong": "right, rejected",
+    "wrong/wrong": "wrong, rejected", "wrong/correct": "wrong, accepted",
 }  # fmt: skip
 STYLE = {
     "svg.fonttype": "none", "text.parse_math": False,  # text stays text
@@ -56,16 +58,15 @@ def legend_below(axes: Axes) -> None:
 
 def by_stage(axes: Axes, stages: list[str], what: str) -> None:
     """The stages on the horizontal axis, per cent on the other."""
-    style = {"rotation": 30, "ha": "right"} if len(stages) > 6 else {"rotation": 0}
-    axes.set_xticks(
-        range(len(stages)), [label(stage).removeprefix("+ ") for stage in stages], fontsize=8, **style
-    )
+    turned = {"rotation": 30, "ha": "right"} if len(stages) > 6 else {"rotation": 0}
+    axes.set_xticks(range(len(stages)), [stage.removeprefix("+ ") for stage in stages], fontsize=8, **turned)
+    axes.set_xlim(-0.5, len(stages) - 0.5)
     axes.grid(axis="x", visible=False)
     axes.set_ylim(0, min(109, axes.get_ylim()[1] * 1.08))
     axes.set_ylabel(f"{what}, %")
 
 
-def draw_shares(axes: Axes, stages: list[str], lines: dict[str, list[dict | None]], what: str) -> None:
+def draw_shares(axes: Axes, lines: dict[str, list[dict | None]], stages: list[str], what: str) -> None:
     """Shares with their intervals by stage, a line a name."""
     for number, (name, shares) in enumerate(lines.items()):
         places = [place + 0.06 * number for place, share in enumerate(shares) if share]
@@ -80,14 +81,13 @@ def draw_shares(axes: Axes, stages: list[str], lines: dict[str, list[dict | None
         legend_below(axes)
 
 
-def draw_pool(axes: Axes, pool: dict) -> None:
+def draw_pool(axes: Axes, counts: dict[str, int], problems: int) -> None:
     """Training problems that have an accepted response, by stage."""
-    new = Series(pool["first_solved"])
-    shares = 100 * new / pool["problems"]
-    bars = DataFrame({"solved before": shares.cumsum() - shares, "solved first here": shares})
+    new = 100 * Series(counts) / problems
+    bars = DataFrame({"solved before": new.cumsum() - new, "solved first here": new})
     bars.plot.bar(ax=axes, stacked=True, color=[f"{GREY}73", GREEN], width=0.62, legend=False)
-    axes.bar_label(axes.containers[1], [f"+{count:,}" for count in new], padding=2, fontsize=8.5)
-    by_stage(axes, [*new.index], "training problems")
+    axes.bar_label(axes.containers[1], [f"+{n:,}" for n in counts.values()], padding=2, fontsize=8.5)
+    by_stage(axes, [*map(label, counts)], "training problems")
     legend_below(axes)
 
 
@@ -98,7 +98,7 @@ def draw_bars(axes: Axes, bars: DataFrame, unit: str) -> None:
     bars.plot.barh(ax=axes, stacked=True, color=colours, width=0.62, legend=False)
     for container, part in zip(axes.containers, bars):
         large = bars[part] > 0.06 * bars.sum(axis=1).max()
-        texts = bars[part].map(("{:.1f}" if unit == "minutes" else "{:.0f}").format).where(large, "")
+        texts = bars[part].map("{:.1f}".format if unit == "minutes" else "{:.0f}".format).where(large, "")
         axes.bar_label(container, texts, label_type="center", color="white", fontsize=8.5)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -108,12 +108,10 @@ def draw_bars(axes: Axes, bars: DataFrame, unit: str) -> None:
 
 def draw_loss(axes: Axes, logs: dict[str, DataFrame]) -> None:
     """Running means of the training loss."""
-    for number, (name, steps) in enumerate(logs.items()):
+    for (name, steps), colour in zip(logs.items(), cycle(LINES)):
         means = steps.loss.rolling(max(1, len(steps) // 15), min_periods=1).mean()
         progress = 100 * (steps.step + 1) / len(steps)
-        axes.plot(
-            progress, means, lw=1.4, color=LINES[number % len(LINES)], label=f"{name}, {len(steps)} steps"
-        )
+        axes.plot(progress, means, lw=1.4, color=colour, label=f"{name}, {len(steps)} steps")
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -126,54 +124,47 @@ def draw_loss(axes: Axes, logs: dict[str, DataFrame]) -> None:
 
 
 def draw_figures(metrics: dict, logs: dict[str, DataFrame]) -> dict[str, list[str]]:
-    """{section of the page: its SVGs}. `logs`: of the fine-tunings."""
-    stages, names, pool = metrics["stages"], metrics["tests"], metrics["pool"]
-    shares = {name: [stage["benchmarks"].get(name) for stage in stages] for name in names}
-    places = [stage["stage"] for stage in stages]
-    results = [svg("Accuracy by stage, 95 % intervals", draw_shares, places, shares, "right answers")]
-    if pool["problems"] and pool["first_solved"]:
-        results.append(svg(f"Training problems solved (n = {pool['problems']:,})", draw_pool, pool))
-    losses = [svg("Training loss (running mean)", draw_loss, logs)] if logs else []
-    changes = [figure for name in names for figure in change_figures(stages, name)]
-    orm = orm_figures([stage for stage in stages if stage["audit"].get("judged")])
-    figures = {"results": results, "changes": changes, "orm": orm, "cost": losses + time_figures(metrics)}
-    return {section: drawn for section, drawn in figures.items() if drawn}
+    """{section of the page: its SVGs}, without figures that have no data. `logs`: of the fine-tunings."""
+    stages, tests = {label(stage["stage"]): stage for stage in metrics["stages"]}, metrics["tests"]
+    figures = defaultdict(list)
+
+    def add(section: str, title: str, draw: Callable, data: dict | DataFrame, *more: object) -> None:
+        if len(data):
+            figures[section].append(svg(title, draw, data, *more))
+
+    accuracy = {test: [stage["benchmarks"].get(test) for stage in stages.values()] for test in tests}
+    add("results", "Accuracy by stage, 95 % intervals", draw_shares, accuracy, [*stages], "right answers")
+    n = metrics["pool"]["problems"]
+    solved = metrics["pool"]["first_solved"] if n else {}
+    add("results", f"Training problems solved (n = {n:,})", draw_pool, solved, n)
+    for test in tests:  # the paper's Figures 2 and 4
+        changes = table(
+            {name: stage["changes"].get(test, {}).get("changes") for name, stage in stages.items()}
+        )
+        add("changes", "From the stage before to each stage", draw_bars, changes, f"problems of {test}")
+        found = {name: stage["benchmarks"].get(test, {}) for name, stage in stages.items()}
+        types = table({name: result.get("error_types") for name, result in found.items()})
+        add(
+            "changes",
+            "Wrong answers by type of the first mistake",
+            draw_bars,
+            types,
+            f"wrong answers of {test}",
+        )
+    judged = {name: stage["audit"] for name, stage in stages.items() if stage["audit"].get("judged")}
+    pairs = {f"{name}, n = {audit['paths']:,}": audit["answer/orm"] for name, audit in judged.items()}
+    checks = {"accepts right answers": "correct", "rejects wrong answers": "wrong"} if judged else {}
+    agrees = {words: [right_rate(each, check) for each in pairs.values()] for words, check in checks.items()}
+    add("orm", "ORM against answer check, 95 % intervals", draw_shares, agrees, [*judged], "the ORM agrees")
+    shares = 100 * table(pairs).div([audit["paths"] for audit in judged.values()], axis=0)
+    shares = shares.reindex(columns=[*CELLS], fill_value=0).rename(columns=CELLS)
+    add("orm", "Verified responses by both checks", draw_bars, shares, "verified responses, %")
+    add("cost", "Training loss (running mean)", draw_loss, logs)
+    steps = {name: stage["steps"] for name, stage in (stages | {"ORM": metrics["orm"]}).items()}
+    add("cost", "Time by stage", draw_bars, table(steps) / 60, "minutes")
+    return figures
 
 
-def change_figures(stages: list[dict], name: str) -> list[str]:
-    """A benchmark's transitions from stage to stage (the paper's Figure 2) and error types (its Figure 4)."""
-    changes = {f"to {label(stage['stage'])}": stage["changes"].get(name) or {} for stage in stages}
-    changes = {bar: change["changes"] for bar, change in changes.items() if change.get("changes")}
-    types = {label(stage["stage"]): stage["benchmarks"].get(name, {}).get("error_types") for stage in stages}
-    types = {bar: counts for bar, counts in types.items() if counts}
-    titles = "From each stage to the next", "Wrong answers by type of the first mistake"
-    units = f"problems of {name}", f"wrong answers of {name}"
-    drawn = zip(titles, (DataFrame(changes).T, DataFrame(types).T), units)
-    return [svg(title, draw_bars, bars, unit) for title, bars, unit in drawn if not bars.empty]
-
-
-def orm_figures(stages: list[dict]) -> list[str]:
-    """How often the ORM agrees with the answer check, and the responses by both. `stages`: with an ORM."""
-    if not stages:
-        return []
-    audits = {stage["stage"]: stage["audit"] for stage in stages}
-    pairs = [audit["answer/orm"] for audit in audits.values()]
-    checks = {"accepts right answers": "correct", "rejects wrong answers": "wrong"}
-    rates = {text: [right_rate(each, check) for each in pairs] for text, check in checks.items()}
-    cells = {text: [each.get(pair, 0) for each in pairs] for text, pair in CELLS.items()}
-    sizes = [audit["paths"] for audit in audits.values()]
-    bars = [f"{label(name)}, n = {size:,}" for name, size in zip(audits, sizes)]
-    shares = 100 * DataFrame(cells, index=bars).div(sizes, axis=0)
-    return [
-        svg("ORM against answer check, 95 % intervals", draw_shares, [*audits], rates, "the ORM agrees"),
-        svg("Verified responses by both checks", draw_bars, shares, "verified responses, %"),
-    ]
-
-
-def time_figures(metrics: dict) -> list[str]:
-    steps = {
-        label(stage["stage"]): stage["steps"]
-        for stage in [*metrics["stages"], metrics["orm"] | {"stage": "orm"}]
-    }
-    minutes = DataFrame({name: taken for name, taken in steps.items() if taken}).T.fillna(0) / 60
-    return [svg("Time by stage", draw_bars, minutes.sort_index(axis=1), "minutes")] if minutes.size else []
+def table(rows: dict[str, dict | None]) -> DataFrame:
+    """A row a name, of those that have parts, and a column a part."""
+    return DataFrame({name: parts for name, parts in rows.items() if parts}, dtype=float).T.fillna(0)

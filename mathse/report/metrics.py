@@ -16,15 +16,10 @@ from mathse.report.statistics import CHECK, compare, differing, predictions
 
 MOST_ROUNDS = 999  # that are looked for where no settings tell
 VERIFIED = ("verified.jsonl", "reflected_verified.jsonl")
-RECIPES = ("*recipe.json", "*/*recipe.json")
-READ = (
-    *VERIFIED,
-    "train.jsonl",
-    "model/train_log.jsonl",
-    "eval/metrics.json",
-    "eval/*.jsonl",
-    "blank/*.jsonl",
-)
+READ = (  # of a stage's folder
+    "*verified.jsonl", "train.jsonl", "model/train_log.jsonl", "eval/*.json*", "blank/*.json*",
+    "*recipe.json", "*/*recipe.json",
+)  # fmt: skip
 NAMES = {"base": "base", "round_0": "+ distilled", "final": "+ reflection", "orm": "ORM", "run": "data"}
 STEPS = {
     "01_sample.py": "sampling", "02_verify.py": "verifying", "03_reflect.py": "reflecting",
@@ -61,29 +56,28 @@ def label(stage: str) -> str:
     return NAMES.get(stage) or stage.replace("round_", "+ round ").replace("orm_", "ORM after round ")
 
 
-def made_from(run: Path, folders: Iterable[Path]) -> str:
+def files_of(run: Path, folders: Iterable[Path]) -> list[Path]:
+    """The files that the report is made from, the recipes of all complete outputs among them."""
+    paths = [run / "config.json", run / "problems.jsonl", run / "spent.tsv", *run.glob("*.recipe.json")]
+    paths += [path for folder in folders for pattern in READ for path in folder.glob(pattern)]
+    return sorted(path for path in {*paths} if path.is_file() and path.parent.suffix != ".part")
+
+
+def made_from(run: Path, files: Iterable[Path]) -> str:
     """A digest of all that the report is made from: files, prices, this package and what draws the page."""
-    paths = [run / "config.json", run / "problems.jsonl", run / "spent.tsv", *recipe_paths(run, folders)]
-    paths += [path for folder in folders for pattern in READ for path in sorted(folder.glob(pattern))]
-    contents = [(str(path.relative_to(run)), content_of(path)) for path in paths if path.is_file()]
+    contents = [(str(path.relative_to(run)), content_of(path)) for path in files]
     code = [content_of(path) for path in sorted(Path(__file__).parent.iterdir()) if path.is_file()]
     versions = [version(name) for name in ("jinja2", "matplotlib", "pandas")]
     return digest(json.dumps([contents, code, price("PRICE_IN"), price("PRICE_OUT"), versions]))
 
 
-def recipe_paths(run: Path, folders: Iterable[Path]) -> list[Path]:
-    """The recipes of complete outputs."""
-    paths = [path for folder in folders for pattern in RECIPES for path in folder.glob(pattern)]
-    return sorted(path for path in [*run.glob(RECIPES[0]), *paths] if path.parent.suffix != ".part")
-
-
-def what_it_took(run: Path, folders: Iterable[Path]) -> dict[str, dict]:
+def what_it_took(run: Path, files: Iterable[Path]) -> dict[str, dict]:
     """{stage: {"steps": seconds by step, "tokens": {"local" or "endpoint": {"prompt", "new"}}}}, by recipes.
 
     All ORMs are "orm", the run's own files "run".
     """
     taken = defaultdict(lambda: {"steps": Counter(), "tokens": {"local": Counter(), "endpoint": Counter()}})
-    for path in recipe_paths(run, folders):
+    for path in (path for path in files if path.name.endswith("recipe.json")):
         recipe, name = read_recipe(path) or {}, path.relative_to(run).parts[0]
         spent = taken["run" if path.parent == run else "orm" if name.startswith("orm") else name]
         script = recipe.get("stage", "")
@@ -108,11 +102,12 @@ def read_columns(path: Path, *names: str):
 
     types = {name: pyarrow.string() if name in TEXTS else pyarrow.float64() for name in names}
     options = ParseOptions(explicit_schema=pyarrow.schema(types), unexpected_field_behavior="ignore")
+    reading = ReadOptions(use_threads=False, block_size=MAX_LINE)  # threads would hold more blocks in memory
     if not (size := whole_lines(path)):
         return options.explicit_schema.empty_table().to_pandas()
     try:
         with pyarrow.OSFile(str(path)) as file:
-            rows = read_json(file.get_stream(0, size), ReadOptions(block_size=2 * MAX_LINE), options)
+            rows = read_json(file.get_stream(0, size), reading, options)
         return rows.to_pandas()
     except ValueError as error:
         fail(f"{path}: not rows as a stage writes them ({error}); make it anew")
@@ -127,23 +122,20 @@ def whole_lines(path: Path) -> int:
 
 
 def audit_of(path: Path) -> dict:
-    """Counts of verified responses, {} if there are none: {paths: all; status; "answer/orm": pairs of checks;
-    judged: those with an ORM check; tokens: of a response; truncated, errors: shares}.
+    """Counts of verified responses, {} if there are none: {paths: all; status; finish; "answer/orm": pairs of
+    checks; judged: those with an ORM check; tokens: the median}.
     """
     rows = read_columns(path, "status", "answer_check", "orm_check", "finish", "tokens")
     if rows.empty:
         return {}
     pairs = rows.answer_check.fillna("None") + "/" + rows.orm_check.fillna("None")
-    lengths = rows.tokens.fillna(0).quantile([0.5, 0.95, 1], interpolation="higher")
+    counts = {"status": rows.status, "finish": rows.finish, "answer/orm": pairs}
+    counts = {name: values.value_counts().to_dict() for name, values in counts.items()}
     return {
         "paths": len(rows),
-        "status": rows.status.value_counts().to_dict(),
-        "answer/orm": pairs.value_counts().to_dict(),
-        "judged": int(rows.orm_check.notna().sum()),
-        "tokens": dict(zip(("median", "p95", "max"), map(int, lengths))),
-        "truncated": round((rows.finish == "length").mean(), 4),
-        "errors": round((rows.finish == "error").mean(), 4),
-    }
+        "judged": int(rows.orm_check.count()),
+        "tokens": rows.tokens.median(),
+    } | counts
 
 
 def error_types(folder: Path) -> dict[str, dict]:
@@ -162,37 +154,28 @@ def error_types(folder: Path) -> dict[str, dict]:
 # ---------------------------------------------------------------- the whole
 
 
-def collect(run: Path, folders: list[Path]) -> dict:
+def collect(run: Path, folders: list[Path], files: list[Path]) -> dict:
     """The metrics of a run from its files; ledger.jsonl is written. No stage evaluated ends the command."""
-    evaluations = {folder: read_json(folder / "eval" / "metrics.json") for folder in folders}
-    evaluations = {folder: evaluation for folder, evaluation in evaluations.items() if evaluation}
-    if not evaluations:
+    evaluated = [folder for folder in folders if (folder / "eval" / "metrics.json").is_file()]
+    if not evaluated:
         fail(f"{run}: no stage has been evaluated in it yet")
-    answers = {folder.name: predictions(folder / "eval", *CHECK, "subject") for folder in evaluations}
-    taken, stages, before = what_it_took(run, folders), [], {}
-    for folder, evaluation in evaluations.items():
-        after, types = answers[folder.name], error_types(folder / "eval")
-        stage = {"stage": folder.name, "conditions": evaluation.get("conditions", {})} | taken[folder.name]
-        stage |= {
-            "seconds": round(sum(stage["steps"].values()), 1),
-            "not_comparable": differing((stages or [stage])[0]["conditions"], stage["conditions"]),
-            "train_rows": len(read_columns(folder / "train.jsonl", "id")),
-            "benchmarks": {name: one | types.get(name, {}) for name, one in evaluation["benchmarks"].items()},
-            "changes": compare_all(before, after),
-            "blank": compare_all(predictions(folder / "blank", *CHECK), after),
-            "audit": audit_of(folder / VERIFIED[0]),
-        }
-        stages.append(stage)
-        before = after
-    tokens = {who: Counter(prompt=0, new=0) for who in ("local", "endpoint")}
-    for who, spent in ((who, each["tokens"][who]) for each in taken.values() for who in tokens):
-        tokens[who].update(spent)
-    recipe = read_recipe(folder / "eval" / "predictions.jsonl.recipe.json") or {}
+    answers = [predictions(folder / "eval", *CHECK, "subject") for folder in evaluated]
+    taken = what_it_took(run, files)
+    stages = [
+        stage_of(folder, before, after) | taken[folder.name]
+        for folder, before, after in zip(evaluated, [{}, *answers], answers)
+    ]
+    for stage in stages:
+        stage["seconds"] = round(sum(stage["steps"].values()), 1)
+        stage["not_comparable"] = differing(stages[0]["conditions"], stage["conditions"])
+    used = [each["tokens"] for each in taken.values()]
+    tokens = {who: sum((each[who] for each in used), Counter()) for who in ("local", "endpoint")}
+    recipe = read_recipe(evaluated[-1] / "eval" / "predictions.jsonl.recipe.json") or {}
     return {
         "stages": stages,
         "tests": list(dict.fromkeys(name for stage in stages for name in stage["benchmarks"])),
-        "overall": compare_all(answers[stages[0]["stage"]], after),
-        "pool": write_ledger(run, folders, answers),
+        "overall": compare_all(answers[0], answers[-1]),
+        "pool": write_ledger(run, folders, {folder.name: after for folder, after in zip(evaluated, answers)}),
         "seconds": round(sum(sum(each["steps"].values()) for each in taken.values()), 1),
         "orm": taken["orm"],
         "tokens": tokens,
@@ -202,9 +185,24 @@ def collect(run: Path, folders: list[Path]) -> dict:
     }
 
 
-def compare_all(before: dict[str, list[dict]], after: dict[str, list[dict]]) -> dict[str, dict | None]:
-    """{benchmark: the change}, of those that both have."""
-    return {name: compare(before[name], rows) for name, rows in after.items() if name in before}
+def stage_of(folder: Path, before: dict, after: dict) -> dict:
+    """`before`, `after`: the predictions of the stage before, {} without one, and of this one."""
+    evaluation, types = read_json(folder / "eval" / "metrics.json"), error_types(folder / "eval")
+    return {
+        "stage": folder.name,
+        "train_rows": len(read_columns(folder / "train.jsonl", "id")),
+        "conditions": evaluation.get("conditions", {}),
+        "benchmarks": {name: one | types.get(name, {}) for name, one in evaluation["benchmarks"].items()},
+        "changes": compare_all(before, after),
+        "blank": compare_all(predictions(folder / "blank", *CHECK), after),
+        "audit": audit_of(folder / VERIFIED[0]),
+    }
+
+
+def compare_all(before: dict[str, list[dict]], after: dict[str, list[dict]]) -> dict[str, dict]:
+    """{benchmark: the change}, of those that have problems in common."""
+    changes = {name: compare(before.get(name, []), rows) for name, rows in after.items()}
+    return {name: change for name, change in changes.items() if change}
 
 
 def write_ledger(run: Path, folders: list[Path], answers: dict[str, dict]) -> dict:
@@ -214,28 +212,24 @@ def write_ledger(run: Path, folders: list[Path], answers: dict[str, dict]) -> di
     """
     tests, solved, subjects, part = {}, {}, defaultdict(Counter), run / "ledger.jsonl.part"
     for stage, benchmarks in answers.items():
-        for row in (row | {"benchmark": name} for name, rows in benchmarks.items() for row in rows):
-            if row.pop("sample") == 0:
-                check = row.pop("answer_check")
-                tests.setdefault((row["benchmark"], row["id"]), row | {"checks": {}})["checks"][stage] = check
-    for folder in reversed(folders):  # the first stage has the last word
-        for name in VERIFIED:
-            rows = read_columns(folder / name, "id", "status")
-            solved |= dict.fromkeys(rows.id[rows.status == "correct"], folder.name)
+        for name, rows in benchmarks.items():
+            for row in (row for row in rows if row["sample"] == 0):
+                known = {"benchmark": name, "id": row["id"], "subject": row["subject"], "checks": {}}
+                tests.setdefault((name, row["id"]), known)["checks"][stage] = row["answer_check"]
+    for path in reversed([folder / name for folder in folders for name in VERIFIED]):
+        checked = read_columns(path, "id", "status")  # the first stage has the last word
+        solved |= dict.fromkeys(checked.id[checked.status == "correct"], path.parent.name)
     with part.open("wb") as file:
         file.writelines(map(line_of, tests.values()))
         for row in written_rows(run / "problems.jsonl"):
-            stage = solved.get(row["id"])
-            subjects[str(row.get("subject"))].update(["problems", stage] if stage else ["problems"])
-            file.write(line_of({"id": row["id"], "subject": row.get("subject"), "first_solved": stage}))
+            stage, subject = solved.get(row["id"]), row.get("subject")
+            subjects[str(subject)].update(["problems", stage] if stage else ["problems"])
+            file.write(line_of({"id": row["id"], "subject": subject, "first_solved": stage}))
     replace(part, run / "ledger.jsonl")
     totals = sum(subjects.values(), Counter())
-    by_stage = {folder.name: totals[folder.name] for folder in folders if (folder / VERIFIED[0]).is_file()}
-    return {
-        "problems": totals["problems"],
-        "first_solved": by_stage,
-        "by_subject": dict(sorted(subjects.items())),
-    }
+    stages = {folder.name: totals[folder.name] for folder in folders if (folder / VERIFIED[0]).is_file()}
+    by_subject = {subject: subjects[subject] for subject in sorted(subjects)}
+    return {"problems": totals["problems"], "first_solved": stages, "by_subject": by_subject}
 
 
 def cost_of(tokens: dict[str, int], run: Path) -> float | None:

@@ -7,7 +7,6 @@ page allows no network, no foreign style or image, and no script but the one in 
 import base64
 import hashlib
 import re
-from collections import Counter
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -17,9 +16,9 @@ from pandas import isna
 from mathse.chat import question_text
 from mathse.jsonl import replace
 from mathse.report.figures import draw_figures
-from mathse.report.gallery import CARDS, KINDS, draw_cards
+from mathse.report.gallery import KINDS, draw_cards
 from mathse.report.metrics import label, read_columns
-from mathse.report.statistics import VERDICTS, right_rate
+from mathse.report.statistics import right_rate
 
 TEMPLATE = Path(__file__).parent / "page.html"
 LOGGED = ("step", "loss", "lr", "grad_norm", "tokens_per_second", "mfu")
@@ -31,6 +30,7 @@ FILTERS = {
     "p_value": lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}",
     "label": label,
     "question": question_text,
+    "agreement": right_rate,
 }
 
 
@@ -42,7 +42,6 @@ def write_page(run: Path, metrics: dict, settings: dict[str, str], folders: list
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= FILTERS
-    stages, cards = metrics["stages"], draw_cards(folders)
     logs = {folder.name: read_columns(folder / "model" / "train_log.jsonl", *LOGGED) for folder in folders}
     logs = {label(name).removeprefix("+ "): steps for name, steps in logs.items() if len(steps)}
     figures = draw_figures(metrics, logs)
@@ -50,16 +49,10 @@ def write_page(run: Path, metrics: dict, settings: dict[str, str], folders: list
         run=run.resolve().name,
         settings=settings,
         metrics=metrics,
-        stages=stages,
-        names=metrics["tests"],
         figures={section: [Markup(drawing) for drawing in drawn] for section, drawn in figures.items()},
         logs=logs,
-        right_rate=right_rate,
-        verdicts=VERDICTS,
-        cards=cards,
+        cards=draw_cards(folders),
         kinds=KINDS,
-        kind_counts=Counter(card["kind"] for card in cards),
-        most_cards=CARDS,
         script_hash=base64.b64encode(hashlib.sha256(script).digest()).decode(),
     )
     part = run / "report.html.part"
