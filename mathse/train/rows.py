@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from mathse.records import IMAGE, derive_seed, fail, is_held_out, read_rows, relative_images
+from mathse.records import IMAGE, derive_seed, fail, read_rows, relative_images
 
 
 def write_training_file(path: Path, sources: list[str], limit: int, choose: Callable, make: Callable) -> None:
@@ -93,7 +93,7 @@ class TrainingRows:
 def held_problems(problems: list[str], hold_out: float, seed: int) -> set[str]:
     """So many problems, or a share below 1 of them, drawn by the seed."""
     if hold_out < 1:
-        return {name for name in problems if is_held_out(name, hold_out, seed)}
+        return {name for name in problems if derive_seed(seed, "held out", name) < hold_out * (1 << 31)}
     return {*heapq.nsmallest(int(hold_out), problems, key=lambda name: derive_seed(seed, "held out", name))}
 
 
