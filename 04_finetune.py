@@ -1,16 +1,21 @@
-"""Fine-tune a student on accepted responses, or (--orm) an outcome reward model on annotated ones.
+"""Fine-tune a student on accepted responses, or (--orm) an outcome reward model on explained ones.
 
-Reads:  verified.jsonl   id, question, images, sample, response, status, finish, origin, prompt; with --orm
-                         also judge_prompt, error_step, error_analysis
+Reads:  verified.jsonl   id, question, images, sample, response, status, finish, origin, prompt: the correct
+                         rows are learnt
+        with --orm also  annotated.jsonl: the rows that the teacher found wrong and explains (teacher_check
+                         "wrong", error_step, error_analysis) and the correct ones. Of a verified.jsonl only
+                         the correct rows count: nobody has said why the others are wrong. A text counts once,
+                         in however many files it stands, and as correct only if no file has it explained
         (or a training file: rows with messages, images, id, sample, origin)
 Writes: OUTPUT/          a model folder that `from_pretrained` loads, with recipe.json (rows, steps, loss,
                          label_tokens, rows_left_out) and train_log.jsonl: step, loss, lr, grad_norm, tokens
                          (learnt), left_out (rows), tokens_per_second (all that pass the model), mfu (null
-                         where the device's peak is not known), validation_loss (after an epoch)
+                         where the device's peak is not known)
         train.jsonl      the rows trained on: messages and images as TRL, ms-swift and LLaMA-Factory read
-                         them, id, sample, origin, and where the response comes from: model, seed,
-                         verified_in (the file of its verdict), of reflections draft_of (the draft's
-                         verified_in, origin and sample); paths are relative to train.jsonl
+                         them, id, sample, origin, a weight if training_row() gives one, and where the
+                         response comes from: model, seed, verified_in (the file of its verdict), of
+                         reflections draft_of (the draft's verified_in, origin and sample); paths are relative
+                         to train.jsonl
 
     python 04_finetune.py --input verified.jsonl --output model --model toy/base --lr 1e-3 --batch-size 32
     torchrun --nproc_per_node 8 04_finetune.py --input verified.jsonl --output model \\
@@ -23,26 +28,33 @@ import math
 import os
 import random
 from argparse import Namespace
+from array import array
 from collections import defaultdict
 from functools import partial
+from heapq import nsmallest
 from pathlib import Path
+from zlib import crc32
 
-from common import load_model, load_processor, setup_kernels
+from common import judge_prompt, load_model, load_processor, setup_kernels
 from mathse.chat import harmless, user_message
 from mathse.cli import Parser, add_output_flags, check_model, real, whole
 from mathse.images import MAX_PIXELS
-from mathse.jsonl import hold, meet, processes, refuse_held, stage_end
+from mathse.jsonl import hold, meet, processes, refuse_held, remove, stage_end
+from mathse.launch import launch, rank_count
 from mathse.recipe import Recipe
 from mathse.records import fail, read_rows
 from mathse.replies import verdict_text
-from mathse.train.checkpoints import KEEP, LOCK, remove_checkpoints
-from mathse.train.cores import LEAST_ROWS, process_count, train_on_cores
-from mathse.train.rows import TrainingRows, write_training_file
+from mathse.train.plan import TrainingRows, write_training_file
 
 # AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128. Qwen2-VL: 1e-5 with
 # warm-up 0.1, CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
 SUBJECT_RATIO = 4  # see balanced()
+SHINGLES = 64  # see shingles()
+LEAST_ROWS = 4  # of a step for each process: a problem's rows share their prompt only within a process
+# Memory of a process for each byte of the model's files: fp32 weights, gradients and Adam's two averages are
+# 16 bytes a parameter, of which a file in bf16 has 2.
+MEMORY = 8
 WITHOUT = ("train_file", "micro_batch", "recompute", "save_steps", "log_with", "processes")
 
 
@@ -69,17 +81,14 @@ def parse_args() -> Namespace:
     add("--max-pixels", type=whole(0), default=MAX_PIXELS, help="as in sampling (default %(default)s)")
     add("--freeze", choices=["vision"], help="train the language part only (default: all)")
     add("--lora", type=whole(0), default=0, metavar="RANK", help="adapters on the language part; needs peft")
-    add("--batches", choices=["packed", "padded"], default="packed", help="packed: no padding (default)")
     recomputed = "share of layers to checkpoint, recomputed in backward (default: 1 on a GPU, 0 on a CPU)"
     add("--recompute", type=real(0, 1), metavar="SHARE", help=recomputed)
-    held_out = "problems not trained on, or a share below 1: validation_loss after each epoch (default 0)"
-    add("--hold-out", type=real(), default=0, metavar="N", help=held_out)
-    saved = f"checkpoint every N steps, the last {KEEP} are kept; 0: none (default %(default)s)"
+    saved = "checkpoint every N steps, the last two are kept; 0: none (default %(default)s)"
     add("--save-steps", type=whole(0), default=200, metavar="N", help=saved)
     add("--log-with", help="a tracker of accelerate, such as tensorboard, beside train_log.jsonl")
     add("--workers", type=whole(0), default=1, help="processes that prepare batches (default %(default)s)")
-    forked = "processes that train on a CPU (default: one a core, each with at least {} rows of a step)"
-    add("--processes", type=whole(1), metavar="N", help=forked.format(LEAST_ROWS))
+    forked = f"processes that train (default: a core or GPU each, with at least {LEAST_ROWS} rows of a step)"
+    add("--processes", type=whole(1), metavar="N", help=forked)
     add("--limit", type=whole(0), default=0, help="the first N training rows (default: all)")
     add("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
     add("--seed", type=whole(0), default=0, help="of the order of the rows (default %(default)s)")
@@ -90,18 +99,26 @@ def parse_args() -> Namespace:
 # ---------------------------------------------------------------- which rows
 
 
+def shingles(response: str) -> array:
+    """What is kept of a response to tell whether it is like another: a digest of the text, and of its word
+    pairs the SHINGLES smallest digests. Numbers count as words: two ways to a result differ.
+    """
+    words = response.split()
+    pairs = {crc32(f"{first} {second}".encode()) for first, second in zip(words, words[1:])}
+    return array("I", [crc32(" ".join(words).encode()), *nsmallest(SHINGLES, pairs)])
+
+
 def likeness(some: set, others: set) -> float:
-    """Share of common word pairs (Jaccard). Numbers count as words: two ways to a result differ."""
+    """Share of common word pairs (Jaccard)."""
     return len(some & others) / (len(some | others) or 1)
 
 
-def pick_diverse(rows: list[tuple[object, str]], count: int) -> list:
-    """Keys of `count` of the (key, response) pairs: the first, then always the one least like those taken; no
-    text twice.
+def pick_diverse(rows: list[tuple[object, array]], count: int) -> list:
+    """Keys of `count` of the (key, shingles): the first, then always the one least like those taken; no text
+    twice.
     """
-    texts = {" ".join(response.split()): key for key, response in reversed(rows)}
-    words = [(key, text.split()) for text, key in reversed(texts.items())]
-    left = [(key, set(zip(text, text[1:]))) for key, text in words]
+    texts = {text: (key, {*pairs}) for key, (text, *pairs) in reversed(rows)}
+    left = [*reversed(texts.values())]
     taken = [left.pop(0)] if left else []
     while left and len(taken) < count:
         alike = [max(likeness(pairs, other) for _, other in taken) for _, pairs in left]
@@ -129,23 +146,27 @@ def balanced(keys: dict[tuple[str, str], list], seed: int, ratio: float = 1.0) -
 
 def is_usable(row: dict, orm: bool) -> bool:
     """Whether a row may be trained on: a judge cannot learn from a wrong response why it is wrong unless
-    told.
+    the teacher has told.
     """
-    explained = row["status"] == "correct" or (orm and row["status"] == "wrong" and row.get("error_analysis"))
-    return bool(explained and row.get("finish", "stop") == "stop" and row["response"].strip())
+    told = orm and row["status"] == row.get("teacher_check") == "wrong" and row.get("error_analysis")
+    fit = row.get("finish", "stop") == "stop" and row["response"].strip()
+    return bool(fit and (told or row["status"] == "correct"))
 
 
 def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
     """The (file, id, sample) to train on, whatever the order of the rows in the files."""
-    required = ("id", "question", "sample", "response", "status", "judge_prompt" if args.orm else "prompt")
+    required = ("id", "question", "sample", "response", "status", *(() if args.orm else ("prompt",)))
     groups, subjects, chosen = defaultdict(list), {}, defaultdict(list)
     for number, path in enumerate(args.input):
         for row in read_rows(path, required, may_be_empty=True):
             if is_usable(row, args.orm):
-                groups[row["status"], row["id"]].append((number, row["sample"], row["response"]))
+                kept = number, row["sample"], shingles(row["response"])
+                groups[row["status"], row["id"]].append(kept)
                 subjects[row["id"]] = str(row.get("subject"))
     for (status, name), rows in sorted(groups.items()):
-        texts = [((str(args.input[file]), name, sample), text) for file, sample, text in sorted(rows)]
+        explained = {text[0] for *_, text in groups.get(("wrong", name), []) if status == "correct"}
+        rows = sorted(row for row in rows if row[-1][0] not in explained)
+        texts = [((str(args.input[file]), name, sample), text) for file, sample, text in rows]
         chosen[status, subjects[name]] += pick_diverse(texts, args.per_problem)
     if args.orm:
         return {*balanced(chosen, args.seed, args.wrong_ratio)}
@@ -153,11 +174,14 @@ def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
 
 
 def training_row(row: dict, args: Namespace) -> dict:
-    """What a verified row teaches: its own prompt, and the reply to it."""
-    prompt, reply = row["judge_prompt" if args.orm else "prompt"], row["response"]
+    """What a verified row teaches: its own prompt, or the judge's, and the reply to it.
+
+    A "weight" beside them counts for each label of the row: 2 is the row twice, the default is 1.
+    """
+    prompt, reply = row.get("prompt"), row["response"]
     if args.orm:
-        told = (row.get("error_step"), row.get("error_analysis")) if row["status"] == "wrong" else ()
-        status = "WRONG" if told else "CORRECT"
+        prompt, told = judge_prompt(row), (row.get("error_step"), row.get("error_analysis"))
+        status, told = ("WRONG", told) if row["status"] == "wrong" else ("CORRECT", ())
         reply = json.dumps({"status": status}) if args.binary else verdict_text(status, *told)
     said = {"role": "assistant", "content": harmless(reply)}
     made = {"messages": [*user_message(prompt, row["images"]), said], "images": row["images"]}
@@ -192,16 +216,15 @@ def make_optimizer(model):
     return AdamW([group for group in (matrices, vectors) if group["params"]], betas=BETAS, fused=True)
 
 
-# What decides the model, beside flags and inputs: an edit of it is noticed.
-CODE = (choose_rows, training_row, token_loss, learning_rate, make_optimizer)
-
-
 # ---------------------------------------------------------------- training
 
 
 def train(args: Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
-    """Train in the folder `part`, from its last checkpoint on; what the recipe tells of it."""
-    from mathse.train.session import Session
+    """Train in the folder `part`, from its last checkpoint on; what the recipe tells of it.
+
+    A step's loss is sum(weight * loss of a label) / sum(weight) over the labels of all processes.
+    """
+    from mathse.train.fit import Session
 
     device, _, attention = setup_kernels()
     session = Session(args, rows, part, device)
@@ -209,28 +232,47 @@ def train(args: Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
     model = session.load_weights(spec, load_model, attention)
     session.open(model, processor, make_optimizer, token_loss)
     for step in session.remaining():
-        batches, labels = session.take(step)
+        batches, weight = session.take(step)
         rate = learning_rate(step, session.steps, args.lr, args.warmup)
         loss = session.zero()
         for batch in session.accumulate(batches):
-            part_loss = session.losses(batch).sum() / labels
+            part_loss = (session.losses(batch) * batch.weights).sum() / weight
             session.backward(part_loss)
             loss += part_loss.detach()
         norm, loss = session.clip(CLIP), session.sum(loss).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             remedy = f"look at the rows of this step, or remove {part} and start anew with a lower --lr"
             fail(f"step {step}: the loss is {loss}, the norm of its gradient {norm}; {remedy}")
-        session.update(step, rate)
+        session.update(rate)
         session.finish_step(step, {"step": step, "loss": loss, "lr": rate, "grad_norm": norm})
     return session.save(spec)
 
 
-def check(args: Namespace, spec: str) -> None:
+def train_and_complete(args: Namespace, spec: str, train_file: Path, recipe: Recipe) -> None:
+    """The work of each process; the first one finishes the output."""
+    summary = train(args, spec, TrainingRows(train_file), recipe.part)
+    if processes()[0] == 0:
+        recipe.complete(recipe.part, **summary)
+        remove_checkpoints(args.output)  # only now: a kill in between leaves a whole model
+        loss, left_out, seconds = summary["loss"], summary["rows_left_out"], recipe.made["seconds"]
+        counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {loss:.3f}"
+        print(f"{args.output}: {counts}, {left_out} rows left out, {seconds} s")
+    meet()
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """What only an unfinished training needs."""
+    remove(*folder.glob("checkpoint*"), folder / "lock")
+
+
+def check(args: Namespace, spec: str | None) -> None:
+    if not spec:
+        fail("--previous: needed for --init previous; name the model folder of the round before")
     check_model(args, spec, trained=True)
     if args.lora and not importlib.util.find_spec("peft"):
         fail("--lora: peft is not installed here; pip install peft")
     if args.log_with:
-        from mathse.train.distributed import check_tracker
+        from mathse.train.fit import check_tracker
 
         check_tracker(args.log_with)
 
@@ -238,22 +280,17 @@ def check(args: Namespace, spec: str) -> None:
 def main() -> None:
     args = parse_args()
     source = "previous" if args.init == "previous" else "model"
-    if not (spec := getattr(args, source)):
-        fail("--previous: needed for --init previous; name the model folder of the round before")
+    spec = getattr(args, source)
     check(args, spec)
     if args.dry_run is not None:
         return
     without = (*WITHOUT, "model", "previous")
-    inputs = "input", source
-    constants = {"CLIP": str(CLIP)}
-    recipe = Recipe(args.output, __file__, args, inputs, without, constants, CODE, is_folder=True)
+    recipe = Recipe(args.output, __file__, args, ("input", source), without, is_folder=True)
     if recipe.is_done():
-        remove_checkpoints(args.output)
-        return
-    rank, world = processes()
-    if world > 1:
-        from mathse.train.distributed import join_processes
+        return remove_checkpoints(args.output)
+    from mathse.train.fit import join_processes
 
+    if processes()[1] > 1:
         join_processes()
     train_file = args.train_file or Path(f"{args.output}.train.jsonl")
     places = [os.path.realpath(path) for path in args.input]
@@ -261,26 +298,16 @@ def main() -> None:
         fail("--input: a file is named twice; name each once")
     if os.path.realpath(train_file) in places:
         fail(f"--train-file: {train_file}: is an input too; choose another")
-    if rank == 0:
+    if processes()[0] == 0:
         refuse_held(recipe.part)
         choose, make = partial(choose_rows, args), partial(training_row, args=args)
         write_training_file(train_file, args.input, args.limit, choose, make)
-        # refuses --hold-out before --force removes a model
-        TrainingRows(train_file, args.hold_out, args.seed)
-    count = process_count(args.processes, args.batch_size, spec)
     recipe.start()
-    if rank == 0:
-        lock = (recipe.part / LOCK).open("a")
+    if processes()[0] == 0:
+        lock = (recipe.part / "lock").open("a")
         hold(lock, recipe.part)
-    rows = TrainingRows(train_file, args.hold_out, args.seed)
-    summary = train_on_cores(count, partial(train, args, spec, rows, recipe.part))
-    if rank == 0:
-        recipe.complete(recipe.part, **summary)
-        remove_checkpoints(args.output)  # only now: a kill in between leaves a whole model
-        loss, left_out, seconds = summary["loss"], summary["rows_left_out"], recipe.made["seconds"]
-        counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {loss:.3f}"
-        print(f"{args.output}: {counts}, {left_out} rows left out, {seconds} s")
-    meet()
+    ranks = rank_count(args, args.batch_size // LEAST_ROWS, spec, MEMORY)
+    launch(ranks, partial(train_and_complete, args, spec, train_file, recipe))
 
 
 if __name__ == "__main__":

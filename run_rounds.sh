@@ -70,8 +70,8 @@ annotate() {  # annotate ROWS STAGE INPUT OUTPUT FLAGS...: the teacher explains 
     "${asked[@]}" ${ANNOTATE_FLAGS:-} "${@:5}"
 }
 use_orm() { orm=$1 judge=(--model "$1" --retry-undecided 1 "${asked[@]}" ${VERIFY_FLAGS:-}); }
-train_orm() {  # train_orm STAGE FLAGS...: a few problems are kept out of it, to measure it on
-  finetune "$1" --orm --input "${D_ORM[@]}" --init "$INIT" --previous "$orm" --hold-out 0.1 ${ORM_FLAGS:-} \
+train_orm() {  # train_orm STAGE FLAGS...
+  finetune "$1" --orm --input "${D_ORM[@]}" --init "$INIT" --previous "$orm" ${ORM_FLAGS:-} \
     "${@:2}"
   use_orm "$run/$1/model"
 }

@@ -17,9 +17,7 @@ from conftest import ROOT, read_rows, write_rows
 
 from mathse.generate import Reply, Request
 from mathse.generate.processes import SMALL, Dealer, Forked, end_with_parent
-from mathse.jsonl import processes, share
-from mathse.train import cores, vision_cache
-from mathse.train.cores import LEAST_ROWS, process_count, train_on_cores
+from mathse.jsonl import share
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 LOCAL = ["--model", "toy/base", "--max-tokens", "24"]
@@ -262,53 +260,3 @@ def test_one_process_and_two_write_the_same(toy_world, tmp_path, one):
         one("01_sample.py", *flags, "--output", tmp_path / f"{count}.jsonl", "--processes", count)
     assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
     assert "processes" not in json.loads((tmp_path / "2.jsonl.recipe.json").read_text())["flags"]
-
-
-# ---------------------------------------------------------------- a training in several processes
-
-
-def test_a_training_takes_a_process_a_core_of_a_step_s_rows(monkeypatch):
-    model = str(ROOT / "toy/base")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
-    assert [process_count(None, rows, model) for rows in (1, 2 * LEAST_ROWS, 100)] == [1, 2, 6]
-    assert process_count(3, 1, model) == 3
-    assert process_count(None, 100, "a/hub-id") == 1
-    size = (ROOT / "toy/base/model.safetensors").stat().st_size
-    monkeypatch.setattr(vision_cache, "free_memory", lambda: 3.5 * cores.COPIES * size)
-    assert process_count(None, 100, model) == 3
-    monkeypatch.setenv("WORLD_SIZE", "2")  # by a launcher
-    assert process_count(None, 100, model) == process_count(3, 100, model) == 1
-
-
-def test_the_first_process_s_result_is_returned(forked):
-    assert train_on_cores(3, lambda: {"rank": processes()[0], "world": processes()[1]}) == {
-        "rank": 0,
-        "world": 3,
-    }
-    assert processes() == (0, 1) and not forked()
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(
-    "fault, ends, printed",
-    [
-        (SystemExit(2), SystemExit, ""),
-        (KeyError("gone"), RuntimeError, "KeyError: 'gone'"),
-        (None, SystemExit, "was ended from outside"),
-    ],
-)
-def test_a_training_ends_as_its_first_process_that_fails(forked, rank, fault, ends, printed, capfd):
-    """The others wait for it, or train on: they are ended."""
-
-    def train() -> dict:
-        if processes()[0] != rank:
-            time.sleep(300)
-        if fault is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise fault
-
-    with pytest.raises(ends) as error:
-        train_on_cores(2, train)
-    assert printed in capfd.readouterr().err + str(error.value)
-    assert ends is not SystemExit or error.value.code == (1 if fault is None else 2)
-    assert not forked()

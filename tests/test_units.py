@@ -20,7 +20,6 @@ from mathse.generate import Reply
 from mathse.jsonl import Output
 from mathse.recipe import Recipe
 from mathse.report.statistics import audit_truth
-from mathse.train.rows import held_problems
 
 
 def test_fill_is_one_pass_and_defuses_tokens():
@@ -313,7 +312,7 @@ HOSTILE = [
 @pytest.mark.parametrize("step", ['Step 1: "a" is 5°.', "Step 2: 三角形 \\frac{1}{2}"])
 def test_what_an_orm_is_taught_begins_as_02_foresees(stage, status, step):
     row = {
-        "judge_prompt": "?",
+        "question": "?",
         "images": [],
         "response": 'Step 1: "a" is 5°.\nStep 2: 三角形 \\frac{1}{2}\nEnd.',
     }
@@ -530,8 +529,6 @@ def test_a_share_of_the_problems_is_held_out():
     assert 140 < len(held) < 260
     assert held < {name for name in names if records.is_held_out(name, 0.2, 0)}
     assert held != {name for name in names if records.is_held_out(name, 0.1, 1)}
-    assert held_problems(names, 0.1, 0) == held and len(held_problems(names, 7, 0)) == 7
-    assert held_problems(names, 0, 0) == set()
 
 
 def test_a_right_answer_with_a_wrong_step_is_not_right():

@@ -43,7 +43,7 @@ arms() {  # arms SEED
   "$PYTHON" 02_verify.py --annotate --check-correct --input "$arms/paths.jsonl" --output "$arms/truth.jsonl" \
     --model "$teacher" "${seed[@]}"
   for name in once binary; do
-    finetune orm_$name --orm --input "$run/orm/annotated.jsonl" --hold-out 0.1 "${ORM[@]}" \
+    finetune orm_$name --orm --input "$run/orm/annotated.jsonl" "${ORM[@]}" \
       $([[ $name == once ]] || echo --binary)
   done
   for name in orm_once orm_binary; do judge "$name" "$arms/$name/model"; done
