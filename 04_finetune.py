@@ -1,21 +1,19 @@
 """Fine-tune a student on accepted responses, or (--orm) an outcome reward model on explained ones.
 
-Reads:  verified.jsonl   id, question, images, sample, response, status, finish, origin, prompt: the correct
-                         rows are learnt
-        with --orm also  annotated.jsonl: the rows that the teacher found wrong and explains (teacher_check
-                         "wrong", error_step, error_analysis) and the correct ones. Of a verified.jsonl only
-                         the correct rows count: nobody has said why the others are wrong. A text counts once,
-                         in however many files it stands, and as correct only if no file has it explained
-        (or a training file: rows with messages, images, id, sample, origin)
+Reads:  verified.jsonl   id, question, images, sample, response, status, finish, origin, prompt; or a training
+                         file: rows with messages, images, id, sample, origin
+        annotated.jsonl  with --orm, beside verified.jsonl: + teacher_check, error_step, error_analysis
 Writes: OUTPUT/          a model folder that `from_pretrained` loads, with recipe.json (rows, steps, loss,
                          label_tokens, rows_left_out) and train_log.jsonl: step, loss, lr, grad_norm, tokens
-                         (learnt), left_out (rows), tokens_per_second (all that pass the model), mfu (null
-                         where the device's peak is not known)
+                         (learnt), left_out (rows), tokens_per_second (all that pass the model)
         train.jsonl      the rows trained on: messages and images as TRL, ms-swift and LLaMA-Factory read
-                         them, id, sample, origin, a weight if training_row() gives one, and where the
+                         them, id, sample, origin, weight (if training_row() gives one), and where the
                          response comes from: model, seed, verified_in (the file of its verdict), of
-                         reflections draft_of (the draft's verified_in, origin and sample); paths are relative
-                         to train.jsonl
+                         reflections draft_of (the draft's); paths are relative to train.jsonl
+
+Correct rows are learnt; with --orm also the wrong ones that the teacher explains (teacher_check "wrong"), not
+what an ORM or the answer check alone calls wrong. A text counts once, in however many files it stands, and
+not as correct if the teacher finds it wrong in any.
 
     python 04_finetune.py --input verified.jsonl --output model --model toy/base --lr 1e-3 --batch-size 32
     torchrun --nproc_per_node 8 04_finetune.py --input verified.jsonl --output model \\
@@ -25,7 +23,6 @@ Writes: OUTPUT/          a model folder that `from_pretrained` loads, with recip
 import importlib.util
 import json
 import math
-import os
 import random
 from argparse import Namespace
 from array import array
@@ -46,15 +43,13 @@ from mathse.records import fail, read_rows
 from mathse.replies import verdict_text
 from mathse.train.plan import TrainingRows, write_training_file
 
-# AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128. Qwen2-VL: 1e-5 with
-# warm-up 0.1, CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
+# As in the paper (Table 6), with cosine decay and a global batch of 128. Qwen2-VL: 1e-5 with warm-up 0.1,
+# CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
 SUBJECT_RATIO = 4  # see balanced()
 SHINGLES = 64  # see shingles()
 LEAST_ROWS = 4  # of a step for each process: a problem's rows share their prompt only within a process
-# Memory of a process for each byte of the model's files: fp32 weights, gradients and Adam's two averages are
-# 16 bytes a parameter, of which a file in bf16 has 2.
-MEMORY = 8
+MEMORY = 8  # bytes of a process for each of a bf16 file: fp32 weights, gradients, Adam's two averages
 WITHOUT = ("train_file", "micro_batch", "recompute", "save_steps", "log_with", "processes")
 
 
@@ -68,7 +63,7 @@ def parse_args() -> Namespace:
     add("--previous", help="the model of the round before, for --init previous")
     add("--init", choices=["base", "previous"], default="base", help="first weights (default %(default)s)")
     add("--orm", action="store_true", help="train a judge on correct and wrong responses")
-    ratio = "with --orm: wrong responses for each correct one (default 1, as in the paper)"
+    ratio = "with --orm: wrong responses a correct one (default 1, as in the paper)"
     add("--wrong-ratio", type=real(0, above=True), default=1.0, metavar="N", help=ratio)
     add("--binary", action="store_true", help="with --orm: learn the status alone (ablation)")
     add("--per-problem", type=whole(1), default=4, help="responses a problem and status (default 4)")
@@ -100,23 +95,22 @@ def parse_args() -> Namespace:
 
 
 def shingles(response: str) -> array:
-    """What is kept of a response to tell whether it is like another: a digest of the text, and of its word
-    pairs the SHINGLES smallest digests. Numbers count as words: two ways to a result differ.
+    """What is kept of a response, to tell how like two are: a digest of it, and the SHINGLES smallest of its
+    word pairs. Numbers count as words: two ways to a result differ.
     """
     words = response.split()
     pairs = {crc32(f"{first} {second}".encode()) for first, second in zip(words, words[1:])}
     return array("I", [crc32(" ".join(words).encode()), *nsmallest(SHINGLES, pairs)])
 
 
-def likeness(some: set, others: set) -> float:
-    """Share of common word pairs (Jaccard)."""
-    return len(some & others) / (len(some | others) or 1)
-
-
 def pick_diverse(rows: list[tuple[object, array]], count: int) -> list:
-    """Keys of `count` of the (key, shingles): the first, then always the one least like those taken; no text
-    twice.
+    """Keys of `count` of the (key, shingles), no text twice: the first, then always the one least like those
+    taken, by the share of common word pairs (Jaccard).
     """
+
+    def likeness(some: set, others: set) -> float:
+        return len(some & others) / (len(some | others) or 1)
+
     texts = {text: (key, {*pairs}) for key, (text, *pairs) in reversed(rows)}
     left = [*reversed(texts.values())]
     taken = [left.pop(0)] if left else []
@@ -145,9 +139,7 @@ def balanced(keys: dict[tuple[str, str], list], seed: int, ratio: float = 1.0) -
 
 
 def is_usable(row: dict, orm: bool) -> bool:
-    """Whether a row may be trained on: a judge cannot learn from a wrong response why it is wrong unless
-    the teacher has told.
-    """
+    """Whether a row may be trained on: a judge cannot learn why a response is wrong unless it is told."""
     told = orm and row["status"] == row.get("teacher_check") == "wrong" and row.get("error_analysis")
     fit = row.get("finish", "stop") == "stop" and row["response"].strip()
     return bool(fit and (told or row["status"] == "correct"))
@@ -156,16 +148,17 @@ def is_usable(row: dict, orm: bool) -> bool:
 def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
     """The (file, id, sample) to train on, whatever the order of the rows in the files."""
     required = ("id", "question", "sample", "response", "status", *(() if args.orm else ("prompt",)))
-    groups, subjects, chosen = defaultdict(list), {}, defaultdict(list)
+    groups, subjects, doubted, chosen = defaultdict(list), {}, set(), defaultdict(list)
     for number, path in enumerate(args.input):
         for row in read_rows(path, required, may_be_empty=True):
+            text = shingles(row["response"])
+            if args.orm and row.get("teacher_check") == "wrong":
+                doubted.add(("correct", row["id"], text[0]))
             if is_usable(row, args.orm):
-                kept = number, row["sample"], shingles(row["response"])
-                groups[row["status"], row["id"]].append(kept)
+                groups[row["status"], row["id"]].append((number, row["sample"], text))
                 subjects[row["id"]] = str(row.get("subject"))
     for (status, name), rows in sorted(groups.items()):
-        explained = {text[0] for *_, text in groups.get(("wrong", name), []) if status == "correct"}
-        rows = sorted(row for row in rows if row[-1][0] not in explained)
+        rows = sorted(row for row in rows if (status, name, row[-1][0]) not in doubted)
         texts = [((str(args.input[file]), name, sample), text) for file, sample, text in rows]
         chosen[status, subjects[name]] += pick_diverse(texts, args.per_problem)
     if args.orm:
@@ -178,14 +171,14 @@ def training_row(row: dict, args: Namespace) -> dict:
 
     A "weight" beside them counts for each label of the row: 2 is the row twice, the default is 1.
     """
-    prompt, reply = row.get("prompt"), row["response"]
+    prompt, reply, more = row.get("prompt"), row["response"], {}
     if args.orm:
-        prompt, told = judge_prompt(row), (row.get("error_step"), row.get("error_analysis"))
-        status, told = ("WRONG", told) if row["status"] == "wrong" else ("CORRECT", ())
+        prompt, more = judge_prompt(row), {"status": row["status"]}
+        told = (row["error_step"], row["error_analysis"]) if row["status"] == "wrong" else ()
+        status = "WRONG" if told else "CORRECT"
         reply = json.dumps({"status": status}) if args.binary else verdict_text(status, *told)
     said = {"role": "assistant", "content": harmless(reply)}
-    made = {"messages": [*user_message(prompt, row["images"]), said], "images": row["images"]}
-    return made | ({"status": row["status"]} if args.orm else {})
+    return {"messages": [*user_message(prompt, row["images"]), said], "images": row["images"]} | more
 
 
 # ---------------------------------------------------------------- loss, optimizer, schedule
@@ -234,7 +227,7 @@ def train(args: Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
     for step in session.remaining():
         batches, weight = session.take(step)
         rate = learning_rate(step, session.steps, args.lr, args.warmup)
-        loss = session.zero()
+        loss = 0.0
         for batch in session.accumulate(batches):
             part_loss = (session.losses(batch) * batch.weights).sum() / weight
             session.backward(part_loss)
@@ -254,19 +247,21 @@ def train_and_complete(args: Namespace, spec: str, train_file: Path, recipe: Rec
     if processes()[0] == 0:
         recipe.complete(recipe.part, **summary)
         remove_checkpoints(args.output)  # only now: a kill in between leaves a whole model
-        loss, left_out, seconds = summary["loss"], summary["rows_left_out"], recipe.made["seconds"]
-        counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {loss:.3f}"
-        print(f"{args.output}: {counts}, {left_out} rows left out, {seconds} s")
+        counts = "{rows} rows, {steps} steps, loss {loss:.3f}, {rows_left_out} rows left out".format(
+            **summary
+        )
+        print(f"{args.output}: {counts}, {recipe.made['seconds']} s")
     meet()
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """What only an unfinished training needs."""
     remove(*folder.glob("checkpoint*"), folder / "lock")
 
 
-def check(args: Namespace, spec: str | None) -> None:
-    if not spec:
+def main() -> None:
+    args = parse_args()
+    source = "previous" if args.init == "previous" else "model"
+    if not (spec := getattr(args, source)):
         fail("--previous: needed for --init previous; name the model folder of the round before")
     check_model(args, spec, trained=True)
     if args.lora and not importlib.util.find_spec("peft"):
@@ -275,29 +270,16 @@ def check(args: Namespace, spec: str | None) -> None:
         from mathse.train.fit import check_tracker
 
         check_tracker(args.log_with)
-
-
-def main() -> None:
-    args = parse_args()
-    source = "previous" if args.init == "previous" else "model"
-    spec = getattr(args, source)
-    check(args, spec)
     if args.dry_run is not None:
         return
     without = (*WITHOUT, "model", "previous")
     recipe = Recipe(args.output, __file__, args, ("input", source), without, is_folder=True)
     if recipe.is_done():
         return remove_checkpoints(args.output)
-    from mathse.train.fit import join_processes
+    from mathse.train.fit import join_processes  # the ranks share this import
 
-    if processes()[1] > 1:
-        join_processes()
+    join_processes()
     train_file = args.train_file or Path(f"{args.output}.train.jsonl")
-    places = [os.path.realpath(path) for path in args.input]
-    if len({*places}) < len(places):
-        fail("--input: a file is named twice; name each once")
-    if os.path.realpath(train_file) in places:
-        fail(f"--train-file: {train_file}: is an input too; choose another")
     if processes()[0] == 0:
         refuse_held(recipe.part)
         choose, make = partial(choose_rows, args), partial(training_row, args=args)

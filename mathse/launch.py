@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from mathse.generate.processes import end_with_parent
+from mathse.generate.processes import end_with_parent  # also for pack.py
 from mathse.jsonl import become, stage_end
 from mathse.records import fail
 

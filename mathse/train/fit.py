@@ -15,6 +15,7 @@ from pathlib import Path
 
 import accelerate
 import torch
+from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -32,11 +33,9 @@ from mathse.train.plan import TrainingRows, plan_steps
 TIMEOUT = timedelta(hours=2)  # that processes wait for each other
 KEEP = 2  # checkpoints
 MIN_FREE = 16 << 20  # bytes; with less, a failed write of weights is put down to a full disk
-PROCESSOR_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt",
-    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
-)  # fmt: skip
+# What is copied of a model's folder: a processor's files, remote code, but for what is made anew.
+COPIED = {".json", ".jinja", ".model", ".txt", ".py"}
+MADE_ANEW = ("/config.json", "generation_config.json", "recipe.json", ".index.json")
 
 
 class Session:
@@ -53,18 +52,18 @@ class Session:
         self.accelerator = make_accelerator(args.log_with, part)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.sharded = self.accelerator.is_fsdp2
-        adapters_only = args.lora and device != "cpu" and not self.sharded  # shards want one type
-        self.dtype = torch.bfloat16 if adapters_only else torch.float32
-        self.device = "cpu" if self.sharded else device
-        self.recompute = float(device != "cpu") if args.recompute is None else args.recompute
+        self.device = device
 
     def load_weights(self, spec: str, load_model: Callable, attention: str):
         """The model; of one that is sharded, the weights in the first process alone, which sends them."""
-        code = self.args.trust_remote_code
-        if not (self.sharded and self.rank):
-            return load_model(spec, self.device, self.dtype, attention, code)
+        code, dtype = self.args.trust_remote_code, torch.float32
+        if not self.sharded:
+            dtype = torch.bfloat16 if self.args.lora and self.device != "cpu" else dtype
+            return load_model(spec, self.device, dtype, attention, code)
+        if not self.rank:
+            return load_model(spec, "cpu", dtype, attention, code)
         config = AutoConfig.from_pretrained(spec, trust_remote_code=code)
-        settings = {"dtype": self.dtype, "trust_remote_code": code, "attn_implementation": attention}
+        settings = {"dtype": dtype, "trust_remote_code": code, "attn_implementation": attention}
         with accelerate.init_empty_weights(include_buffers=False):  # buffers are not sent
             return AutoModelForImageTextToText.from_config(config, **settings)
 
@@ -74,7 +73,8 @@ class Session:
         `make_optimizer`: model -> optimizer. `token_loss`: see Packing.
         """
         args, world = self.args, self.world
-        model = set_up_model(model, args.freeze, args.lora, self.recompute)
+        recompute = float(self.device != "cpu") if args.recompute is None else args.recompute
+        model = set_up_model(model, args.freeze, args.lora, recompute)
         self.model, self.optimizer = prepare(self.accelerator, model, make_optimizer)
         inner = self.accelerator.unwrap_model(self.model)
         self.packing = Packing(inner.get_base_model() if args.lora else inner, token_loss)
@@ -90,10 +90,10 @@ class Session:
         self.loader = prefetch(mine, args.workers, args.seed, packed=packed, **self.encoding)
         self.log_file = (self.part / "train_log.jsonl").open("a", encoding="utf-8")
         if args.log_with:
-            flags = {
+            known = {
                 name: value for name, value in vars(args).items() if isinstance(value, int | float | str)
             }
-            self.accelerator.init_trackers("tracker", config=flags)
+            self.accelerator.init_trackers("tracker", config=known)
 
     def choose_passes(self) -> tuple[bool, Batch]:
         """(whether rows can be packed, a micro-batch), by the losses of one of the first step's. Without
@@ -103,15 +103,13 @@ class Session:
         mine.sort(key=lambda numbers: len({self.rows.group_of[n] for n in numbers}) - len(numbers))
         tries = ((numbers, encode(numbers, **self.encoding)[0]) for numbers in mine)  # first what shares most
         numbers, batch = next((pair for pair in tries if pair[1]), ([], None))
-        if not self.sum(torch.tensor(len(batch.targets) if batch else 0)):
+        if not self.sum(len(batch.targets) if batch else 0):
             reason = "all are longer than --max-length, or have images that cannot be read"
             fail(f"no row of the first step can be used: {reason}")
-        alone = [encode([number], packed=False, **self.encoding)[0] for number in numbers] or [batch]
-        alone = [row for row in alone if row]
-        tokens = sum(row.tokens for row in alone)
-        alone += alone[:1] * (
-            max(gather_object([len(alone)])) - len(alone)
-        )  # all processes pass equally many
+        made = (encode([number], packed=False, **self.encoding)[0] for number in numbers)
+        alone = [row for row in made if row] or [batch]
+        tokens, longest = sum(row.tokens for row in alone), max(gather_object([len(alone)]))
+        alone += alone[:1] * (longest - len(alone))  # all processes pass equally many
         self.model.eval()
         try:
             rounding = ROUNDING[self.accelerator.mixed_precision]
@@ -125,13 +123,13 @@ class Session:
         self.model.train()
         reasons = [reason for reason in gather_object([reason]) if reason]
         self.packing.use(not reasons)
-        counts = f"{batch.tokens} tokens in place of {tokens}"
-        line = f"rows: packed, a prompt once for its rows: {counts}; attention: {self.packing.attention}"
         if reasons:
-            line = f"rows: one a forward pass, about {tokens / batch.tokens:.1f} times slower than packed: "
-            line += f"{tokens} tokens in place of {batch.tokens}; they cannot be packed: {reasons[0]}"
-        self.accelerator.print(line)
-        return not reasons, alone[0] if reasons else batch
+            slower = f"about {tokens / batch.tokens:.1f} times slower than packed"
+            self.accelerator.print(f"rows: one a forward pass, {slower}; they cannot be packed: {reasons[0]}")
+            return False, alone[0]
+        counts = f"{batch.tokens} tokens in place of {tokens}; attention: {self.packing.attention}"
+        self.accelerator.print(f"rows: packed, a prompt once for its rows: {counts}")
+        return True, batch
 
     def freeze_unused(self, batch: Batch, make_optimizer: Callable) -> None:
         """Freeze weights without a gradient, as the last norm of LLaVA's vision tower: a sharded checkpoint
@@ -161,12 +159,9 @@ class Session:
         weight, *self.counts = self.sum(torch.tensor(sums, dtype=torch.double)).tolist()
         return batches, weight or 1.0
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
+    def sum(self, values) -> torch.Tensor:
         """Over all processes."""
-        return self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-
-    def zero(self) -> torch.Tensor:
-        return torch.zeros((), device=self.accelerator.device)
+        return self.accelerator.reduce(torch.as_tensor(values, device=self.accelerator.device), "sum")
 
     def accumulate(self, batches: list[Batch]) -> Iterator[Batch]:
         """The micro-batches; several processes exchange gradients in the last one's backward pass."""
@@ -227,7 +222,8 @@ class Session:
 
 def join_processes() -> None:
     """Make the process group of this launch, before anything waits for others."""
-    accelerate.PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    if processes()[1] > 1:
+        accelerate.PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 
 def check_tracker(name: str) -> None:
@@ -237,7 +233,7 @@ def check_tracker(name: str) -> None:
         fail(f"--log-with: {name}: not installed here, or not a tracker of accelerate; {found}")
 
 
-def make_accelerator(log_with: str | None, folder: Path, sharded=False, bf16=False) -> accelerate.Accelerator:
+def make_accelerator(log_with: str | None, folder: Path, sharded=False, bf16=False) -> Accelerator:
     """Computation in bf16 on GPUs (or if `bf16`); with several of them the model is sharded (FSDP2).
 
     Gradients are reduced and master weights kept in fp32, as on a single GPU.
@@ -254,7 +250,7 @@ def make_accelerator(log_with: str | None, folder: Path, sharded=False, bf16=Fal
     ]
     settings = {"mixed_precision": "bf16" if bf16 else "no", "kwargs_handlers": handlers}
     settings |= {"log_with": log_with, "project_dir": folder}
-    return accelerate.Accelerator(fsdp_plugin=shards(bf16) if sharded else None, **settings)
+    return Accelerator(fsdp_plugin=shards(bf16) if sharded else None, **settings)
 
 
 def shards(bf16: bool) -> accelerate.FullyShardedDataParallelPlugin:
@@ -269,12 +265,12 @@ def shards(bf16: bool) -> accelerate.FullyShardedDataParallelPlugin:
     )
 
 
-def prepare(accelerator: accelerate.Accelerator, model, make_optimizer: Callable) -> tuple:
+def prepare(accelerator: Accelerator, model, make_optimizer: Callable) -> tuple:
     """(model, optimizer) on their device, or sharded. `make_optimizer`: model -> optimizer."""
     if not accelerator.is_fsdp2:
         return accelerator.prepare(model, make_optimizer(model))
-    kinds = {type(layer).__name__ for layer in checkpointed_layers(model)}
-    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(kinds)
+    kinds = sorted({type(layer).__name__ for layer in checkpointed_layers(model)})
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = kinds
     # accelerate finds an optimizer's weights again by their addresses, and weights that only another process
     # has loaded have none: this one is a stand-in, until freeze_unused() makes it of the sharded weights.
     return accelerator.prepare(model, torch.optim.SGD(model.parameters()))
@@ -339,7 +335,7 @@ def saved_steps(part: Path) -> list[int]:
     return sorted(int(folder.name.split("-")[1]) for folder in part.glob("checkpoint-*"))
 
 
-def save_checkpoint(accelerator: accelerate.Accelerator, part: Path, step: int) -> None:
+def save_checkpoint(accelerator: Accelerator, part: Path, step: int) -> None:
     """A checkpoint folder gets its final name when it is complete, on the disk too."""
     with saving(part):
         accelerator.save_state(str(part / "checkpoint.part"))
@@ -351,7 +347,7 @@ def save_checkpoint(accelerator: accelerate.Accelerator, part: Path, step: int) 
     accelerator.wait_for_everyone()
 
 
-def resume(accelerator: accelerate.Accelerator, part: Path) -> int:
+def resume(accelerator: Accelerator, part: Path) -> int:
     """Load the last checkpoint in `part` and cut the log back to it; the step to go on with."""
     first = max(saved_steps(part), default=0)
     if first:
@@ -372,7 +368,7 @@ def resume(accelerator: accelerate.Accelerator, part: Path) -> int:
     return first
 
 
-def save_model(accelerator: accelerate.Accelerator, model, processor, spec: str, part: Path) -> None:
+def save_model(accelerator: Accelerator, model, processor, spec: str, part: Path) -> None:
     """Weights as safetensors (bf16 where the computation was), the processor's files copied as they are."""
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
@@ -380,10 +376,8 @@ def save_model(accelerator: accelerate.Accelerator, model, processor, spec: str,
         if hasattr(model, "get_base_model"):
             state, model = merged(model, state), model.get_base_model()
         if accelerator.mixed_precision == "bf16":
-            state = {
-                name: tensor.bfloat16() if tensor.is_floating_point() else tensor
-                for name, tensor in state.items()
-            }
+            floating = {name: part for name, part in state.items() if part.is_floating_point()}
+            state |= {name: tensor.bfloat16() for name, tensor in floating.items()}
         for name in getattr(model, "all_tied_weights_keys", {}):  # stored once: the other name says where
             state.pop(name, None)
         with saving(part):
@@ -423,10 +417,7 @@ def merged(model, state: dict) -> dict:
 
 
 def copy_processor(spec: str, folder: Path) -> None:
-    """The processor's files as they are: saving a loaded processor again can change them."""
-    for name in PROCESSOR_FILES:
-        source = cached_file(spec, name, _raise_exceptions_for_missing_entries=False)
-        if source:
-            shutil.copy(source, folder / name)
-    for code in Path(spec).glob("*.py"):
-        shutil.copy(code, folder / code.name)
+    """The processor's files and a model's code as they are: saving a loaded processor may change them."""
+    for path in Path(cached_file(spec, "config.json")).parent.iterdir():
+        if path.suffix in COPIED and not str(path).endswith(MADE_ANEW):
+            shutil.copy(path, folder / path.name)

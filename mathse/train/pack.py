@@ -8,7 +8,7 @@ a judge is shown. A packed micro-batch is one row of tokens:
 
 An answer (the rest of its prompt, then the reply) counts positions on from where its prompt ends and attends
 to its prompt and itself. So loss and gradients are those of one sequence a row, and images, prompt and layers
-are computed once for what the rows share. `Layout` lists the sequences: queries with their own keys,
+are computed once for what the rows share. `Batch.lengths` lists the sequences: queries with their own keys,
 bottom-right causal, which is what variable-length attention kernels compute.
 
 This holds for models whose language part attends through transformers' table of attentions and keeps to full
@@ -20,12 +20,8 @@ returns their losses, CHUNK logits at a time. No tensor of tokens x vocabulary e
 """
 
 import contextlib
-import ctypes
-import importlib.util
-import inspect
 import itertools
 import os
-import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -42,6 +38,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mathse.attention import set_text_attention
 from mathse.chat import chat_parts, encode_prompts, encode_texts, turn_end
 from mathse.images import open_image
+from mathse.launch import end_with_parent
 from mathse.records import IMAGE, fail
 from mathse.train.plan import TrainingRows
 
@@ -51,30 +48,6 @@ CHUNK = 1 << 27  # logits at a time: 512 MiB in fp32; each chunk reads the whole
 ROUNDING = {"no": 1e-5, "bf16": 5e-2}
 # A processor's outputs that have an entry a token; the others are about images.
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
-PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
-
-
-@dataclass
-class Layout:
-    """How a packed row attends: sequence i has the next lengths_q[i] of its tokens as queries, and the next
-    lengths_k[i] of the tokens that `keys` numbers as keys.
-
-    `keys`: sum(lengths_k) token numbers; None: each sequence attends to itself alone, no prompt is shared.
-    `cumulated`: both lengths summed up from 0, int32 on the device, as attention kernels read them.
-    """
-
-    lengths_q: list[int]
-    lengths_k: list[int]
-    keys: object = None
-    cumulated: tuple = ()
-
-    def to(self, device: torch.device) -> "Layout":
-        if self.cumulated:
-            return self
-        bounds = ([0, *itertools.accumulate(lengths)] for lengths in (self.lengths_q, self.lengths_k))
-        cumulated = tuple(torch.tensor(bound, dtype=torch.int32, device=device) for bound in bounds)
-        keys = None if self.keys is None else torch.tensor(self.keys, device=device)
-        return replace(self, keys=keys, cumulated=cumulated)
 
 
 @dataclass
@@ -82,16 +55,20 @@ class Batch:
     """What the model reads, the N label tokens that it learns (`targets`), and their `weights` (N). Arrays:
     tensors would travel through /dev/shm, of which containers have 64 MB; tensors from to() on.
 
-    `tokens`: that pass the model. A batch without a `layout` is one row, for the model's own attention.
-    Packed there is more, of which positions are computed: `prompts`, the groups' first ones, left-padded
-    (G, P); `starts[g]`, how many tokens of it stand in the row; `answers[g]`, the lengths of what follows it.
+    `tokens`: that pass the model. A batch without `lengths` is one row, for the model's own attention.
+    Packed, sequence i has the next lengths[0][i] tokens as queries, and the next lengths[1][i] of those that
+    `keys` numbers as keys (None: of all tokens, nothing is shared); `bounds`: lengths summed up from 0.
+    Positions are computed of `prompts`, the groups' first ones, left-padded (G, P): starts[g] tokens of one
+    stand in the row, and answers[g] are the lengths of what follows it.
     """
 
     inputs: dict
     targets: object
     weights: object
     tokens: int
-    layout: Layout | None = None
+    lengths: tuple[list[int], list[int]] | None = None
+    keys: object = None
+    bounds: tuple = ()
     prompts: dict = field(default_factory=dict)
     starts: list[int] = field(default_factory=list)
     answers: list[list[int]] = field(default_factory=list)
@@ -102,9 +79,9 @@ class Batch:
                 return {name: moved(part) for name, part in value.items()}
             return torch.as_tensor(value, device=device) if isinstance(value, np.ndarray) else value
 
-        names = ("inputs", "prompts", "targets", "weights")
-        layout = self.layout and self.layout.to(device)
-        return replace(self, layout=layout, **{name: moved(getattr(self, name)) for name in names})
+        names = "inputs", "targets", "weights", "keys", "prompts"
+        bounds = tuple(map(moved, self.bounds))
+        return replace(self, bounds=bounds, **{name: moved(getattr(self, name)) for name in names})
 
 
 # ---------------------------------------------------------------- rows -> tokens
@@ -112,10 +89,7 @@ class Batch:
 
 @dataclass
 class Group:
-    """Rows with the same images; tokens of each row's prompt, and of its reply and the end of the turn.
-
-    `blank`: not trained on, see encode().
-    """
+    """Rows with the same images, and the tokens of their prompts and replies. `blank`: see encode()."""
 
     rows: list[dict]
     images: list
@@ -129,17 +103,10 @@ def prefetch(micro_batches: list, workers: int, seed: int, **settings) -> Iterat
     settings = {"collate_fn": partial(encode, **settings), "num_workers": workers}
     if workers:
         settings |= {"prefetch_factor": 4, "multiprocessing_context": "fork"}
+        # a worker may wait for someone to take its batch, also when its training has been killed
         settings |= {"worker_init_fn": partial(end_with_parent, os.getpid())}
-    # A generator of its own: a resumed training draws the same dropout.
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # its own: a resumed training draws the same dropout
     yield from DataLoader(micro_batches, batch_size=None, generator=generator, **settings)
-
-
-def end_with_parent(parent: int, *_: object) -> None:
-    """Let Linux end this worker when its training is gone: it may be waiting for someone to take a batch."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # gone before Linux was asked
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def encode(
@@ -178,10 +145,8 @@ def holds_placeholder(processor, row: dict) -> bool:
 
 
 def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Group], dict]:
-    """(the groups with their tokens, without rows that are too long; inputs of their first prompts).
-
-    Prompts are exactly those of sampling, and replies are appended to them: nothing in front of a label
-    differs.
+    """(the groups with their tokens, without rows that are too long; inputs of their first prompts). Prompts
+    are exactly those of sampling, and replies are appended: nothing in front of a label differs.
     """
     if not groups:
         return [], {}
@@ -223,11 +188,9 @@ def prompt_tokens(processor, group: Group, first: list[int]) -> list[list[int]]:
 
 
 def reply_tokens(processor, group: Group) -> list[list[int]]:
-    """Tokens of each row's reply and of what ends it: what is sampled behind the generation prompt.
-
-    The reply is written as the chat template writes it, up to the token that ends a turn; what a template
-    puts behind it, such as a line break, belongs to the next turn. A reply that the template rewrites, such
-    as one with its reasoning taken out, is learnt as it stands.
+    """Tokens of what is sampled behind the generation prompt: each row's reply, as the chat template writes
+    it, up to the token that ends a turn; what follows, such as a line break, belongs to the next turn. A
+    reply that the template rewrites, such as one with its reasoning taken out, is learnt as it stands.
     """
     end, texts = end_mark(processor), []
     for row in group.rows:
@@ -261,30 +224,30 @@ def end_mark(processor) -> str:
 def pack(groups: list[Group], inputs: dict) -> Batch:
     """One row of tokens, see above."""
     ids, keys, predictors, targets, weights = [], [], [], [], []
-    lengths_q, lengths_k, starts, answers = [], [], [], []
+    lengths, starts, answers = ([], []), [], []
     for group in groups:
         begin, count = len(ids), 0
         if len(group.rows) > 1:  # a prompt's last token is not shared: it predicts another one in each row
             shortest = min(map(len, group.prompts))
             count = min(len(os.path.commonprefix(group.prompts)), shortest - 1)
             ids += group.prompts[0][:count]
-            lengths_q.append(count)
-            lengths_k.append(count)
+            lengths[0].append(count)
+            lengths[1].append(count)
         common = range(begin, begin + count)
         keys += common
         for row, prompt, reply in zip(group.rows, group.prompts, group.replies):
             start = len(ids)
             ids += prompt[count:] + reply
             keys += [*common, *range(start, len(ids))]
-            lengths_q.append(len(ids) - start)
-            lengths_k.append(count + len(ids) - start)
+            lengths[0].append(len(ids) - start)
+            lengths[1].append(count + len(ids) - start)
             if not group.blank:
                 predictors += range(len(ids) - len(reply) - 1, len(ids) - 1)
                 targets += reply
                 weights += [row.get("weight", 1)] * len(reply)
         starts.append(count if len(group.rows) > 1 else len(group.prompts[0]))
-        lengths = (len(prompt) + len(reply) for prompt, reply in zip(group.prompts, group.replies))
-        answers.append([length - starts[-1] for length in lengths])
+        pairs = zip(group.prompts, group.replies)
+        answers.append([len(prompt) + len(reply) - starts[-1] for prompt, reply in pairs])
     vision = {name: value for name, value in inputs.items() if name not in PER_TOKEN}
     row = {"input_ids": np.array([ids]), "logits_to_keep": np.array(predictors, dtype=np.int64)}
     return Batch(
@@ -292,7 +255,9 @@ def pack(groups: list[Group], inputs: dict) -> Batch:
         targets=np.array(targets, dtype=np.int64),
         weights=np.array(weights, dtype=np.float32),
         tokens=len(ids),
-        layout=Layout(lengths_q, lengths_k, keys if len(keys) > len(ids) else None),
+        lengths=lengths,
+        keys=np.array(keys) if len(keys) > len(ids) else None,
+        bounds=tuple(np.cumsum([0, *part], dtype=np.int32) for part in lengths),
         prompts={name: value for name, value in inputs.items() if "pixel" not in name},
         starts=starts,
         answers=answers,
@@ -321,31 +286,23 @@ def pass_alone(groups: list[Group], inputs: dict) -> Batch:
 
 
 def choose_attention(device: torch.device) -> tuple[str, Callable]:
-    """(name, variable-length attention): (query (T, heads, width), key and value (S, KV heads, width), Layout
+    """(name, variable-length attention): (query (T, heads, width), key and value (S, KV heads, width), Batch
     on the device, scale) -> (T, heads, width).
     """
-    if device.type == "cuda" and importlib.util.find_spec("flash_attn"):
-        from flash_attn import flash_attn_varlen_func
+    if device.type != "cuda":
+        return "one sequence after the other", by_sdpa
+    from torch.nn.attention.varlen import varlen_attn
 
-        return "flash-attn", partial(by_kernel, flash_attn_varlen_func, "softmax_scale", causal=True)
-    if device.type == "cuda" and importlib.util.find_spec("torch.nn.attention.varlen"):
-        from torch.nn.attention.varlen import varlen_attn
+    def by_kernel(query, key, value, batch: Batch, scale: float) -> torch.Tensor:
+        causal = {"window_size": (-1, 0), "enable_gqa": True, "scale": scale}
+        return varlen_attn(query, key, value, *batch.bounds, *map(max, batch.lengths), **causal)
 
-        causal = {"window_size": (-1, 0), "enable_gqa": True}
-        if causal.keys() <= inspect.signature(varlen_attn).parameters.keys():  # torch 2.10 has neither
-            return "torch's variable-length attention", partial(by_kernel, varlen_attn, "scale", **causal)
-    return "one sequence after the other", by_sdpa
+    return "torch's variable-length attention", by_kernel
 
 
-def by_kernel(kernel: Callable, scale_name: str, q, k, v, layout: Layout, scale: float, **settings):
-    longest = max(layout.lengths_q), max(layout.lengths_k)
-    return kernel(q, k, v, *layout.cumulated, *longest, **{scale_name: scale}, **settings)
-
-
-def by_sdpa(query, key, value, layout: Layout, scale: float) -> torch.Tensor:
-    outputs = []
-    keys, values = key.split(layout.lengths_k), value.split(layout.lengths_k)
-    for q, k, v in zip(query.split(layout.lengths_q), keys, values):
+def by_sdpa(query, key, value, batch: Batch, scale: float) -> torch.Tensor:
+    outputs, (lengths_q, lengths_k) = [], batch.lengths
+    for q, k, v in zip(query.split(lengths_q), key.split(lengths_k), value.split(lengths_k)):
         mask = None
         if len(q) != len(k):
             mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
@@ -362,7 +319,7 @@ class Packing:
     """A model that computes the losses of micro-batches. Made when its weights are on their device.
 
     `token_loss`: (logits (n, V) in fp32, targets (n)) -> losses (n).
-    `layout`: how the row at hand attends, in all layers; it stands until the backward pass is over.
+    `batch`: the one at hand; it stands until the backward pass is over.
     `targets`: its labels while it passes the output layer, which then returns their losses.
     `limit`: what the model asks of its attention that is not there.
     """
@@ -370,7 +327,7 @@ class Packing:
     def __init__(self, model, token_loss: Callable):
         self.model = model
         self.token_loss = token_loss
-        self.layout = None
+        self.batch = None
         self.targets = None
         self.limit = ""
         self.attention, self.varlen = choose_attention(model.device)
@@ -396,10 +353,10 @@ class Packing:
         if torch.is_autocast_enabled(kind):  # rotary embeddings may have left it
             dtype = torch.get_autocast_dtype(kind)
             query, key, value = (part.to(dtype) for part in (query, key, value))
-        if self.layout.keys is not None:
-            key, value = key[self.layout.keys], value[self.layout.keys]
+        if self.batch.keys is not None:
+            key, value = key[self.batch.keys], value[self.batch.keys]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return self.varlen(query, key, value, self.layout, scale).unsqueeze(0), None
+        return self.varlen(query, key, value, self.batch, scale).unsqueeze(0), None
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:
         """The output layer, or in a packed pass: hidden states (1, N, D) of the tokens before the N labels ->
@@ -420,10 +377,10 @@ class Packing:
     def losses(self, model, batch: Batch) -> torch.Tensor:
         """The loss (N) of each label. `model`: this one, wrapped for several processes or not."""
         batch = batch.to(self.model.device)
-        if batch.layout is None:
+        if batch.lengths is None:
             logits = model(**batch.inputs, use_cache=False).logits[0, -batch.inputs["logits_to_keep"] :]
             return self.token_loss(logits[: len(batch.targets)].float(), batch.targets)
-        self.layout, self.targets = batch.layout, batch.targets
+        self.batch, self.targets = batch, batch.targets
         try:
             return model(**batch.inputs, position_ids=self.positions(batch), use_cache=False).logits
         finally:

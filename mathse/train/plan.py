@@ -19,6 +19,11 @@ def write_training_file(path: Path, sources: list[str], limit: int, choose: Call
     choose() -> {(source, id, sample)}; make(row) -> {"messages", "images"} and what else is noted of a row.
     Rows of a training file are taken as they are.
     """
+    places = [os.path.realpath(source) for source in sources]
+    if len({*places}) < len(places):
+        fail("--input: a file is named twice; name each once")
+    if os.path.realpath(path) in places:
+        fail(f"--train-file: {path}: is an input too; choose another")
     ready = "messages" in next(read_rows(sources[0], check=False, may_be_empty=True), {})
     chosen = None if ready else choose()
     part, count = Path(f"{path}.part"), 0
@@ -41,9 +46,7 @@ def write_training_file(path: Path, sources: list[str], limit: int, choose: Call
 
 
 def trace(row: dict, source: Path, folder: Path) -> dict:
-    """Where a response comes from and the file of its verdict, of a reflection also its draft's; paths are
-    relative to `folder`.
-    """
+    """Where a response and its verdict come from, of a reflection also its draft, as paths from `folder`."""
     names = {name: row.get(name) for name in ("id", "sample", "model", "seed")}
     found = names | {"origin": row.get("origin", "sample"), "verified_in": os.path.relpath(source, folder)}
     if draft := row.get("draft_of"):

@@ -439,11 +439,9 @@ def main() -> None:
             settings = {"rows": TrainingRows(first), "processor": common.load_processor(str(model))}
             settings["args"] = argparse.Namespace(max_pixels=0, max_length=1 << 30)
             alone = [encode([k], packed=False, **settings)[0] for k in range(args.batch_size)]
-            tokens, labels = sum(row.tokens for row in alone), sum(len(row.targets) for row in alone)
-            length, learnt = tokens / args.batch_size, labels / args.batch_size
-            print(
-                f"{name}: rows of {length:.0f} tokens, {learnt:.0f} of them labels, {args.answers} to a problem"
-            )
+            length = statistics.mean(row.tokens for row in alone)
+            learnt = statistics.mean(len(row.targets) for row in alone)
+            print(f"{name}: rows of {length:.0f} tokens, {learnt:.0f} labels, {args.answers} to a problem")
 
             start = partial(start_arm, args, model, folder, pythons)
             loss = {}
@@ -469,7 +467,10 @@ def main() -> None:
             answers = {arm: [] for arm in pythons}
             # a GPU holds one at a time
             for group in [[arm] for arm in pythons] if device != "cpu" else [list(pythons)]:
-                workers = {arm: start(arm, data, max(1, round(tokens / args.pack)), 1000) for arm in group}
+                workers = {
+                    arm: start(arm, data, max(1, round(length * args.batch_size / args.pack)), 1000)
+                    for arm in group
+                }
                 for worker in workers.values():
                     worker.ask(1)  # loads everything
                 for _ in range(args.repeats):
