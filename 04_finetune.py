@@ -36,21 +36,18 @@ from common import judge_prompt, load_model, load_processor, setup_kernels
 from mathse.chat import harmless, user_message
 from mathse.cli import Parser, add_output_flags, check_model, real, whole
 from mathse.images import MAX_PIXELS
-from mathse.jsonl import hold, meet, processes, refuse_held, remove, stage_end
-from mathse.launch import launch, rank_count
+from mathse.jsonl import stage_end
 from mathse.recipe import Recipe
 from mathse.records import fail, read_rows
 from mathse.replies import verdict_text
-from mathse.train.plan import TrainingRows, write_training_file
+from mathse.train.plan import TrainingRows, remove_unneeded
 
 # As in the paper (Table 6), with cosine decay and a global batch of 128. Qwen2-VL: 1e-5 with warm-up 0.1,
 # CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
 SUBJECT_RATIO = 4  # see balanced()
 SHINGLES = 64  # see shingles()
-LEAST_ROWS = 4  # of a step for each process: a problem's rows share their prompt only within a process
-MEMORY = 8  # bytes of a process for each of a bf16 file: fp32 weights, gradients, Adam's two averages
-WITHOUT = ("train_file", "micro_batch", "recompute", "save_steps", "log_with", "processes")
+WITHOUT = "train_file micro_batch recompute save_steps log_with processes model previous".split()
 
 
 def parse_args() -> Namespace:
@@ -63,8 +60,7 @@ def parse_args() -> Namespace:
     add("--previous", help="the model of the round before, for --init previous")
     add("--init", choices=["base", "previous"], default="base", help="first weights (default %(default)s)")
     add("--orm", action="store_true", help="train a judge on correct and wrong responses")
-    ratio = "with --orm: wrong responses a correct one (default 1, as in the paper)"
-    add("--wrong-ratio", type=real(0, above=True), default=1.0, metavar="N", help=ratio)
+    add("--wrong-ratio", type=real(0, above=True), default=1.0, help="of an ORM: wrong ones a correct one")
     add("--binary", action="store_true", help="with --orm: learn the status alone (ablation)")
     add("--per-problem", type=whole(1), default=4, help="responses a problem and status (default 4)")
     add("--epochs", type=real(0, above=True), default=1.0, help="passes over the rows (default %(default)s)")
@@ -76,14 +72,11 @@ def parse_args() -> Namespace:
     add("--max-pixels", type=whole(0), default=MAX_PIXELS, help="as in sampling (default %(default)s)")
     add("--freeze", choices=["vision"], help="train the language part only (default: all)")
     add("--lora", type=whole(0), default=0, metavar="RANK", help="adapters on the language part; needs peft")
-    recomputed = "share of layers to checkpoint, recomputed in backward (default: 1 on a GPU, 0 on a CPU)"
-    add("--recompute", type=real(0, 1), metavar="SHARE", help=recomputed)
-    saved = "checkpoint every N steps, the last two are kept; 0: none (default %(default)s)"
-    add("--save-steps", type=whole(0), default=200, metavar="N", help=saved)
+    add("--recompute", type=real(0, 1), help="share of layers computed again in backward (on a GPU 1)")
+    add("--save-steps", type=whole(0), default=200, help="steps a checkpoint; 0: none (default %(default)s)")
     add("--log-with", help="a tracker of accelerate, such as tensorboard, beside train_log.jsonl")
     add("--workers", type=whole(0), default=1, help="processes that prepare batches (default %(default)s)")
-    forked = f"processes that train (default: a core or GPU each, with at least {LEAST_ROWS} rows of a step)"
-    add("--processes", type=whole(1), metavar="N", help=forked)
+    add("--processes", type=whole(1), help="that train (default: as many as the machine has use for)")
     add("--limit", type=whole(0), default=0, help="the first N training rows (default: all)")
     add("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
     add("--seed", type=whole(0), default=0, help="of the order of the rows (default %(default)s)")
@@ -167,9 +160,8 @@ def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
 
 
 def training_row(row: dict, args: Namespace) -> dict:
-    """What a verified row teaches: its own prompt, or the judge's, and the reply to it.
-
-    A "weight" beside them counts for each label of the row: 2 is the row twice, the default is 1.
+    """What a verified row teaches: its prompt, or the judge's, and the reply to it. A "weight" beside them
+    counts for each label of the row: 2 is the row twice, the default is 1.
     """
     prompt, reply, more = row.get("prompt"), row["response"], {}
     if args.orm:
@@ -213,9 +205,8 @@ def make_optimizer(model):
 
 
 def train(args: Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
-    """Train in the folder `part`, from its last checkpoint on; what the recipe tells of it.
-
-    A step's loss is sum(weight * loss of a label) / sum(weight) over the labels of all processes.
+    """Train in the folder `part`, from its last checkpoint on; what the recipe tells of it. A step's loss is
+    sum(weight * loss of a label) / sum(weight) over the labels of all processes.
     """
     from mathse.train.fit import Session
 
@@ -241,23 +232,6 @@ def train(args: Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
     return session.save(spec)
 
 
-def train_and_complete(args: Namespace, spec: str, train_file: Path, recipe: Recipe) -> None:
-    """The work of each process; the first one finishes the output."""
-    summary = train(args, spec, TrainingRows(train_file), recipe.part)
-    if processes()[0] == 0:
-        recipe.complete(recipe.part, **summary)
-        remove_checkpoints(args.output)  # only now: a kill in between leaves a whole model
-        counts = "{rows} rows, {steps} steps, loss {loss:.3f}, {rows_left_out} rows left out".format(
-            **summary
-        )
-        print(f"{args.output}: {counts}, {recipe.made['seconds']} s")
-    meet()
-
-
-def remove_checkpoints(folder: Path) -> None:
-    remove(*folder.glob("checkpoint*"), folder / "lock")
-
-
 def main() -> None:
     args = parse_args()
     source = "previous" if args.init == "previous" else "model"
@@ -272,24 +246,13 @@ def main() -> None:
         check_tracker(args.log_with)
     if args.dry_run is not None:
         return
-    without = (*WITHOUT, "model", "previous")
-    recipe = Recipe(args.output, __file__, args, ("input", source), without, is_folder=True)
+    recipe = Recipe(args.output, __file__, args, ("input", source), WITHOUT, is_folder=True)
     if recipe.is_done():
-        return remove_checkpoints(args.output)
-    from mathse.train.fit import join_processes  # the ranks share this import
+        return remove_unneeded(args.output)
+    from mathse.train.fit import run
 
-    join_processes()
-    train_file = args.train_file or Path(f"{args.output}.train.jsonl")
-    if processes()[0] == 0:
-        refuse_held(recipe.part)
-        choose, make = partial(choose_rows, args), partial(training_row, args=args)
-        write_training_file(train_file, args.input, args.limit, choose, make)
-    recipe.start()
-    if processes()[0] == 0:
-        lock = (recipe.part / "lock").open("a")
-        hold(lock, recipe.part)
-    ranks = rank_count(args, args.batch_size // LEAST_ROWS, spec, MEMORY)
-    launch(ranks, partial(train_and_complete, args, spec, train_file, recipe))
+    choose, make = partial(choose_rows, args), partial(training_row, args=args)
+    run(recipe, args, spec, choose, make, partial(train, args, spec))
 
 
 if __name__ == "__main__":

@@ -25,12 +25,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
 from mathse.chat import turn_end
-from mathse.jsonl import DISK_ERRORS, processes, remove
+from mathse.jsonl import DISK_ERRORS, hold, meet, processes, refuse_held, remove
+from mathse.launch import launch, rank_count
+from mathse.recipe import Recipe
 from mathse.records import fail
 from mathse.train.pack import ROUNDING, Batch, Packing, encode, prefetch, why_not
-from mathse.train.plan import TrainingRows, plan_steps
+from mathse.train.plan import TrainingRows, plan_steps, remove_unneeded, write_training_file
 
 TIMEOUT = timedelta(hours=2)  # that processes wait for each other
+LEAST_ROWS = 4  # of a step for each process: a problem's rows share their prompt only within a process
+MEMORY = 8  # bytes of a process for each of a bf16 file: fp32 weights, gradients, Adam's two averages
 KEEP = 2  # checkpoints
 MIN_FREE = 16 << 20  # bytes; with less, a failed write of weights is put down to a full disk
 # What is copied of a model's folder: a processor's files, remote code, but for what is made anew.
@@ -56,12 +60,10 @@ class Session:
 
     def load_weights(self, spec: str, load_model: Callable, attention: str):
         """The model; of one that is sharded, the weights in the first process alone, which sends them."""
-        code, dtype = self.args.trust_remote_code, torch.float32
-        if not self.sharded:
-            dtype = torch.bfloat16 if self.args.lora and self.device != "cpu" else dtype
-            return load_model(spec, self.device, dtype, attention, code)
-        if not self.rank:
-            return load_model(spec, "cpu", dtype, attention, code)
+        code, device = self.args.trust_remote_code, "cpu" if self.sharded else self.device
+        dtype = torch.bfloat16 if self.args.lora and device != "cpu" else torch.float32
+        if not (self.sharded and self.rank):
+            return load_model(spec, device, dtype, attention, code)
         config = AutoConfig.from_pretrained(spec, trust_remote_code=code)
         settings = {"dtype": dtype, "trust_remote_code": code, "attn_implementation": attention}
         with accelerate.init_empty_weights(include_buffers=False):  # buffers are not sent
@@ -80,40 +82,42 @@ class Session:
         self.packing = Packing(inner.get_base_model() if args.lora else inner, token_loss)
         self.processor = processor
         self.encoding = {"rows": self.rows, "processor": processor, "args": args, "world": world}
-        packed, batch = self.choose_passes()
+        self.plan = plan_steps(self.rows, args, args.micro_batch, world)
+        self.steps = len(self.plan)
+        packed, batch = self.choose_passes(self.plan[0][self.rank])
+        if not packed:
+            self.plan = plan_steps(self.rows, args, 1, world)
         if self.sharded:
             self.freeze_unused(batch, make_optimizer)
-        self.plan = plan_steps(self.rows, args, args.micro_batch if packed else 1, world)
-        self.steps = len(self.plan)
         self.first = resume(self.accelerator, self.part)
         mine = [micro for step in self.plan[self.first :] for micro in step[self.rank]]
         self.loader = prefetch(mine, args.workers, args.seed, packed=packed, **self.encoding)
         self.log_file = (self.part / "train_log.jsonl").open("a", encoding="utf-8")
         if args.log_with:
-            known = {
-                name: value for name, value in vars(args).items() if isinstance(value, int | float | str)
-            }
-            self.accelerator.init_trackers("tracker", config=known)
+            self.accelerator.init_trackers("tracker", {name: str(flag) for name, flag in vars(args).items()})
 
-    def choose_passes(self) -> tuple[bool, Batch]:
-        """(whether rows can be packed, a micro-batch), by the losses of one of the first step's. Without
-        dropout, whose random numbers are the training's.
+    def choose_passes(self, micro_batches: list[list[int]]) -> tuple[bool, Batch]:
+        """(whether rows can be packed, a batch), by the losses of one of these micro-batches, without dropout,
+        whose random numbers are the training's.
         """
-        mine = plan_steps(self.rows, self.args, self.args.micro_batch, self.world)[0][self.rank]
-        mine.sort(key=lambda numbers: len({self.rows.group_of[n] for n in numbers}) - len(numbers))
-        tries = ((numbers, encode(numbers, **self.encoding)[0]) for numbers in mine)  # first what shares most
+
+        def alone(numbers: list[int]) -> int:
+            return len({self.rows.group_of[number] for number in numbers}) - len(numbers)
+
+        order = sorted(micro_batches, key=alone)  # first what shares most
+        tries = ((numbers, encode(numbers, **self.encoding)[0]) for numbers in order)
         numbers, batch = next((pair for pair in tries if pair[1]), ([], None))
         if not self.sum(len(batch.targets) if batch else 0):
             reason = "all are longer than --max-length, or have images that cannot be read"
             fail(f"no row of the first step can be used: {reason}")
         made = (encode([number], packed=False, **self.encoding)[0] for number in numbers)
-        alone = [row for row in made if row] or [batch]
-        tokens, longest = sum(row.tokens for row in alone), max(gather_object([len(alone)]))
-        alone += alone[:1] * (longest - len(alone))  # all processes pass equally many
+        rows = [row for row in made if row] or [batch]
+        tokens, most = sum(row.tokens for row in rows), max(gather_object([len(rows)]))
+        rows += rows[:1] * (most - len(rows))  # all processes pass equally many
         self.model.eval()
         try:
             rounding = ROUNDING[self.accelerator.mixed_precision]
-            reason = why_not(self.packing, self.model, batch, alone, rounding)
+            reason = why_not(self.packing, self.model, batch, rows, rounding)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # what a model raises that computes on with its logits
@@ -126,7 +130,7 @@ class Session:
         if reasons:
             slower = f"about {tokens / batch.tokens:.1f} times slower than packed"
             self.accelerator.print(f"rows: one a forward pass, {slower}; they cannot be packed: {reasons[0]}")
-            return False, alone[0]
+            return False, rows[0]
         counts = f"{batch.tokens} tokens in place of {tokens}; attention: {self.packing.attention}"
         self.accelerator.print(f"rows: packed, a prompt once for its rows: {counts}")
         return True, batch
@@ -215,6 +219,37 @@ class Session:
         learnt, left_out = (sum(entry[name] for entry in entries) for name in ("tokens", "left_out"))
         summary = {"rows": len(self.rows), "steps": self.steps, "init": spec, "processes": self.world}
         return summary | {"loss": entries[-1]["loss"], "label_tokens": learnt, "rows_left_out": left_out}
+
+
+def run(
+    recipe: Recipe, args: Namespace, spec: str, choose: Callable, make: Callable, train: Callable
+) -> None:
+    """Write the training file (see plan.py) and train on it, in so many processes as the machine has use for.
+
+    `train`: (rows, folder to train in) -> what the recipe tells of it.
+    """
+    file = args.train_file or Path(f"{args.output}.train.jsonl")
+    join_processes()
+    if processes()[0] == 0:
+        refuse_held(recipe.part)
+        write_training_file(file, args.input, args.limit, choose, make)
+    recipe.start()
+    if processes()[0] == 0:
+        lock = (recipe.part / "lock").open("a")
+        hold(lock, recipe.part)
+    ranks = rank_count(args, args.batch_size // LEAST_ROWS, spec, MEMORY)
+    launch(ranks, lambda: finish(recipe, train(TrainingRows(file), recipe.part)))
+
+
+def finish(recipe: Recipe, summary: dict) -> None:
+    if processes()[0] == 0:
+        recipe.complete(recipe.part, **summary)
+        remove_unneeded(recipe.output)  # only now: a kill in between leaves a whole model
+        counts = "{rows} rows, {steps} steps, loss {loss:.3f}, {rows_left_out} rows left out".format(
+            **summary
+        )
+        print(f"{recipe.output}: {counts}, {recipe.made['seconds']} s")
+    meet()
 
 
 # ---------------------------------------------------------------- devices

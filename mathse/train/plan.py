@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from mathse.jsonl import remove
 from mathse.records import IMAGE, derive_seed, fail, read_rows, relative_images, shown
 
 
@@ -99,6 +100,11 @@ def beginning(row: dict) -> list[str]:
     """A prompt's messages, the last one up to its last image."""
     *earlier, last = [message["content"] for message in row.get("messages", [])][:-1] or [""]
     return [*earlier, last[: last.rfind(IMAGE) + 1]]
+
+
+def remove_unneeded(folder: Path) -> None:
+    """What only an unfinished training needs."""
+    remove(*folder.glob("checkpoint*"), folder / "lock")
 
 
 def plan_steps(rows: TrainingRows, args: Namespace, most: int, world: int) -> list[list[list[list[int]]]]:
