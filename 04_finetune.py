@@ -144,11 +144,10 @@ def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
     groups, subjects, doubted, chosen = defaultdict(list), {}, set(), defaultdict(list)
     for number, path in enumerate(args.input):
         for row in read_rows(path, required, may_be_empty=True):
-            text = shingles(row["response"])
             if args.orm and row.get("teacher_check") == "wrong":
-                doubted.add(("correct", row["id"], text[0]))
+                doubted.add(("correct", row["id"], shingles(row["response"])[0]))
             if is_usable(row, args.orm):
-                groups[row["status"], row["id"]].append((number, row["sample"], text))
+                groups[row["status"], row["id"]].append((number, row["sample"], shingles(row["response"])))
                 subjects[row["id"]] = str(row.get("subject"))
     for (status, name), rows in sorted(groups.items()):
         rows = sorted(row for row in rows if (status, name, row[-1][0]) not in doubted)
@@ -252,7 +251,7 @@ def main() -> None:
     from mathse.train.fit import run
 
     choose, make = partial(choose_rows, args), partial(training_row, args=args)
-    run(recipe, args, spec, choose, make, partial(train, args, spec))
+    run(args, spec, recipe, choose, make, partial(train, args, spec))
 
 
 if __name__ == "__main__":

@@ -97,14 +97,12 @@ class Session:
             self.accelerator.init_trackers("tracker", {name: str(flag) for name, flag in vars(args).items()})
 
     def choose_passes(self, micro_batches: list[list[int]]) -> tuple[bool, Batch]:
-        """(whether rows can be packed, a batch), by the losses of one of these micro-batches, without dropout,
-        whose random numbers are the training's.
-        """
+        """(whether rows can be packed, a batch), by the losses of the micro-batch whose rows share most."""
 
         def alone(numbers: list[int]) -> int:
             return len({self.rows.group_of[number] for number in numbers}) - len(numbers)
 
-        order = sorted(micro_batches, key=alone)  # first what shares most
+        order = sorted(micro_batches, key=alone)
         tries = ((numbers, encode(numbers, **self.encoding)[0]) for numbers in order)
         numbers, batch = next((pair for pair in tries if pair[1]), ([], None))
         if not self.sum(len(batch.targets) if batch else 0):
@@ -114,7 +112,7 @@ class Session:
         rows = [row for row in made if row] or [batch]
         tokens, most = sum(row.tokens for row in rows), max(gather_object([len(rows)]))
         rows += rows[:1] * (most - len(rows))  # all processes pass equally many
-        self.model.eval()
+        self.model.eval()  # without dropout, whose random numbers are the training's
         try:
             rounding = ROUNDING[self.accelerator.mixed_precision]
             reason = why_not(self.packing, self.model, batch, rows, rounding)
@@ -221,9 +219,7 @@ class Session:
         return summary | {"loss": entries[-1]["loss"], "label_tokens": learnt, "rows_left_out": left_out}
 
 
-def run(
-    recipe: Recipe, args: Namespace, spec: str, choose: Callable, make: Callable, train: Callable
-) -> None:
+def run(args: Namespace, spec: str, recipe: Recipe, choose: Callable, make: Callable, train: Callable):
     """Write the training file (see plan.py) and train on it, in so many processes as the machine has use for.
 
     `train`: (rows, folder to train in) -> what the recipe tells of it.
@@ -245,10 +241,9 @@ def finish(recipe: Recipe, summary: dict) -> None:
     if processes()[0] == 0:
         recipe.complete(recipe.part, **summary)
         remove_unneeded(recipe.output)  # only now: a kill in between leaves a whole model
-        counts = "{rows} rows, {steps} steps, loss {loss:.3f}, {rows_left_out} rows left out".format(
-            **summary
-        )
-        print(f"{recipe.output}: {counts}, {recipe.made['seconds']} s")
+        counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}"
+        counts += f", {summary['rows_left_out']} rows left out, {recipe.made['seconds']} s"
+        print(f"{recipe.output}: {counts}")
     meet()
 
 
