@@ -67,7 +67,9 @@ class Session:
         config = AutoConfig.from_pretrained(spec, trust_remote_code=code)
         settings = {"dtype": dtype, "trust_remote_code": code, "attn_implementation": attention}
         with accelerate.init_empty_weights(include_buffers=False):  # buffers are not sent
-            return AutoModelForImageTextToText.from_config(config, **settings)
+            model = AutoModelForImageTextToText.from_config(config, **settings)
+        model.tie_weights()  # each was made anew
+        return model
 
     def open(self, model, processor, make_optimizer: Callable, token_loss: Callable) -> None:
         """Make the loaded model ready and go on from the last checkpoint, if there is one.
