@@ -23,7 +23,6 @@ from pathlib import Path
 
 from mathse.records import fail, is_endpoint
 
-LEAST_ROWS = 16  # fewer are not worth a second rank
 GRACE = 2.0  # seconds that the first rank has to tell in its own words what has ended another
 KILLED = "a rank was ended by {}, perhaps out of memory: set a smaller --batch-size or fewer --processes"
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
@@ -77,8 +76,8 @@ def stage_end():
 # ---------------------------------------------------------------- how many
 
 
-def rank_count(asked: int | None, rows: int, spec: str | None, copies: int) -> int:
-    """How many ranks a stage forks: `asked`, else as many as GPUs, or as cores and memory, and rows reach.
+def rank_count(asked: int | None, most: int, spec: str | None, copies: int) -> int:
+    """How many ranks a stage forks: `asked`, else as many as GPUs, or as cores and memory reach; at most `most`.
 
     `copies`: bytes of memory that a rank takes for each byte of the weights in the folder `spec`. Nothing is
     forked for an endpoint, or where a launcher has done so. GPUs are counted by NVML: a process that has used
@@ -90,11 +89,10 @@ def rank_count(asked: int | None, rows: int, spec: str | None, copies: int) -> i
         return asked
     import torch
 
-    most = torch.cuda.device_count()
-    if not most:
+    if not (reach := torch.cuda.device_count()):
         size = copies * sum(path.stat().st_size for path in Path(spec).glob("*.safetensors"))
-        most = min(cores(), free_memory() // size if size else 1)
-    return max(1, min(most, rows // LEAST_ROWS))
+        reach = min(cores(), free_memory() // size if size else 1)
+    return max(1, min(most, reach))
 
 
 def cores() -> int:

@@ -19,6 +19,7 @@ from mathse.launch import launch, processes, rank_count
 from mathse.recipe import Recipe
 from mathse.records import row_key, written_rows
 
+LEAST_ROWS = 16  # for each rank: fewer are not worth another
 COPIES = 4  # of the weights in a rank's memory: in fp32, of a file in bf16, with what it computes
 
 
@@ -92,7 +93,7 @@ def run_stage(
             generate.close()
 
     local = args.model if load and not args.serve else None
-    ranks = rank_count(args.processes, sum(map(len, missing.values())), local, COPIES)
+    ranks = rank_count(args.processes, sum(map(len, missing.values())) // LEAST_ROWS, local, COPIES)
     if ranks > 1:
         import mathse.generate.decoder  # noqa: F401  # once, for all ranks
 
