@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 from conftest import ROOT
 from PIL import Image
@@ -21,7 +22,7 @@ from transformers import DynamicCache
 
 import common
 import mathse.generate.open as opening
-from mathse.chat import chat_parts, encode_prompts, user_message
+from mathse.chat import chat_parts, encode_prompts, turn_end, user_message
 from mathse.generate import Request, batching, decoder, kv_cache, sampling
 from mathse.generate.batching import PromptDataset, gather, load_batches
 from mathse.generate.decoder import Decoder
@@ -246,6 +247,38 @@ def test_prompts_are_read_by_a_token_budget(tiny_model, problems, monkeypatch):
     assert max(rows for rows, _ in passes) > 1
     assert all(size <= budget for rows, size in passes if rows > 1)
     assert generate.work["tails"] == len(asked)
+
+
+# ---------------------------------------------------------------- the end of a turn
+
+
+@pytest.mark.parametrize(
+    "turn, end",
+    [
+        ("<user>{{ text }}<eos>\n", "<eos>"),  # Qwen and Idefics break the line behind it
+        ("{{ role }}: {{ text }} ", None),  # LLaVA-1.5 writes no end
+        ("{{ role }}: {{ text }}\n###", None),
+        ("{{ role }}: {{ text | trim }}<end_of_utterance>", "<end_of_utterance>"),
+        ("<user>{{ text }}\n<end_of_utterance><eos>", "<end_of_utterance>"),
+        ("{{ role }}: <img></img>{{ text }}<eos>", "<eos>"),  # a thought that is not there
+        ("{{ role }}: {{ text.split('</think>')[-1] }}<eos>\n", "<eos>"),
+    ],
+)
+def test_the_token_that_ends_a_turn(turn, end):
+    tokenizer = tiny.make_tokenizer()
+    text = "{% for m in messages %}{% set role, text = m['role'], m['content'][0]['text'] %}" + turn
+    tokenizer.chat_template = text + "{% endfor %}"
+
+    def template(chat, **settings):
+        return tokenizer.apply_chat_template(chat, tokenize=False, **settings)
+
+    found = turn_end(SimpleNamespace(tokenizer=tokenizer, apply_chat_template=template))
+    assert found == (end and tokenizer.convert_tokens_to_ids(end))
+
+
+@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
+def test_turns_end_alike_in_all_architectures(kind, tiny_model):
+    assert turn_end(common.load_processor(str(tiny_model(kind)))) == tiny.SPECIAL.index("<eos>")
 
 
 # ---------------------------------------------------------------- sampling
