@@ -242,10 +242,11 @@ def field_text(fields: list[Field], name: str) -> str | None:
 
 def status_probability(reply: Reply) -> float | None:
     """The model's own probability of the status it gives: the geometric mean over the word's tokens."""
-    fields = read_fields("".join(text for text, _ in reply.token_logprobs))
+    told = getattr(reply, "token_logprobs", [])
+    fields = read_fields("".join(text for text, _ in told))
     status = next((field for field in fields if field.name == "status"), None)
     logprobs, place = [], 0
-    for text, logprob in reply.token_logprobs if status else ():
+    for text, logprob in told if status else ():
         if place < status.end and place + len(text) > status.start:
             logprobs.append(logprob)
         place += len(text)
@@ -349,7 +350,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
     for attempt in range(args.retry_undecided + 1):
         replies, undecided = defaultdict(list), []
         temperature = max(args.temperature, RETRY_TEMPERATURE) if attempt else args.temperature
-        for reply in generate(requests(rows, attempt), temperature):
+        for reply in generate(requests(rows, attempt), *([temperature] if attempt else [])):
             key = row_key(reply.row)
             replies[key].append(reply)
             if len(replies[key]) == args.orm_samples:
@@ -564,7 +565,7 @@ def main() -> None:
     mine = share(lengths) - output.done
     counts, spent = Counter(), {}
     if mine:
-        wanted = {"logprobs": not args.annotate, "schema": None if args.annotate else REPLY_SCHEMA}
+        wanted = {"schema": None if args.annotate else REPLY_SCHEMA}
         generate = open_model(args.model, args, load, **wanted) if args.model else None
         counts = write_rows(args, output, generate, mine)
         spent = generate.spent() if generate else {}

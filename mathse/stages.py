@@ -126,7 +126,7 @@ def import_ahead() -> None:
     if not (looks := os.fork()):
         os._exit(torch.cuda.is_available())
     if os.waitpid(looks, 0)[1] == 0:
-        import mathse.generate.decoder
+        import mathse.generate.engine
         import mathse.train.session  # noqa: F401
 
         gc.freeze()  # else each fork copies and frees all of it when it ends: 0.6 s

@@ -1,15 +1,14 @@
 """A server that behaves as vLLM was seen to, for the tests of --serve.
 
 python fake_vllm.py MODEL PORT [DIE_AFTER]. It is up after a second, says that it is a vLLM, takes what a
-request does not say from the folder's generation_config.json (top_k 1: greedy), gives `n` texts and
-log-probabilities, and has a child that outlives it if nobody ends it.
+request does not say from the folder's generation_config.json (top_k 1: greedy), gives `n` texts, and has a
+child that outlives it if nobody ends it.
 With DIE_AFTER it dies at that request, once.
 """
 
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -62,10 +61,6 @@ class Handler(BaseHTTPRequestHandler):
             file.write(json.dumps({name: body[name] for name in body if name != "messages"}) + "\n")
         texts = [text_of(body, number) for number in range(body.get("n", 1))]
         choices = [{"message": {"content": text}, "finish_reason": "stop"} for text in texts]
-        if body.get("logprobs"):
-            for choice, text in zip(choices, texts):
-                content = [{"token": word, "logprob": -0.25} for word in re.findall(r"\w+|\W", text)]
-                choice["logprobs"] = {"content": content}
         self.send({"choices": choices, "usage": {"prompt_tokens": 7, "completion_tokens": 3 * len(texts)}})
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from server import FAULTS, Server, choices, completion, good, text_of
 
 from mathse.cli import check_address
-from mathse.generate import Request, connection, endpoint, open_model
-from mathse.generate.spending import read_spent
+from mathse.generate import Request, endpoint, open_model
+from mathse.generate.endpoint import read_spent
 from mathse.recipe import fingerprint
 
 LIMITS = {"timeout": 5.0, "max_requests": 0, "max_cost": 0.0, "spent": None}
@@ -154,11 +154,11 @@ def date(seconds: int) -> str:
     ],
 )
 def test_retry_after(value, seconds):
-    assert connection.retry_after(value) == seconds
+    assert endpoint.retry_after(value) == seconds
 
 
 def test_retry_after_a_date_that_is_near():
-    assert 50 <= connection.retry_after(date(60)) <= 60
+    assert 50 <= endpoint.retry_after(date(60)) <= 60
 
 
 def test_an_image_that_breaks_is_not_the_endpoints_fault(tmp_path):
@@ -428,7 +428,7 @@ def test_addresses(address, path, monkeypatch):
     + [("http://a.localhost/v1", True), ("http://10.0.0.1/v1", False), ("https://localhost.org/v1", False)],
 )
 def test_what_is_on_this_machine(address, expected):
-    assert connection.is_loopback(address) == expected
+    assert endpoint.is_loopback(address) == expected
 
 
 @pytest.fixture

@@ -399,7 +399,9 @@ def test_match_step_without_numbers(stage):
 def spoken(text, *logprobs, sample=0):
     """A local model's reply, a token each word."""
     words = [word + " " for word in text.split()]
-    return Reply({}, sample, text, token_logprobs=list(zip(words, logprobs or [-0.1] * len(words))))
+    reply = Reply({}, sample, text)
+    reply.token_logprobs = list(zip(words, logprobs or [-0.1] * len(words)))
+    return reply
 
 
 def test_status_probability(stage):
@@ -458,7 +460,7 @@ def test_undecided_replies_are_asked_for_again(stage):
         for name, finish in (("a", "stop"), ("b", "stop"), ("c", "length"))
     ]
 
-    def generate(requests, temperature):
+    def generate(requests, temperature=0.0):
         for request in requests:
             calls.append((request.row["id"], temperature, *request.seeds.values()))
             yield Reply(

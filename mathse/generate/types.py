@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -25,7 +25,6 @@ class Reply:
     """`finish`: stop, length (cut off at the token limit) or error (`text` is empty, `reason` says why).
 
     `seed`: the one that the model was given; None if it takes none, the same for samples drawn together.
-    `token_logprobs`: each new token's text and log-probability at temperature 1, on request and where known.
     """
 
     row: dict
@@ -36,7 +35,6 @@ class Reply:
     prompt_tokens: int = 0
     reason: str | None = None
     seed: int | None = 0
-    token_logprobs: list[tuple[str, float]] = field(default_factory=list)
 
     def record(self, spec: str) -> dict:
         """The fields that a row gets (docs/RECORDS.md); `spec`: the model as the flag named it."""
@@ -86,7 +84,7 @@ class Generator(Protocol):
 
     work: Counter
 
-    def __call__(self, requests: Iterable[Request], temperature: float | None = None) -> Iterator[Reply]: ...
+    def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]: ...
 
     def spent(self) -> dict: ...
 
