@@ -345,7 +345,7 @@ def verify(args: argparse.Namespace, rows: Iterator[dict], generate) -> Iterator
             ]
             seeds = {k: derive_seed(*name) for k, name in enumerate(names)}
             messages = user_message(judge_prompt(row), row["images"])
-            yield Request(row, messages, seeds, verdict_drafts(row["response"]))
+            yield Request(row, messages, seeds)
 
     for attempt in range(args.retry_undecided + 1):
         replies, undecided = defaultdict(list), []

@@ -33,7 +33,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from mathse.chat import chat_parts
 from mathse.cli import PIXELS_A_TOKEN, price
-from mathse.generate.types import Reply, Request
+from mathse.generate.types import Generator, Reply, Request
 from mathse.images import MAX_PIXELS, data_url
 from mathse.records import fail
 
@@ -103,7 +103,7 @@ class Outcome:
     left: list[Job] = field(default_factory=list)  # still to be asked
 
 
-class Endpoint:
+class Endpoint(Generator):
     """A server as a Generator: see types.py."""
 
     def __init__(self, spec: str, args: argparse.Namespace, schema: dict | None = None):

@@ -1,12 +1,12 @@
 """Many replies from one local model: a problem's prompt is read once, rows that finish are filled again.
 
-    requests -> batched -> encode (ahead of a GPU) -> admit -> start -> draw, take, draw, take ... -> replies
+    requests -> batched -> encode (ahead of a GPU) -> admit -> start -> step, step, ... -> replies
 
 Requests of one problem are a group: samples of it (01, 03, 05), candidates that are to be judged (02). What
 all prompts of a group begin with, images included, goes through the model once; its keys and values are kept
-once, in a slot. `--batch-size` samples decode together, a row each. A row reads the rest of its prompt, then
-its own last token again and again. It attends to its group's slot, whose keys are read once for all its rows,
-and to itself. Greedily, equal prompts are decoded once.
+in a slot. `--batch-size` samples decode together, a row each: a row reads the rest of its prompt, then its own
+last token again and again. It attends to its group's slot, whose keys are read once for all its rows, and to
+itself. Greedily, equal prompts are decoded once.
 
 A token is the inverse of the cumulative distribution at the next of the sample's own uniform numbers. So a
 sample follows from the model, its prompt and its seed, as far as floating point allows: in another batch sums
@@ -14,9 +14,9 @@ are rounded otherwise, and a token at an edge may be another one. Greedy tokens 
 the same proviso.
 
 A model is held if its language part attends through transformers' table of attentions and keeps every token.
-That is tried on an image when it is opened. One that is not held is decoded by generate(), request by request.
-
-A fault of a row becomes its error reply; a fault of the device, or of many rows in a row, ends the stage.
+An image and a question are tried when it is opened. What is not held is decoded by generate(), one request
+at a time. A fault of a row becomes its error reply; one of the device, or of many rows in a row, ends the
+stage.
 
 Shapes: B prompts, R rows, G slots, T new tokens of a row, P tokens of the longest shared part, L of the
 longest row, K dimensions that the model counts positions in, W width of a head, V tokens of the vocabulary.
@@ -46,7 +46,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
 from mathse.chat import chat_parts, encode_prompts, encode_texts, turn_end, user_message
-from mathse.generate.types import Reply, Request
+from mathse.generate.types import Generator, Reply, Request
 from mathse.images import open_image
 from mathse.jsonl import processes
 from mathse.records import IMAGE, fail
@@ -58,19 +58,20 @@ WINDOW = 16  # times the rows: samples whose requests are grouped and sorted tog
 PASS_GROUPS, PASS_ROWS = 16, 32  # groups, and rests of prompts, that are read in one pass, at most
 PASS_TOKENS = 32 << 10  # padded tokens of such a pass, at most
 AHEAD = 4  # batches that are encoded ahead of a GPU
-GUESS = 64  # drafted tokens of a row in one pass, at most
-FORESEEN = 0.25  # a pass over drafts is as long as those of this share of its rows
-DRAFT_LOGITS = 1 << 26  # of such a pass, at most: 256 MiB in fp32
 ROUNDING = 4  # times what another batch changes in a model's logits: more is a fault
 HOPELESS = 20  # prompts that fail one after the other: then the rows are not at fault
 KEPT = "the rows so far are kept; call again to go on"
-# what a model can raise on the inputs of one row, and its template or processor as well
-MODEL_ERRORS = (ValueError, RuntimeError, IndexError, TypeError, KeyError)
-ROW_ERRORS = (*MODEL_ERRORS, OSError, AttributeError, TemplateError)
+# what a template, a processor or a model can raise on the inputs of one row
+ROW_ERRORS = (
+    OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError, AttributeError, TemplateError,
+)  # fmt: skip
 
 
 class TooLong(ValueError):
     """A prompt that leaves no room for a reply."""
+
+    def __init__(self, length: int, context: int):
+        super().__init__(f"prompt of {length} tokens in a context of {context}")
 
 
 @dataclass(eq=False)
@@ -79,10 +80,9 @@ class Group:
 
     requests: list[Request]
     prompts: list[list[int]] = field(default_factory=list)  # token ids, of each request
-    drafts: list[list[list[int]]] = field(default_factory=list)  # token ids, of each request
     shared: int = 0  # tokens that the prompts begin with, less than any of them has
     behind: list[int] = field(default_factory=list)  # (K), the position behind the shared tokens
-    slot: int = -1  # where their keys and values are
+    slot: int = 0  # where their keys and values are
 
 
 @dataclass(eq=False)
@@ -94,11 +94,10 @@ class Sample:
     group: Group
     prompt: list[int] = field(default_factory=list)
     limit: int = 0  # new tokens, at most
-    drafts: list[list[int]] = field(default_factory=list)
-    points: list[float] = field(default_factory=list)  # uniform numbers, one a token
+    points: torch.Tensor | None = None  # (new tokens), uniform numbers
     tokens: list[int] = field(default_factory=list)  # new ones
     twins: list[tuple[Request, int]] = field(default_factory=list)  # (request, number) of equal replies
-    error: str = ""  # in one line
+    error: Exception | None = None
 
     @property
     def tail(self) -> list[int]:
@@ -107,35 +106,19 @@ class Sample:
 
     @property
     def written(self) -> int:
-        """Tokens of its row, once the tail is read."""
+        """Tokens in its row, once the tail is read."""
         return len(self.prompt) - 1 - self.group.shared + len(self.tokens)
 
-    def fitting(self) -> list[list[int]]:
-        """What is left of the drafts that begin as this reply does and go on."""
-        count = len(self.tokens)
-        return [each[count:] for each in self.drafts if each[:count] == self.tokens and len(each) > count]
 
-
-@dataclass
-class Batch:
-    """Groups that are read together; `inputs`: the model's, for the first prompt of each, left-padded (B, T).
-    With an `error` it is one group that cannot be encoded.
-    """
-
-    groups: list[Group]
-    inputs: dict = field(default_factory=dict)
-    error: Exception | None = None
-
-
-class Engine:
-    """A loaded model as a Generator: see types.py. live[i] is in row i; `work` counts what is computed."""
+class Engine(Generator):
+    """A loaded model as a Generator. Sample live[i] is in row i; `work` counts what is computed."""
 
     def __init__(self, model, processor, args: argparse.Namespace):
+        tokenizer = processor.tokenizer
         self.model = model
         self.processor = processor
         self.args = args
         self.eos_ids = end_ids(model, processor)
-        tokenizer = processor.tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(self.eos_ids))
         # the folder's own habits (Qwen2-VL: top-k 1, a repetition penalty) would silently override the flags
@@ -149,27 +132,19 @@ class Engine:
         self.ahead = 0 if model.device.type == "cpu" else AHEAD  # a CPU's cores are busy
         self.live: list[Sample] = []
         self.waiting: deque[Sample] = deque()
-        self.faults = Counter()  # one after the other, by where they happen
-        self.work = Counter()
+        self.faults = Counter()  # one after the other, by what failed
         self.why_not = self.try_rows()
-        self.work.clear()
+        self.work = Counter()
         if processes()[0] == 0:
-            alone = f"request by request through generate() ({self.why_not}); --serve is faster"
+            alone = f"one request at a time by generate() ({self.why_not}); --serve is faster"
             print("engine:", alone if self.why_not else f"{args.batch_size} rows", flush=True)
-
-    def spent(self) -> dict:
-        return {}
-
-    def close(self) -> None:
-        """A local model is gone with the stage."""
 
     def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
         decode, lists = self.in_rows, batched(requests, self.args.batch_size)
         if self.why_not:
             decode, lists = self.one_by_one, ([[request]] for request in requests)
-        batches = ahead(self.encode, lists, self.ahead)
         try:
-            for sample in decode(itertools.chain.from_iterable(batches)):
+            for sample in decode(itertools.chain.from_iterable(ahead(self.encode, lists, self.ahead))):
                 yield from self.replies(sample)
         except RuntimeError as error:
             end_if_device_failed(error)
@@ -180,29 +155,28 @@ class Engine:
         end = next((place for place, token in enumerate(sample.tokens) if token in self.eos_ids), None)
         text = self.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
         finish, count = ("length", len(sample.tokens)) if end is None else ("stop", end + 1)
-        said = text, "error" if sample.error else finish, count, len(sample.prompt), sample.error or None
+        reason = one_line(sample.error) if sample.error else None
+        said = text, "error" if reason else finish, count, len(sample.prompt), reason
         for request, number in ((sample.request, sample.number), *sample.twins):
             yield Reply(request.row, number, *said, seed=request.seeds[number])
 
     # ------------------------------------------------------------ requests -> tokens
 
-    def encode(self, lists: list[list[Request]]) -> list[Batch]:
-        """Groups of requests as Batches. What fails together, or is too much for a pass, is encoded apart."""
+    def encode(self, lists: list[list[Request]]) -> list[tuple[list[Group], dict, Exception | None]]:
+        """Groups of requests as batches: (groups, inputs of the model, None), or an error for one group. What
+        fails together, or is too much for one pass, is encoded apart.
+        """
         groups = [Group(requests) for requests in lists]
-        try:
-            inputs = self.tokenize(groups)
-        except ROW_ERRORS as error:
-            end_if_device_failed(error)
-            if len(lists) == 1:
-                return [Batch(groups, error=error.with_traceback(None))]
+        inputs, error = attempt(self.tokenize, groups)
+        if error and len(groups) == 1:
+            return [(groups, {}, error)]
+        padded = len(groups) * max(group.shared for group in groups)
+        if error or (padded > PASS_TOKENS and len(groups) > 1):
             return [batch for requests in lists for batch in self.encode([requests])]
-        if len(groups) > 1 and len(groups) * max(group.shared for group in groups) > PASS_TOKENS:
-            half = len(lists) // 2
-            return [*self.encode(lists[:half]), *self.encode(lists[half:])]
-        return [Batch(groups, inputs)]
+        return [(groups, inputs, None)]
 
     def tokenize(self, groups: list[Group]) -> dict:
-        """Fill in the tokens of groups. Returns the inputs of their first prompts. Raises ROW_ERRORS."""
+        """Fill in the tokens of groups. Returns inputs (B, T) for the first prompt of each, left-padded."""
         chats = []
         for group in groups:
             paths = group.requests[0].row["images"]
@@ -219,26 +193,20 @@ class Engine:
                 ]
             shortest = min(map(len, group.prompts))
             if shortest >= self.context:
-                raise TooLong(too_long(shortest, self.context))
+                raise TooLong(shortest, self.context)
             group.shared = min(len(os.path.commonprefix(group.prompts)), shortest - 1)
-            group.drafts = [self.draft_tokens(request.drafts) for request in group.requests]
         return inputs
-
-    def draft_tokens(self, drafts: tuple[str, ...]) -> list[list[int]]:
-        tokenizer = self.processor.tokenizer
-        return tokenizer([*drafts], add_special_tokens=False)["input_ids"] if drafts else []
 
     def samples(self, group: Group) -> list[Sample]:
         """The samples of an encoded group: greedily one a prompt, with its twins."""
         found, firsts = [], {}
-        for request, prompt, drafts in zip(group.requests, group.prompts, group.drafts):
+        for request, prompt in zip(group.requests, group.prompts):
             limit = min(self.args.max_tokens, self.context - len(prompt))
             for number, seed in request.seeds.items():
-                sample = Sample(request, number, group, prompt, limit, drafts)
-                if limit < 1:
-                    sample.error = f"TooLong: {too_long(len(prompt), self.context)}"
+                sample = Sample(request, number, group, prompt, limit)
+                sample.error = TooLong(len(prompt), self.context) if limit < 1 else None
                 if self.warpers:
-                    sample.points = uniform_numbers(seed, self.args.max_tokens + GUESS)
+                    sample.points = uniform_numbers(seed, self.args.max_tokens)
                 elif (first := firsts.setdefault(tuple(prompt), sample)) is not sample:
                     first.twins.append((request, number))
                     continue
@@ -248,158 +216,112 @@ class Engine:
     # ------------------------------------------------------------ the loop
 
     @torch.inference_mode()
-    def in_rows(self, batches: Iterator[Batch]) -> Iterator[Sample]:
+    def in_rows(self, batches: Iterator) -> Iterator[Sample]:
         """Samples as they finish. New ones take free rows once these are a share of all: prompts are read
         better many at a time.
         """
-        rows = self.args.batch_size
         self.batches = batches
         self.live.clear()
         self.waiting.clear()
         while True:
-            free = rows - len(self.live)
-            if free >= max(1, rows // REFILL) or not self.live:
+            free = self.args.batch_size - len(self.live)
+            if free >= max(1, self.args.batch_size // REFILL) or not self.live:
                 yield from self.fill()
                 fresh = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
                 if not fresh and not self.live:
                     return
                 yield from self.start(fresh)
             if self.live:
-                guesses = [[]] * len(self.live)
-                yield from self.take(0, guesses, self.draw(0, guesses))
+                yield from self.step()
 
     def fill(self) -> Iterator[Sample]:
         """Read prompts until enough samples wait for the free rows. Yields samples that have failed."""
         while len(self.live) + len(self.waiting) < self.args.batch_size:
-            if (batch := next(self.batches, None)) is None:
+            groups, inputs, error = next(self.batches, (None, None, None))
+            if groups is None:
                 return
-            if not (error := batch.error or self.admit(batch)):
-                yield from [sample for sample in self.waiting if sample.error]
-                self.waiting = deque(sample for sample in self.waiting if not sample.error)
-            elif len(batch.groups) == 1:
-                yield from self.failed(batch.groups[0], error)
+            if not error:
+                samples, error = attempt(self.admit, groups, inputs)
+            if not error:
+                self.faults["prompt"] = 0
+                self.waiting.extend(sample for sample in samples if not sample.error)
+                yield from (sample for sample in samples if sample.error)
+            elif len(groups) == 1:
+                yield from self.failed(groups[0], error)
             else:
-                apart = (part for group in batch.groups for part in self.encode([group.requests]))
+                apart = (batch for group in groups for batch in self.encode([group.requests]))
                 self.batches = itertools.chain(apart, self.batches)
 
-    def admit(self, batch: Batch) -> Exception | None:
-        """Read what the prompts of each group share; its samples then wait for rows. Or the model's error."""
-        lengths = [group.shared for group in batch.groups]
-        try:
-            cache, behind, _ = self.read(cut(batch.inputs, lengths))
-            used = {sample.group.slot for sample in (*self.live, *self.waiting)}
-            for place, group in enumerate(batch.groups):
-                group.slot = next(slot for slot in itertools.count() if slot not in used)
-                group.behind = behind[place].tolist()
-                self.cache.add_prompt(cache, place, group)
-                used.add(group.slot)
-        except MODEL_ERRORS as error:
-            end_if_device_failed(error)
-            return error.with_traceback(None)  # which would keep the failed batch in memory
-        self.faults["prompt"] = 0
-        self.work.update(prompts=len(lengths), prompt_tokens=sum(lengths))
-        self.waiting.extend(sample for group in batch.groups for sample in self.samples(group))
-        return None
+    def admit(self, groups: list[Group], inputs: dict) -> list[Sample]:
+        """Read what the prompts of each group share. Returns the samples."""
+        lengths = [group.shared for group in groups]
+        cache, behind, _ = self.read(cut(inputs, lengths))
+        used = {sample.group.slot for sample in (*self.live, *self.waiting)}
+        for place, group in enumerate(groups):
+            group.slot = next(slot for slot in itertools.count() if slot not in used)
+            used.add(group.slot)
+            group.behind = behind[place].tolist()
+            self.cache.add_prompt(cache, place, group)
+        self.work.update(prompts=len(groups), prompt_tokens=sum(lengths))
+        return [sample for group in groups for sample in self.samples(group)]
 
     def failed(self, group: Group, error: Exception) -> Iterator[Sample]:
         """The samples of a group that cannot be decoded. An image, or a long text, is its own fault."""
         if not isinstance(error, (OSError, TooLong)):
             self.blame("prompt", error)
         for request in group.requests:
-            yield from (Sample(request, number, group, error=one_line(error)) for number in request.seeds)
+            yield from (Sample(request, number, group, error=error) for number in request.seeds)
 
-    def blame(self, place: str, error: Exception) -> None:
+    def blame(self, what: str, error: Exception) -> None:
         """End the stage if prompts fail one after the other."""
-        self.faults[place] += 1
-        if self.faults[place] == HOPELESS:
+        self.faults[what] += 1
+        if self.faults[what] == HOPELESS:
             fail(f"the model failed on {HOPELESS} prompts in a row, the last: {one_line(error)}; {KEPT}", 1)
 
     def start(self, fresh: list[Sample]) -> list[Sample]:
-        """Give samples rows, read the rest of their prompts, and follow their drafts. Returns those that have
-        finished.
-        """
-        row = first = len(self.live)
+        """Give samples rows and read the rest of their prompts. Returns those that have failed."""
+        row = len(self.live)
         self.live += sorted(fresh, key=lambda sample: -len(sample.tail))
         while row < len(self.live):
             count = max(1, min(PASS_ROWS, PASS_TOKENS // (len(self.live[row].tail) or 1)))
             self.read_tails(row, self.live[row : row + count])
             row += count
-        finished = self.leave([row for row, sample in enumerate(self.live) if sample.error])
-        while guesses := self.foresee(self.live[first:]):
-            try:
-                drawn = self.draw(first, guesses)
-            except MODEL_ERRORS as error:
-                if not is_out_of_memory(error):
-                    end_if_device_failed(error)
-                break  # token by token, then
-            finished += self.take(first, guesses, drawn)
-        return finished
+        return self.leave([row for row, sample in enumerate(self.live) if sample.error])
 
     def read_tails(self, first: int, samples: list[Sample]) -> None:
-        """Read the tails of the rows from `first` on. What fails together is read one by one; a sample that
-        fails alone gets an error.
-        """
+        """Read the tails of the rows from `first` on; those that fail together one by one."""
         tails = [sample.tail for sample in samples]
         if not any(tails):
             return
-        try:
-            self.forward(first, samples, tails, [0] * len(tails))
+        _, error = attempt(self.forward, first, samples, tails, [0] * len(tails))
+        if not error:
             self.faults["tail"] = 0
             self.work.update(tails=len(tails), tail_tokens=sum(map(len, tails)))
-        except MODEL_ERRORS as error:
-            end_if_device_failed(error)
-            if len(samples) == 1:
-                self.blame("tail", error)
-                samples[0].error = one_line(error)
-            for row, sample in enumerate(samples if len(samples) > 1 else [], first):
+        elif len(samples) == 1:
+            self.blame("tail", error)
+            samples[0].error = error
+        else:
+            for row, sample in enumerate(samples, first):
                 self.read_tails(row, [sample])
 
-    def foresee(self, rows: list[Sample]) -> list[list[int]]:
-        """What drafts foresee for new rows: tokens in which all that fit agree, as many as a share FORESEEN of
-        the rows has, since the others' places are padding. Empty if that saves less than a pass costs: if all
-        that drafts have left is less than a step of all rows writes.
-        """
-        fitting = [sample.fitting() for sample in rows]
-        if sum(max(map(len, drafts), default=0) for drafts in fitting) < max(1, len(self.live)):
-            return []
-        room = min(GUESS, DRAFT_LOGITS // self.vocabulary // len(rows) - 1)
-        guesses = [[*os.path.commonprefix(drafts)][: max(0, room)] for drafts in fitting]
-        guesses = [guess[: sample.limit - 1 - len(sample.tokens)] for sample, guess in zip(rows, guesses)]
-        lengths = sorted((len(guess) for guess, drafts in zip(guesses, fitting) if drafts), reverse=True)
-        share = math.ceil(FORESEEN * len(rows))
-        if room < 1 or len(lengths) < share:
-            return []
-        return [guess[: lengths[share - 1]] for guess in guesses]
-
-    def draw(self, first: int, guesses: list[list[int]]) -> list[list[int]]:
-        """What the rows from `first` on say behind their last token, and behind each token of a guess."""
-        rows = self.live[first:]
-        fed = [[(sample.tokens or sample.prompt)[-1], *guess] for sample, guess in zip(rows, guesses)]
-        width = max(map(len, fed))
-        logits = self.forward(first, rows, fed, [sample.written for sample in rows], width).flatten(0, 1)
-        if not self.warpers:
-            return logits.argmax(-1).view(-1, width).tolist()
-        points = [sample.points[len(sample.tokens) :][:width] for sample in rows]
-        for warper in self.warpers:
-            logits = warper(None, logits)
-        return draw(logits, torch.cat(points)[:, None].to(logits.device)).view(-1, width).tolist()
-
-    def take(self, first: int, guesses: list[list[int]], drawn: list[list[int]]) -> list[Sample]:
-        """Add what was drawn to the rows from `first` on: as long as a guess says the same, and one token
-        more. Those that are done leave and are returned.
-        """
-        done, kept = [], 0
-        for row, (guess, tokens) in enumerate(zip(guesses, drawn), first):
-            sample, count = self.live[row], 0
-            while count < len(guess) and guess[count] == tokens[count] and tokens[count] not in self.eos_ids:
-                count += 1
-            kept += count
-            sample.tokens += tokens[: count + 1]
-            if tokens[count] in self.eos_ids or len(sample.tokens) == sample.limit:
-                done.append(row)
-        counts = {"draft_tokens": sum(map(len, guesses)), "draft_kept": kept}
-        self.work.update(counts, steps=1, decode_rows=len(drawn))
-        return self.leave(done)
+    def step(self) -> list[Sample]:
+        """One more token in every row. Returns the samples that have finished."""
+        fed = [(sample.tokens or sample.prompt)[-1:] for sample in self.live]
+        logits = self.forward(0, self.live, fed, [sample.written for sample in self.live])[:, -1]
+        if self.warpers:
+            points = torch.stack([sample.points[len(sample.tokens)] for sample in self.live])
+            for warper in self.warpers:
+                logits = warper(None, logits)
+            tokens = draw(logits, points[:, None].to(logits.device))
+        else:
+            tokens = logits.argmax(-1)
+        for sample, token in zip(self.live, tokens.flatten().tolist()):
+            sample.tokens.append(token)
+        self.work.update(steps=1, decode_rows=len(self.live))
+        ends = (
+            sample.tokens[-1] in self.eos_ids or len(sample.tokens) == sample.limit for sample in self.live
+        )
+        return self.leave([row for row, end in enumerate(ends) if end])
 
     def leave(self, rows: list[int]) -> list[Sample]:
         """Free these rows; the last of those that stay take their places. Returns the samples that leave."""
@@ -426,50 +348,45 @@ class Engine:
         behind = positions.expand(len(inputs["input_ids"]), -1, -1)[..., -1].cpu() + 1
         return out.get("cache", out.get("past_key_values")), behind, out.logits.float()
 
-    def forward(self, first: int, rows: list[Sample], tokens: list, lengths: list[int], keep: int = 1):
-        """Write tokens behind the first lengths[r] ones of the rows from `first` on, right-padded. Returns the
-        last logits (R, keep, V).
+    def forward(self, first: int, rows: list[Sample], tokens: list[list[int]], lengths: list[int]):
+        """Write tokens, right-padded, behind the first lengths[r] ones of the rows from `first` on. Returns
+        the logits (R, 1, V) of the last column.
         """
         width = max(map(len, tokens))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in tokens]).to(self.model.device)
         now = self.cache.begin(first, rows, lengths, width)
-        settings = {self.cache_name: self.cache, "use_cache": True, "logits_to_keep": keep}
+        settings = {self.cache_name: self.cache, "use_cache": True, "logits_to_keep": 1, "return_dict": True}
         places = {"attention_mask": now.mask, "position_ids": now.position_ids}
-        return self.model(input_ids=ids, **places, **settings, return_dict=True).logits.float()
+        return self.model(input_ids=ids, **places, **settings).logits.float()
 
     def try_rows(self) -> str:
-        """Why this model is not decoded in rows, "" if it is: an image and a question are tried."""
+        """Why this model is not decoded in rows, "" if it is."""
+        short, long = (Group([probe(text)]) for text in ("1 + 1 = ?", "1 + 1 = ?" * 9))
+        inputs, error = attempt(lambda: (self.tokenize([short]), self.tokenize([short, long])))
+        if error:
+            fail(f"--model: its processor cannot encode an image and a question: {one_line(error)}")
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
         ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
         attention = self.model.config.get_text_config()._attn_implementation
-        short, long = (Group([probe(text)]) for text in ("1 + 1 = ?", "1 + 1 = ?" * 9))
-        try:
-            inputs, padded = self.tokenize([short]), self.tokenize([short, long])
-        except ROW_ERRORS as error:
-            fail(f"--model: its processor cannot encode an image and a question: {one_line(error)}")
-        try:
-            set_text_attention(self.model, ATTENTION)
-            problem = self.compare(short, inputs, padded)
-        except ROW_ERRORS as error:
-            end_if_device_failed(error)
-            problem = one_line(error)
-        if problem:
+        problem, error = attempt(self.compare, short, *inputs)
+        if problem := one_line(error) if error else problem:
             set_text_attention(self.model, attention)
         return problem
 
     @torch.inference_mode()
-    def compare(self, group: Group, inputs: dict, padded: dict) -> str:
+    def compare(self, group: Group, alone: dict, beside: dict) -> str:
         """Read a prompt as a whole, and in three parts in two rows: the last logits may differ by some times
         what they differ if it is read beside a longer prompt. Returns what is wrong.
         """
-        prompt, (_, _, whole) = group.prompts[0], self.read(inputs, 2)
-        again = self.read(padded, 2)[2][:1]
-        group.shared, group.slot = len(prompt) - 3, 0
-        cache, behind, _ = self.read(cut(inputs, [group.shared]))
+        set_text_attention(self.model, ATTENTION)
+        self.work = Counter()
+        (_, _, whole), (_, _, again) = self.read(alone, 2), self.read(beside, 2)
+        prompt = group.prompts[0]
+        group.shared = len(prompt) - 3
+        cache, behind, _ = self.read(cut(alone, [group.shared]))
         if not all(type(layer) is DynamicLayer for layer in cache.layers):
             return "not all its layers keep the keys and values of every token"
         group.behind = behind[0].tolist()
-        self.vocabulary = whole.shape[-1]
         self.cache = Rows(cache, max(2, self.args.batch_size))
         self.cache.add_prompt(cache, 0, group)
         rows = [Sample(group.requests[0], number, group, prompt) for number in range(2)]
@@ -477,37 +394,34 @@ class Engine:
         last = self.forward(0, rows, [prompt[-1:]] * 2, [2] * 2)
         off = relative(torch.cat([last_but_one, last], 1), whole)
         least = 1e-3 if self.model.dtype == torch.float32 else 2e-2
-        if not off < (limit := max(least, ROUNDING * relative(again, whole))):
-            return f"in rows its logits are off by {off:.1e}, more than {limit:.1e}"
-        return ""
+        limit = max(least, ROUNDING * relative(again[:1], whole))
+        return "" if off < limit else f"in rows its logits are off by {off:.1e}, more than {limit:.1e}"
 
     # ------------------------------------------------------------ models that are not held
 
     @torch.inference_mode()
-    def one_by_one(self, batches: Iterator[Batch]) -> Iterator[Sample]:
+    def one_by_one(self, batches: Iterator) -> Iterator[Sample]:
         """Samples by generate(), those of a request together."""
-        for batch in batches:
-            (group,), error, samples = batch.groups, batch.error, []
-            try:
-                samples = [] if error else self.generate(batch.inputs, group)
-            except MODEL_ERRORS as raised:
-                end_if_device_failed(raised)
-                error = raised
+        for (group,), inputs, error in batches:
             if not error:
+                samples, error = attempt(self.generate, inputs, group)
+            if error:
+                yield from self.failed(group, error)
+            else:
                 self.faults.clear()
-            yield from self.failed(group, error) if error else samples
+                yield from samples
 
     def generate(self, inputs: dict, group: Group) -> list[Sample]:
-        """Let generate() write the samples of one prompt (1, T), by our numbers."""
-        samples, begin, settings = self.samples(group), inputs["input_ids"].shape[1], {"do_sample": False}
+        """The samples of one prompt (1, T), --batch-size at a time. Our numbers choose their tokens."""
+        samples, begin = self.samples(group), inputs["input_ids"].shape[1]
+        settings = {"max_new_tokens": samples[0].limit, "do_sample": bool(self.warpers)}
         for start in range(0, len(samples), self.args.batch_size):
             part = samples[start : start + self.args.batch_size]
             if self.warpers:
                 points = torch.stack([sample.points for sample in part]).to(self.model.device)
                 chain = transformers.LogitsProcessorList([*self.warpers, OnlyDrawn(begin, points)])
-                settings = {"do_sample": True, "num_return_sequences": len(part), "logits_processor": chain}
-            device, limit = self.model.device, part[0].limit
-            out = self.model.generate(**on_device(inputs, device), max_new_tokens=limit, **settings)
+                settings |= {"num_return_sequences": len(part), "logits_processor": chain}
+            out = self.model.generate(**on_device(inputs, self.model.device), **settings)
             for sample, tokens in zip(part, out[:, begin:].tolist()):
                 sample.tokens = tokens
         return samples
@@ -607,13 +521,10 @@ class Rows(Cache):
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         """What a layer calls: new keys and values (R, KV heads, T, W) -> the rows', (R, KV heads, L, W)."""
         now, found = self.now, []
-        rows = torch.arange(len(key_states), device=self.device)
+        rows = torch.arange(len(key_states), device=self.device)[:, None]
         for part, states in zip(self.own[layer_idx], (key_states, value_states)):
             part = part[now.first : now.first + len(states)]
-            if states.shape[2] == 1:
-                part[rows, :, now.columns[:, 0]] = states[:, :, 0]
-            else:
-                part[rows[:, None], :, now.columns] = states.transpose(1, 2)
+            part[rows, :, now.columns] = states.transpose(1, 2)
             found.append(part[:, :, : now.length])
         found[0].rows = self
         return tuple(found)
@@ -668,7 +579,7 @@ def attend_once(now: Pass, query, key, value, prompt_key, prompt_value, scaling)
 
 
 def products(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """query (A, B, X, W) by key (A, B, L, W) -> (A, B, X, L), in fp32: rounded to bf16 they change weights."""
+    """query (A, B, X, W), key (A, B, L, W) -> (A, B, X, L) in fp32: rounded to bf16 they change the weights."""
     if query.is_cuda and query.dtype != torch.float32:  # without a copy of the keys in fp32
         flat = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), out_dtype=torch.float32)
         return flat.view(*query.shape[:3], -1)
@@ -744,12 +655,10 @@ def cut(inputs: dict, lengths: list[int]) -> dict:
     index = (places + inputs["input_ids"].shape[1] - whole).clamp_min(0)
     # any token but an image's may be the padding
     fillers = {"input_ids": inputs["input_ids"][:, -1:], "mm_token_type_ids": 0, "token_type_ids": 0}
-    tokens = {
-        name: inputs[name].gather(1, index).where(places >= 0, filler)
-        for name, filler in fillers.items()
-        if name in inputs
-    }
-    return {**inputs, **tokens, "attention_mask": (places >= 0).long()}
+    found = {"attention_mask": (places >= 0).long()}
+    for name in fillers.keys() & inputs.keys():
+        found[name] = inputs[name].gather(1, index).where(places >= 0, fillers[name])
+    return {**inputs, **found}
 
 
 def ahead(function: Callable, items: Iterator, count: int) -> Iterator:
@@ -775,9 +684,8 @@ def on_device(inputs: dict, device) -> dict:
 
 def end_ids(model, processor) -> set[int]:
     """The tokens that end a reply: the template's, the tokenizer's and those of generation_config.json."""
-    try:
-        end = turn_end(processor)
-    except ROW_ERRORS as error:
+    end, error = attempt(turn_end, processor)
+    if error:
         fail(f"--model: its processor cannot write a chat ({one_line(error)}); has it a chat template?")
     named = model.generation_config.eos_token_id
     ids = {end, processor.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
@@ -796,21 +704,22 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found - expected).norm() / expected.expand_as(found).norm()).item()
 
 
-def too_long(length: int, context: int) -> str:
-    return f"prompt of {length} tokens in a context of {context}"
+def attempt(function: Callable, *inputs: object) -> tuple[object, Exception | None]:
+    """(function(*inputs), None), or (None, the error) if that is a row's. One of the device ends the stage."""
+    try:
+        return function(*inputs), None
+    except ROW_ERRORS as error:
+        end_if_device_failed(error)
+        return None, error.with_traceback(None)  # which would keep the inputs in memory
 
 
 def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def end_if_device_failed(error: Exception) -> None:
     """End the stage with exit code 1 on an error that no other split of the rows would cure."""
-    if is_out_of_memory(error):
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         fail(f"out of memory: set a smaller --batch-size ({one_line(error)}); {KEPT}", 1)
     if "CUDA error" in str(error):
         fail(f"the device failed ({one_line(error)}); {KEPT}", 1)

@@ -3,21 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 
 @dataclass
 class Request:
-    """A prompt and its samples. `seeds[k]` is the seed of sample k; `row` is the caller's.
-
-    `drafts`: how a reply may begin. A local model reads in one pass what they agree in, and keeps what it
-    would have written token by token: they change no reply, as far as floating point allows.
-    """
+    """A prompt and its samples. `seeds[k]` is the seed of sample k; `row` is the caller's."""
 
     row: dict
     messages: list[dict]
     seeds: dict[int, int]
-    drafts: tuple[str, ...] = ()
 
 
 @dataclass
@@ -38,16 +32,25 @@ class Reply:
 
     def record(self, spec: str) -> dict:
         """The fields that a row gets (docs/RECORDS.md); `spec`: the model as the flag named it."""
-        fields = {
-            "sample": self.sample,
-            "response": self.text,
-            "finish": self.finish,
-            "tokens": self.tokens,
-            "prompt_tokens": self.prompt_tokens,
-            "model": spec,
-            "seed": self.seed,
-        }
+        fields = {"sample": self.sample, "response": self.text, "finish": self.finish, "tokens": self.tokens}
+        fields |= {"prompt_tokens": self.prompt_tokens, "model": spec, "seed": self.seed}
         return fields | ({"reason": self.reason} if self.reason else {})
+
+
+class Generator:
+    """An open model: requests in, a reply for each of their samples out, as it finishes, in any order."""
+
+    work: Counter  # what was done
+
+    def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        raise NotImplementedError
+
+    def spent(self) -> dict:
+        """What a recipe notes: requests sent to an endpoint and their cost; of a local model nothing."""
+        return {}
+
+    def close(self) -> None:
+        """Free what it holds, before another model is opened; a local model is gone with the stage."""
 
 
 class Repeats:
@@ -70,22 +73,4 @@ class Repeats:
         same = sum(len(self.texts[key]) == 1 for key in several)
         if len(several) < 3 or same < 0.9 * len(several):
             return ""
-        return (
-            f"; all samples of {same} of {len(several)} problems are one text: is the model decoded greedily?"
-        )
-
-
-class Generator(Protocol):
-    """An open model: requests in, a reply for each of their samples out, as it finishes, in any order.
-
-    `work` counts what was done, `spent()` is what a recipe notes of it: requests sent to an endpoint, and
-    their cost. `close()` frees what it holds, before another model is opened.
-    """
-
-    work: Counter
-
-    def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]: ...
-
-    def spent(self) -> dict: ...
-
-    def close(self) -> None: ...
+        return f"; all samples of {same} of {len(several)} problems are one text: is it decoded greedily?"
