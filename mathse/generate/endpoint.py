@@ -1,15 +1,15 @@
 """An OpenAI-compatible server as a Generator: many requests in flight, failed ones tried again within bounds.
 
-A server is expected to limit rates, to be gone for minutes, to fail, to hang and to answer junk. A request ends
-as an answer or as a reply with finish `error`: after TRIES tries, or, while the server is not there, after
+A server is expected to limit rates, to be gone for minutes, to fail, to hang and to answer junk. A request
+ends as an answer or as a reply with finish `error`: after TRIES tries or, while there is no server, after
 DEADLINE times `--timeout`. A server that answers nothing more, or a limit that is reached (`--max-requests`,
 `--max-cost`), stops the stage instead: what was answered is kept, and the same command goes on later.
 
 Samples of a problem that are drawn at a temperature are asked for in one request, so that its images are paid
 for once; those that the server does not give are asked for one by one.
 
-Below, in the order in which a request meets it: the client, the way to the server, the parameters that it
-takes, what may be spent, and how its answers and errors are read.
+In the order in which a request meets it: the client, the way to the server, the parameters that it takes, what
+may be spent, how its answers are read, and its errors.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -46,14 +46,14 @@ MAX_REASON = 300  # characters
 MAX_REPLY = 32 << 20  # bytes
 KEY_VARIABLE = "OPENAI_API_KEY"
 CHARACTERS_A_TOKEN = 4  # where a server does not count
-AWAY_STATUS = {429, 503, 529}  # come back later: no fault of the request
+AWAY_STATUS = {429, 503, 529}  # later, says the server: no fault of the request
 RETRY_STATUS = {408, 409, 425, 500, 502, 504}
 KEY_STATUS = {401, 402, 403}  # the key or the account, not the request, is refused
 PARAMETER_STATUS = {400, 422}
 # An account without money, by an error's code or type, and in words. (Words such as "check your plan and
 # billing details" also stand in refusals of too many requests a minute.)
 NO_MONEY_CODE = re.compile(r"insufficient_quota|billing|exceeded_current_quota")
-NO_MONEY_WORDS = re.compile(r"credit balance|insufficient (balance|credit|fund)", re.IGNORECASE)
+NO_MONEY_WORDS = re.compile(r"(?i)credit balance|insufficient (balance|credit|fund)")
 UNSUPPORTED = re.compile(
     r"(?i)unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra|not (permitted|allowed)|deprecated"
     r"|cannot both"
@@ -61,9 +61,8 @@ UNSUPPORTED = re.compile(
 # How an error names `n`, which no row needs: also where its value alone is refused, one by one will do.
 SEVERAL = r"(?<!\\)\bn\b|one completion choice|candidate"
 # Parameters that a server may refuse, the one that is missed least first, and what is done then.
-LEFT_OUT = "left out from now on, and the server's own holds"
 OPTIONAL = {
-    **dict.fromkeys(("top_k", "top_p", "min_p", "repetition_penalty"), LEFT_OUT),
+    **dict.fromkeys(("top_k", "top_p", "min_p", "repetition_penalty"), "the server's own holds from now on"),
     "response_format": "replies keep to no schema from now on",
     "seed": "left out from now on, and the rows' seed is null",
     "n": "samples are asked for one by one from now on",
@@ -79,21 +78,19 @@ class Job:
     request: Request
     samples: list[int]
 
+    @property
+    def seed(self) -> int:
+        return self.request.seeds[self.samples[0]]
+
     def singly(self) -> list["Job"]:
         return [Job(self.request, [sample]) for sample in self.samples]
-
-    def replies(self, **fields: object) -> list[Reply]:
-        fields = {"seed": self.request.seeds[self.samples[0]]} | fields
-        return [Reply(self.request.row, sample, **fields) for sample in self.samples]
 
 
 @dataclass
 class Outcome:
-    """What came of a job. Its `kind`:
-
-    answer; row (its own image cannot be read); refused (by the server, or answered without a text); key
-    (refused by the server); away (no server was met); again (a try failed); adapted (asked without a parameter
-    from now on); down (all tries failed); split (too much for one request); stopped (not asked to the end,
+    """What came of a job. Its `kind`: answer; row (its own image cannot be read); refused (or answered without
+    a text); key (the key is refused); away (no server was met); again (a try failed); adapted (asked without a
+    parameter from now on); down (all tries failed); split (too much for one request); stopped (by a limit, or
     because the stage stops).
     """
 
@@ -104,7 +101,7 @@ class Outcome:
 
 
 class Endpoint(Generator):
-    """A server as a Generator: see types.py."""
+    """A server as a Generator."""
 
     def __init__(self, spec: str, args: argparse.Namespace, schema: dict | None = None):
         """Reach the server once. `schema`: the JSON schema of replies."""
@@ -135,19 +132,18 @@ class Endpoint(Generator):
         answered, given_up = False, False
         failed: list[Outcome] = []  # since the last answer; held back, because the server may be at fault
         for outcome in self.outcomes(self.jobs(requests)):
-            if outcome.kind == "answer":
-                answered = True
-                if not given_up:
-                    yield from replies_of(failed)
-                    failed = []
-                yield from outcome.replies
-            elif outcome.kind == "row":
-                yield from outcome.replies
-            else:
+            if outcome.kind not in ("answer", "row"):
                 failed.append(outcome)
                 if not given_up and (outcome.kind == "key" or len(failed) >= HOPELESS):
                     self.give_up(failed, answered)  # and take what is in flight
                     given_up = True
+                continue
+            if outcome.kind == "answer":
+                answered = True
+                if not given_up:
+                    yield from replies_of(failed)
+                    failed.clear()
+            yield from outcome.replies
         if failed and not answered and not self.stop.is_set() and not self.is_alive():
             self.give_up(failed, answered)
         if not self.stop.is_set():
@@ -177,19 +173,19 @@ class Endpoint(Generator):
         for _ in range(self.concurrency):  # daemons: a request in flight does not keep a command that ends
             threading.Thread(target=work, daemon=True).start()
         try:
+            left = []
             while True:
                 room = 0 if self.stop.is_set() else 2 * self.concurrency - waiting
-                for job in itertools.islice(todo, max(0, room)):
+                for job in (*left, *itertools.islice(todo, max(0, room))):
                     jobs.put(job)
                     waiting += 1
                 if not waiting:
                     return
                 outcome = done.get()
+                waiting -= 1
                 if isinstance(outcome, BaseException):
                     raise outcome
-                waiting += len(outcome.left) - 1
-                for job in outcome.left:
-                    jobs.put(job)
+                left = outcome.left
                 if outcome.kind == "stopped":
                     self.stop.set()
                 elif outcome.kind != "split":
@@ -210,7 +206,7 @@ class Endpoint(Generator):
         print(f"stopped: --model: {self.spec}: {why}", file=sys.stderr)
 
     def is_alive(self) -> bool:
-        """Whether the server answers a question of ours: then the rows that failed are themselves at fault."""
+        """Whether the server answers a question of ours: then the rows that failed are at fault."""
         test = Request({"images": []}, [{"role": "user", "content": "1 + 1 = ?"}], {0: 0})
         kind = self.ask(Job(test, [0])).kind
         if kind == "stopped":  # a limit is reached: nobody knows
@@ -225,24 +221,22 @@ class Endpoint(Generator):
             messages = self.messages(job.request)
         except Exception as error:  # Pillow raises anything on a hostile file
             return self.failed("row", job, f"{type(error).__name__}: {error}")
-        deadline, tries, failures = time.monotonic() + DEADLINE * self.args.timeout, 0, 0
-        starts = self.starts()
+        deadline, starts = time.monotonic() + DEADLINE * self.args.timeout, self.starts()
+        tries, failures = 0, 0
         while True:
-            fields = self.parameters.of(job.request.seeds[job.samples[0]], len(job.samples))
+            fields = self.parameters.of(job)
             if len(job.samples) > 1 and "n" not in fields:
                 return Outcome("split", left=job.singly())
             if self.stop.is_set() or not self.budget.take():
                 return Outcome("stopped")
             self.work["requests"] += 1
-            until = min(deadline, time.monotonic() + self.args.timeout)
-            outcome = self.try_once(job, fields | {"messages": messages}, until)
+            outcome = self.try_once(job, fields | {"messages": messages}, deadline)
             if outcome.kind == "adapted":
                 continue
             if outcome.kind not in ("again", "away"):
                 return outcome
-            if (now := self.starts()) > starts:  # the server died and is back: no fault of the request
-                starts, deadline, tries, failures = now, time.monotonic() + DEADLINE * self.args.timeout, 0, 0
-                continue
+            if self.starts() > starts:  # the server died and is back: no fault of the request
+                return self.ask(job)
             tries += 1
             failures += outcome.kind == "again"
             pause = min(60.0, 2.0 ** min(tries - 1, 6)) * random.uniform(0.5, 1.0)
@@ -267,14 +261,16 @@ class Endpoint(Generator):
 
         used = 0, 0
         try:
-            status, after, content = self.connection.post(fields, deadline)
+            until = min(deadline, time.monotonic() + self.args.timeout)
+            status, after, content = self.connection.post(fields, until)
             if error := read_error(status, content):
                 return self.refused(job, fields, error, after)
-            choices, usage = read_completion(content)
-            used = read_usage(usage, self.estimate(job.request, choices))
+            body = json.loads(content)
+            choices = [choice for choice in map(read_choice, body.get("choices") or []) if choice]
+            used = read_usage(body.get("usage"), self.estimate(job.request, choices))
             if not choices:
                 return self.failed("again", job, "a reply without a text")
-            return self.answered(job, fields, choices, used)
+            return self.answered(job, choices, used, fields.get("seed"))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return self.failed("away", job, type(error).__name__)
         except httpx.HTTPError as error:
@@ -285,35 +281,25 @@ class Endpoint(Generator):
             self.budget.add(*used)
 
     def estimate(self, request: Request, choices: list["Choice"]) -> tuple[int, int]:
-        """(tokens read, tokens written) by the characters of all texts, the limit of a text that was cut off,
-        and images as large as --max-pixels lets them; nothing for no text.
+        """(tokens read, tokens written) by the characters of all texts, the limit of those that were cut off,
+        and images as large as --max-pixels lets them; nothing where there is no text.
         """
         image = (self.args.max_pixels or MAX_PIXELS) // PIXELS_A_TOKEN
         read = sum(len(message["content"]) for message in request.messages) // CHARACTERS_A_TOKEN
-        written = [
-            self.args.max_tokens if choice.finish == "length" else -(-choice.characters // CHARACTERS_A_TOKEN)
-            for choice in choices
-        ]
-        return (read + image * len(request.row["images"]), sum(written)) if choices else (0, 0)
+        cut = [choice.finish == "length" for choice in choices]
+        few = [-(-choice.characters // CHARACTERS_A_TOKEN) for choice in choices]
+        written = sum(few) + sum(is_cut * (self.args.max_tokens - count) for is_cut, count in zip(cut, few))
+        return (read + image * len(request.row["images"]), written) if choices else (0, 0)
 
-    def answered(self, job: Job, fields: dict, choices: list["Choice"], used: tuple[int, int]) -> Outcome:
+    def answered(self, job: Job, choices: list["Choice"], used: tuple[int, int], seed: int | None) -> Outcome:
         """The texts, each with its share of the tokens. Samples that were not given are left."""
-        choices = choices[: len(job.samples)]
-        read = shares(used[0], [1] * len(choices))
+        choices, replies = choices[: len(job.samples)], []
         written = shares(used[1], [choice.characters + 1 for choice in choices])
-        replies = [
-            replace(
-                reply,
-                text=self.connection.hide(choice.text),
-                finish=choice.finish,
-                reason=choice.reason and self.reason(choice.reason),
-                prompt_tokens=prompt,
-                tokens=new,
-            )
-            for reply, choice, prompt, new in zip(
-                job.replies(seed=fields.get("seed")), choices, read, written
-            )
-        ]
+        read = shares(used[0], [1] * len(choices))
+        for sample, choice, new, prompt in zip(job.samples, choices, written, read):
+            reason = choice.reason and self.reason(choice.reason)
+            said = self.connection.hide(choice.text), choice.finish
+            replies.append(Reply(job.request.row, sample, *said, new, prompt, reason, seed))
         kind = "refused" if all(reply.finish == "error" for reply in replies) else "answer"
         return Outcome(kind, replies, left=job.singly()[len(choices) :])
 
@@ -327,60 +313,57 @@ class Endpoint(Generator):
         return self.failed(error.kind(), job, f"HTTP {error.status}: {error.words}", after)
 
     def failed(self, kind: str, job: Job, reason: str, after: float | None = None) -> Outcome:
-        return Outcome(kind, job.replies(finish="error", reason=self.reason(reason)), after)
+        said = {"finish": "error", "reason": self.reason(reason), "seed": job.seed}
+        return Outcome(kind, [Reply(job.request.row, sample, **said) for sample in job.samples], after)
 
     def reason(self, said: str) -> str:
         return self.connection.hide(said)[:MAX_REASON]
 
 
-def replies_of(outcomes: Iterable[Outcome]) -> Iterator[Reply]:
-    return itertools.chain.from_iterable(outcome.replies for outcome in outcomes)
+def replies_of(outcomes: list[Outcome]) -> Iterator[Reply]:
+    return itertools.chain.from_iterable([outcome.replies for outcome in outcomes])
 
 
 # ---------------------------------------------------------------- the way to a server
 
 
 class Connection:
-    """A server at the address of a spec, `URL#model`. The key is read from the environment and is in no message,
-    log or file.
+    """A server at the address of a spec, `URL#model`. The key is read from the environment and is in no
+    message, log or file.
     """
 
     def __init__(self, spec: str, timeout: float, connections: int):
         import httpx
 
-        self.spec = spec
         self.key = os.environ.get(KEY_VARIABLE, "").strip()
         if not (self.key.isascii() and self.key.isprintable()):
             fail(f"{KEY_VARIABLE}: holds a character that no key has; set it anew")
         address = spec.partition("#")[0]
-        self.url = place(address, "/chat/completions")
+        headers = {"Content-Type": "application/json"}
+        if self.key:  # Azure, whose addresses have an api-version, reads it from a header of its own
+            headers["Authorization"] = f"Bearer {self.key}"
+            is_azure = "api-version" in parse_qs(urlsplit(address).query)
+            headers |= {"api-key": self.key} if is_azure else {}
         try:
             self.client = httpx.Client(
                 timeout=httpx.Timeout(timeout, connect=10),
                 limits=httpx.Limits(max_connections=connections),
-                headers=headers(address, self.key),
+                headers=headers,
                 verify=httpx.create_ssl_context(),  # by SSL_CERT_FILE, also without trust_env
                 trust_env=not is_loopback(address),  # HTTP_PROXY and its like
             )
         except (ImportError, ValueError, httpx.InvalidURL) as error:  # SOCKS needs a package of its own
             fail(f"--model: {spec}: the proxy that the environment names cannot be used: {error}")
-        self.is_vllm = self.reach(place(address, "/models"))
-
-    def reach(self, url: str) -> bool:
-        """Ask for the models; returns whether a vLLM has them. Many servers do not tell: only a refused key is
-        a reason to stop.
-        """
-        import httpx
-
-        try:
-            with self.client.stream("GET", url, timeout=30) as answer:
+        self.url = place(address, "/chat/completions")
+        try:  # many servers do not tell their models: only a refused key is a reason to stop
+            with self.client.stream("GET", place(address, "/models"), timeout=30) as answer:
                 status, content = answer.status_code, next(answer.iter_bytes(1 << 16), b"")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             problem = f"the endpoint cannot be reached ({type(error).__name__}); is the server running?"
-            fail(f"--model: {self.spec}: {problem}")
+            fail(f"--model: {spec}: {problem}")
         if status == 401:
-            fail(f"--model: {self.spec}: the endpoint refuses the key (HTTP 401); set {KEY_VARIABLE}")
-        return b'"owned_by":"vllm"' in content.replace(b'": "', b'":"')
+            fail(f"--model: {spec}: the endpoint refuses the key (HTTP 401); set {KEY_VARIABLE}")
+        self.is_vllm = b'"owned_by":"vllm"' in content.replace(b'": "', b'":"')
 
     def post(self, fields: dict, deadline: float) -> tuple[int, float | None, bytes]:
         """Ask for a chat completion: (status, seconds to wait by Retry-After, content).
@@ -398,7 +381,7 @@ class Connection:
             return answer.status_code, retry_after(answer.headers.get("retry-after")), bytes(content)
 
     def hide(self, text: str) -> str:
-        """Cut out the key, which a server may repeat. (A short one is a dummy for a local server.)"""
+        """Cut out the key, which a server may repeat. (A short one is a dummy, and a common word.)"""
         return text.replace(self.key, "***") if len(self.key) >= 8 else text
 
 
@@ -409,13 +392,6 @@ def place(address: str, path: str) -> str:
     parts = urlsplit(address)
     base = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
     return parts._replace(path=base + path).geturl()
-
-
-def headers(address: str, key: str) -> dict[str, str]:
-    """Azure, whose addresses have an api-version, reads a key from a header of its own."""
-    names = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    is_azure = key and "api-version" in parse_qs(urlsplit(address).query)
-    return names | ({"api-key": key} if is_azure else {})
 
 
 def is_loopback(address: str) -> bool:
@@ -430,13 +406,13 @@ def is_loopback(address: str) -> bool:
 def retry_after(value: str | None) -> float | None:
     """Seconds to wait by a Retry-After header, which holds seconds or a date; None if it says nothing."""
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        try:
+        if re.fullmatch(r"[-+.\d]+", value or ""):
+            seconds = float(value)
+        else:
             seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (TypeError, ValueError):
-            return None
-    return min(MAX_PAUSE, max(0.0, seconds)) if seconds == seconds else None
+    except (TypeError, ValueError):
+        return None
+    return min(MAX_PAUSE, max(0.0, seconds))
 
 
 # ---------------------------------------------------------------- what is asked, and what may be spent
@@ -446,7 +422,6 @@ class Parameters:
     """What a server is asked with. What it refuses once is not sent again; a line says so, once."""
 
     def __init__(self, model: str, args: argparse.Namespace, schema: dict | None, is_vllm: bool):
-        self.args = args
         self.always = {"model": model, "max_tokens": args.max_tokens, "temperature": args.temperature}
         self.always |= {"top_p": args.top_p} | ({"top_k": args.top_k} if args.top_k else {})
         if schema:
@@ -454,21 +429,21 @@ class Parameters:
             self.always["response_format"] = {"type": "json_schema", "json_schema": named}
         if is_vllm:  # what is not said it takes from the model's folder: Qwen2-VL's says top_k 1
             self.always |= {"top_k": args.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
-        self.refused = set()
+        self.refused = frozenset()
         self.lock = threading.Lock()
 
-    def of(self, seed: int, samples: int) -> dict:
+    def of(self, job: Job) -> dict:
         """The fields of a request, but for its messages."""
-        refused = frozenset(self.refused)  # as it is now: another thread may add to it
-        fields = self.always | {"seed": seed} | ({"n": samples} if samples > 1 else {})
+        refused = self.refused  # as they are now: another thread may add one
+        fields = self.always | {"seed": job.seed} | ({"n": len(job.samples)} if len(job.samples) > 1 else {})
         if "max_tokens" in refused:
-            fields["max_completion_tokens"] = self.args.max_tokens
+            fields["max_completion_tokens"] = fields["max_tokens"]
         return {name: value for name, value in fields.items() if name not in refused}
 
     def refuse(self, name: str) -> None:
         with self.lock:
             if name not in self.refused:
-                self.refused.add(name)
+                self.refused |= {name}
                 print(f"endpoint: {name} is refused: {OPTIONAL[name]}", flush=True)
 
 
@@ -481,7 +456,7 @@ class Budget:
         self.max_requests = args.max_requests
         self.max_cost = args.max_cost
         self.lock = threading.Lock()
-        self.prices = [price("PRICE_IN"), price("PRICE_OUT")]
+        self.prices = price("PRICE_IN"), price("PRICE_OUT")
         if self.max_cost and not any(self.prices):
             prices = "the price of a million tokens read and written"
             fail(f"--max-cost: needs PRICE_IN and PRICE_OUT in the environment: {prices}")
@@ -543,13 +518,6 @@ class Choice:
     characters: int
 
 
-def read_completion(content: bytes) -> tuple[list[Choice], object]:
-    """The texts of a reply and its count of tokens. Raises ValueError and its like for what is none."""
-    body = json.loads(content)
-    choices = map(read_choice, body.get("choices") or [])
-    return [choice for choice in choices if choice], body.get("usage")
-
-
 def read_choice(choice: object) -> Choice | None:
     """A text, or the reason why there is none: it was paid and is final. None if the server broke it off.
 
@@ -567,36 +535,30 @@ def read_choice(choice: object) -> Choice | None:
         return Choice(text, "length", None, characters)
     if text and said != "content_filter":
         return Choice(text, "stop", None, characters)
-    reason = f"no text{', only reasoning' if thoughts else ''}, finish reason {said or None!r}"
-    if refusal := joined(message.get("refusal")):
-        reason = f"the model refuses: {refusal}"
-    return Choice("", "error", reason, characters)
+    refusal, only = joined(message.get("refusal")), ", only reasoning" if thoughts else ""
+    none = f"no text{only}, finish reason {said or None!r}"
+    return Choice("", "error", f"the model refuses: {refusal}" if refusal else none, characters)
 
 
 def joined(content: object) -> str:
     """A content as one text: a string, or a list of strings and typed parts (thoughts are no text)."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    texts = [
-        part.get("text")
-        if isinstance(part, dict) and part.get("type") in ("text", "output_text", None)
-        else part
-        for part in parts
-    ]
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        is_text = isinstance(part, dict) and part.get("type") in ("text", "output_text", None)
+        texts.append(part.get("text") if is_text else part)
     return "".join(text for text in texts if isinstance(text, str))
 
 
 def read_usage(usage: object, estimate: tuple[int, int]) -> tuple[int, int]:
-    """(tokens read, tokens written) as a server counts them; estimated where it tells no number of tokens, so
-    that --max-cost holds there as well.
+    """(tokens read, tokens written) as a server counts them, or the estimate where it tells no number of
+    tokens: so --max-cost holds there as well.
     """
     told = usage if isinstance(usage, dict) else {}
-    counts = told.get("prompt_tokens"), told.get("completion_tokens")
-    return tuple(
+    read, written = (
         count if type(count) is int and 0 < count < 1 << 32 else guess
-        for count, guess in zip(counts, estimate)
+        for count, guess in zip((told.get("prompt_tokens"), told.get("completion_tokens")), estimate)
     )
+    return read, written
 
 
 def shares(total: int, weights: list[int]) -> list[int]:
@@ -645,9 +607,9 @@ def read_error(status: int, content: bytes) -> ServerError | None:
     if status == 200 and (not told or body.get("choices")):
         return None
     fields = told if isinstance(told, dict) else body
-    codes = [fields.get("code"), fields.get("status")]
     if status == 200:
-        status = next((int(code) for code in codes if re.fullmatch(r"[45]\d\d", str(code))), 400)
+        codes = str(fields.get("code")), str(fields.get("status"))
+        status = next((int(code) for code in codes if re.fullmatch(r"[45]\d\d", code)), 400)
     words = error_words(fields, told) or content[:1000].decode("utf-8", "replace")
     return ServerError(status, words, f"{fields.get('code')} {fields.get('type')}", fields.get("param"))
 
