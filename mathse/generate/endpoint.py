@@ -7,15 +7,13 @@ DEADLINE times `--timeout`. A server that answers nothing more, or a limit that 
 
 Samples of a problem that are drawn at a temperature are asked for in one request, so that its images are paid
 for once; those that the server does not give are asked for one by one.
-
-In the order in which a request meets it: the client, the way to the server, the parameters that it takes, what
-may be spent, how its answers are read, and its errors.
 """
 
 import argparse
 import ipaddress
 import itertools
 import json
+import math
 import os
 import queue
 import random
@@ -88,10 +86,9 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What came of a job. Its `kind`: answer; row (its own image cannot be read); refused (or answered without
-    a text); key (the key is refused); away (no server was met); again (a try failed); adapted (asked without a
-    parameter from now on); down (all tries failed); split (too much for one request); stopped (by a limit, or
-    because the stage stops).
+    """What came of a job. Its `kind`: answer; row (its own image cannot be read); refused (or no text came);
+    key (the key is refused); away (no server was met); again (a try failed); adapted (asked without a
+    parameter from now on); down (all tries failed); split (too much for one request); stopped (by a limit).
     """
 
     kind: str
@@ -124,30 +121,33 @@ class Endpoint(Generator):
         """How often the server was started, as far as we know (Served)."""
         return 1
 
-    # ------------------------------------------------------------ many requests
-
     def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
         if self.stop.is_set():  # by an earlier call
             return
-        answered, given_up = False, False
-        failed: list[Outcome] = []  # since the last answer; held back, because the server may be at fault
+        answered, given_up, in_a_row = False, False, 0
+        failed: list[Reply] = []  # since the last answer; held back, because the server may be at fault
         for outcome in self.outcomes(self.jobs(requests)):
             if outcome.kind not in ("answer", "row"):
-                failed.append(outcome)
-                if not given_up and (outcome.kind == "key" or len(failed) >= HOPELESS):
-                    self.give_up(failed, answered)  # and take what is in flight
+                failed += outcome.replies
+                in_a_row += 1
+                if not given_up and (outcome.kind == "key" or in_a_row == HOPELESS):
+                    why = (
+                        ""
+                        if outcome.kind == "key"
+                        else f"{HOPELESS} requests failed in a row, the last one: "
+                    )
+                    self.give_up(why + failed[-1].reason, answered)  # and take what is in flight
                     given_up = True
                 continue
             if outcome.kind == "answer":
-                answered = True
-                if not given_up:
-                    yield from replies_of(failed)
-                    failed.clear()
+                answered, in_a_row = True, 0
+                yield from [] if given_up else failed
+                failed.clear()
             yield from outcome.replies
-        if failed and not answered and not self.stop.is_set() and not self.is_alive():
-            self.give_up(failed, answered)
+        if failed and not (answered or self.stop.is_set() or self.is_alive()):
+            self.give_up(f"{in_a_row} requests failed in a row, the last one: {failed[-1].reason}", answered)
         if not self.stop.is_set():
-            yield from replies_of(failed)
+            yield from failed
         elif not given_up:
             more = " with more" if self.args.spent else ""
             print(f"stopped: {self.budget.reached()}; call again{more} to go on", file=sys.stderr)
@@ -194,16 +194,13 @@ class Endpoint(Generator):
             for _ in range(self.concurrency):
                 jobs.put(None)
 
-    def give_up(self, failed: list[Outcome], answered: bool) -> None:
+    def give_up(self, why: str, answered: bool) -> None:
         """Stop the stage; end it if the server has answered nothing."""
         self.stop.set()
-        reason = failed[-1].replies[-1].reason
-        in_a_row = f"{len(failed)} requests failed in a row, the last one: {reason}"
-        why = f"{reason if failed[-1].kind == 'key' else in_a_row}; call again when it works"
         if not answered:
-            model = "; is it the right model?" if reason.startswith("HTTP 404") else ""
-            fail(f"--model: {self.spec}: none was answered, {why}{model}")
-        print(f"stopped: --model: {self.spec}: {why}", file=sys.stderr)
+            model = "; is it the right model?" if "HTTP 404" in why else ""
+            fail(f"--model: {self.spec}: none was answered, {why}; call again when it works{model}")
+        print(f"stopped: --model: {self.spec}: {why}; call again when it works", file=sys.stderr)
 
     def is_alive(self) -> bool:
         """Whether the server answers a question of ours: then the rows that failed are at fault."""
@@ -212,8 +209,6 @@ class Endpoint(Generator):
         if kind == "stopped":  # a limit is reached: nobody knows
             self.stop.set()
         return kind in ("answer", "stopped")
-
-    # ------------------------------------------------------------ one request
 
     def ask(self, job: Job) -> Outcome:
         """Try one request until it is answered or refused."""
@@ -286,9 +281,9 @@ class Endpoint(Generator):
         """
         image = (self.args.max_pixels or MAX_PIXELS) // PIXELS_A_TOKEN
         read = sum(len(message["content"]) for message in request.messages) // CHARACTERS_A_TOKEN
-        cut = [choice.finish == "length" for choice in choices]
-        few = [-(-choice.characters // CHARACTERS_A_TOKEN) for choice in choices]
-        written = sum(few) + sum(is_cut * (self.args.max_tokens - count) for is_cut, count in zip(cut, few))
+        whole = [choice.characters for choice in choices if choice.finish != "length"]
+        written = sum(math.ceil(count / CHARACTERS_A_TOKEN) for count in whole)
+        written += (len(choices) - len(whole)) * self.args.max_tokens
         return (read + image * len(request.row["images"]), written) if choices else (0, 0)
 
     def answered(self, job: Job, choices: list["Choice"], used: tuple[int, int], seed: int | None) -> Outcome:
@@ -297,9 +292,14 @@ class Endpoint(Generator):
         written = shares(used[1], [choice.characters + 1 for choice in choices])
         read = shares(used[0], [1] * len(choices))
         for sample, choice, new, prompt in zip(job.samples, choices, written, read):
-            reason = choice.reason and self.reason(choice.reason)
-            said = self.connection.hide(choice.text), choice.finish
-            replies.append(Reply(job.request.row, sample, *said, new, prompt, reason, seed))
+            said = (
+                self.hide(choice.text),
+                choice.finish,
+                new,
+                prompt,
+                choice.reason and self.hide(choice.reason),
+            )
+            replies.append(Reply(job.request.row, sample, *said, seed))
         kind = "refused" if all(reply.finish == "error" for reply in replies) else "answer"
         return Outcome(kind, replies, left=job.singly()[len(choices) :])
 
@@ -313,15 +313,12 @@ class Endpoint(Generator):
         return self.failed(error.kind(), job, f"HTTP {error.status}: {error.words}", after)
 
     def failed(self, kind: str, job: Job, reason: str, after: float | None = None) -> Outcome:
-        said = {"finish": "error", "reason": self.reason(reason), "seed": job.seed}
+        said = {"finish": "error", "reason": self.hide(reason)[:MAX_REASON], "seed": job.seed}
         return Outcome(kind, [Reply(job.request.row, sample, **said) for sample in job.samples], after)
 
-    def reason(self, said: str) -> str:
-        return self.connection.hide(said)[:MAX_REASON]
-
-
-def replies_of(outcomes: list[Outcome]) -> Iterator[Reply]:
-    return itertools.chain.from_iterable([outcome.replies for outcome in outcomes])
+    def hide(self, text: str) -> str:
+        """Cut out the key, which a server may repeat. (A short one is a dummy, and a common word.)"""
+        return text.replace(self.connection.key, "***") if len(self.connection.key) >= 8 else text
 
 
 # ---------------------------------------------------------------- the way to a server
@@ -379,10 +376,6 @@ class Connection:
                 if len(content) > MAX_REPLY or time.monotonic() > deadline:
                     raise httpx.ReadTimeout("too long a reply")
             return answer.status_code, retry_after(answer.headers.get("retry-after")), bytes(content)
-
-    def hide(self, text: str) -> str:
-        """Cut out the key, which a server may repeat. (A short one is a dummy, and a common word.)"""
-        return text.replace(self.key, "***") if len(self.key) >= 8 else text
 
 
 def place(address: str, path: str) -> str:
