@@ -4,19 +4,18 @@
 
 Requests of one problem are a group: samples of it (01, 03, 05), candidates that are to be judged (02). What
 all prompts of a group begin with, images included, goes through the model once; its keys and values are kept
-in a slot. `--batch-size` samples decode together, a row each: a row reads the rest of its prompt, then its own
-last token again and again. It attends to its group's slot, whose keys are read once for all its rows, and to
-itself. Greedily, equal prompts are decoded once.
+in a slot. `--batch-size` samples decode together, a row each: a row reads the rest of its prompt, then its
+own last token again and again. It attends to its group's slot, whose keys are read once for all its rows, and
+to itself. Greedily, equal prompts are decoded once.
 
 A token is the inverse of the cumulative distribution at the next of the sample's own uniform numbers. So a
 sample follows from the model, its prompt and its seed, as far as floating point allows: in another batch sums
 are rounded otherwise, and a token at an edge may be another one. Greedy tokens are those of generate(), with
 the same proviso.
 
-A model is held if its language part attends through transformers' table of attentions and keeps every token.
-An image and a question are tried when it is opened. What is not held is decoded by generate(), one request
-at a time. A fault of a row becomes its error reply; one of the device, or of many rows in a row, ends the
-stage.
+A model is held if its language part attends through transformers' table of attentions and keeps every token;
+an image and a question are tried when it is opened. What is not held is decoded by generate(), one request at
+a time. A fault of a row becomes its error reply; one of the device, or of many rows in a row, ends the stage.
 
 Shapes: B prompts, R rows, G slots, T new tokens of a row, P tokens of the longest shared part, L of the
 longest row, K dimensions that the model counts positions in, W width of a head, V tokens of the vocabulary.
@@ -94,7 +93,7 @@ class Sample:
     group: Group
     prompt: list[int] = field(default_factory=list)
     limit: int = 0  # new tokens, at most
-    points: torch.Tensor | None = None  # (new tokens), uniform numbers
+    points: list[float] = field(default_factory=list)  # uniform numbers, one a token
     tokens: list[int] = field(default_factory=list)  # new ones
     twins: list[tuple[Request, int]] = field(default_factory=list)  # (request, number) of equal replies
     error: Exception | None = None
@@ -206,7 +205,9 @@ class Engine(Generator):
                 sample = Sample(request, number, group, prompt, limit)
                 sample.error = TooLong(len(prompt), self.context) if limit < 1 else None
                 if self.warpers:
-                    sample.points = uniform_numbers(seed, self.args.max_tokens)
+                    # drawn by the CPU: the same on every device, in any batch
+                    luck = torch.Generator().manual_seed(seed)
+                    sample.points = torch.rand(self.args.max_tokens, generator=luck).tolist()
                 elif (first := firsts.setdefault(tuple(prompt), sample)) is not sample:
                     first.twins.append((request, number))
                     continue
@@ -309,19 +310,15 @@ class Engine(Generator):
         fed = [(sample.tokens or sample.prompt)[-1:] for sample in self.live]
         logits = self.forward(0, self.live, fed, [sample.written for sample in self.live])[:, -1]
         if self.warpers:
-            points = torch.stack([sample.points[len(sample.tokens)] for sample in self.live])
+            points = torch.tensor([[sample.points[len(sample.tokens)]] for sample in self.live])
             for warper in self.warpers:
                 logits = warper(None, logits)
-            tokens = draw(logits, points[:, None].to(logits.device))
-        else:
-            tokens = logits.argmax(-1)
+        tokens = draw(logits, points.to(logits.device)) if self.warpers else logits.argmax(-1)
         for sample, token in zip(self.live, tokens.flatten().tolist()):
             sample.tokens.append(token)
         self.work.update(steps=1, decode_rows=len(self.live))
-        ends = (
-            sample.tokens[-1] in self.eos_ids or len(sample.tokens) == sample.limit for sample in self.live
-        )
-        return self.leave([row for row, end in enumerate(ends) if end])
+        ended = [each.tokens[-1] in self.eos_ids or len(each.tokens) == each.limit for each in self.live]
+        return self.leave([row for row, done in enumerate(ended) if done])
 
     def leave(self, rows: list[int]) -> list[Sample]:
         """Free these rows; the last of those that stay take their places. Returns the samples that leave."""
@@ -338,7 +335,7 @@ class Engine(Generator):
 
     def read(self, inputs: dict, keep: int = 1) -> tuple[Cache, torch.Tensor, torch.Tensor]:
         """Read left-padded prompts (B, P): cache, positions behind them (B, K), last logits (B, keep, V)."""
-        inputs = on_device(inputs, self.model.device)
+        inputs = inputs.to(self.model.device)
         state = {name: value for name, value in inputs.items() if name != "input_ids"}
         positions = self.model._prepare_position_ids_for_generation(inputs["input_ids"], state)
         settings = {"use_cache": True, "logits_to_keep": keep, "return_dict": True}
@@ -397,8 +394,6 @@ class Engine(Generator):
         limit = max(least, ROUNDING * relative(again[:1], whole))
         return "" if off < limit else f"in rows its logits are off by {off:.1e}, more than {limit:.1e}"
 
-    # ------------------------------------------------------------ models that are not held
-
     @torch.inference_mode()
     def one_by_one(self, batches: Iterator) -> Iterator[Sample]:
         """Samples by generate(), those of a request together."""
@@ -418,10 +413,10 @@ class Engine(Generator):
         for start in range(0, len(samples), self.args.batch_size):
             part = samples[start : start + self.args.batch_size]
             if self.warpers:
-                points = torch.stack([sample.points for sample in part]).to(self.model.device)
+                points = torch.tensor([sample.points for sample in part]).to(self.model.device)
                 chain = transformers.LogitsProcessorList([*self.warpers, OnlyDrawn(begin, points)])
                 settings |= {"num_return_sequences": len(part), "logits_processor": chain}
-            out = self.model.generate(**on_device(inputs, self.model.device), **settings)
+            out = self.model.generate(**inputs.to(self.model.device), **settings)
             for sample, tokens in zip(part, out[:, begin:].tolist()):
                 sample.tokens = tokens
         return samples
@@ -579,7 +574,7 @@ def attend_once(now: Pass, query, key, value, prompt_key, prompt_value, scaling)
 
 
 def products(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """query (A, B, X, W), key (A, B, L, W) -> (A, B, X, L) in fp32: rounded to bf16 they change the weights."""
+    """query (A, B, X, W), key (A, B, L, W) -> (A, B, X, L) in fp32: bf16 would change the weights."""
     if query.is_cuda and query.dtype != torch.float32:  # without a copy of the keys in fp32
         flat = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), out_dtype=torch.float32)
         return flat.view(*query.shape[:3], -1)
@@ -596,11 +591,6 @@ def make_warpers(temperature: float, top_k: int, top_p: float) -> list[transform
     warpers = [transformers.TemperatureLogitsWarper(temperature)]
     warpers += [transformers.TopKLogitsWarper(top_k)] if top_k else []
     return warpers + ([transformers.TopPLogitsWarper(top_p)] if top_p < 1 else [])
-
-
-def uniform_numbers(seed: int, count: int) -> torch.Tensor:
-    """The numbers (count) in [0, 1) of a sample, drawn by the CPU: the same on every device, in any batch."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
 
 def draw(logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -648,7 +638,7 @@ def expected_length(group: list[Request]) -> tuple[int, int]:
     return len(group[0].row["images"]), len(os.path.commonprefix(texts))
 
 
-def cut(inputs: dict, lengths: list[int]) -> dict:
+def cut(inputs: dict, lengths: list[int]) -> transformers.BatchFeature:
     """Left-padded prompts (B, T) -> the first lengths[b] tokens of each, left-padded again (B, P)."""
     shared, whole = torch.tensor(lengths)[:, None], inputs["attention_mask"].sum(1, keepdim=True)
     places = torch.arange(max(lengths)) - (max(lengths) - shared)  # (B, P), below 0 is padding
@@ -658,7 +648,7 @@ def cut(inputs: dict, lengths: list[int]) -> dict:
     found = {"attention_mask": (places >= 0).long()}
     for name in fillers.keys() & inputs.keys():
         found[name] = inputs[name].gather(1, index).where(places >= 0, fillers[name])
-    return {**inputs, **found}
+    return transformers.BatchFeature({**inputs, **found})
 
 
 def ahead(function: Callable, items: Iterator, count: int) -> Iterator:
@@ -673,10 +663,6 @@ def ahead(function: Callable, items: Iterator, count: int) -> Iterator:
         while coming:
             yield coming.popleft().result()
             coming.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
-
-
-def on_device(inputs: dict, device) -> dict:
-    return {name: part.to(device) if hasattr(part, "to") else part for name, part in inputs.items()}
 
 
 # ---------------------------------------------------------------- opening a model, and faults
@@ -705,7 +691,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def attempt(function: Callable, *inputs: object) -> tuple[object, Exception | None]:
-    """(function(*inputs), None), or (None, the error) if that is a row's. One of the device ends the stage."""
+    """(function(*inputs), None), or (None, its error) if that is a row's; a device's ends the stage."""
     try:
         return function(*inputs), None
     except ROW_ERRORS as error:

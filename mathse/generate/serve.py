@@ -31,8 +31,9 @@ VLLM_FLAGS = "--generation-config vllm"  # else what a request omits comes from 
 
 
 class Served(Endpoint):
-    """A served model as a Generator: see types.py. A server that dies is started anew once, where it was. What
-    is asked of it costs nothing, so no limit of an endpoint holds.
+    """A served model as a Generator. A server that dies is started anew once, where it was.
+
+    What is asked of it costs nothing, so no limit of an endpoint holds.
     """
 
     def __init__(self, spec: str, args: argparse.Namespace, schema: dict | None = None):
@@ -56,7 +57,7 @@ class Served(Endpoint):
         self.end()
 
     def start(self) -> str:
-        """Start the server and wait until it answers; the name of its model. Ends the command if it does not."""
+        """Start the server and wait until it answers, or end the command. Returns its model's name."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         print(f"serve: {self.command} (its log: {self.log})", flush=True)
         with self.log.open("ab") as log:
