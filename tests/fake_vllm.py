@@ -3,7 +3,7 @@
 python fake_vllm.py MODEL PORT [DIE_AFTER]. It is up after a second, says that it is a vLLM, takes what a
 request does not say from the folder's generation_config.json (top_k 1: greedy), gives `n` texts, and has a
 child that outlives it if nobody ends it.
-With DIE_AFTER it dies at that request, once.
+With DIE_AFTER it dies at that request, once, or with AGAIN in the environment each time.
 """
 
 import hashlib
@@ -54,8 +54,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         COUNT.append(body)
-        if DIE_AFTER and len(COUNT) == DIE_AFTER and not Path(DIED_ONCE).exists():
-            Path(DIED_ONCE).touch()
+        if DIE_AFTER and len(COUNT) == DIE_AFTER and ("AGAIN" in os.environ or not DIED_ONCE.exists()):
+            DIED_ONCE.touch()
             os._exit(9)
         with open(SEEN, "a") as file:
             file.write(json.dumps({name: body[name] for name in body if name != "messages"}) + "\n")

@@ -130,6 +130,15 @@ def test_a_server_that_dies_is_started_once_more(run, toy_world, folder):
     assert not any(map(is_alive, processes_of(folder)))
 
 
+def test_a_server_that_dies_again_is_one_line(run, toy_world, folder):
+    """At once: no request waits for it."""
+    more = ("--concurrency", 2, "--serve", f"AGAIN=1 {FAKE} 2")
+    done = run(*flags(toy_world, folder, *SAMPLED, *more))
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("error: ") == 1 and "--serve: the server died again" in done.stderr
+    assert not any(map(is_alive, processes_of(folder)))
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stage_that_is_stopped_ends_its_server(toy_world, folder, stop):
     command = [str(part) for part in (sys.executable, *flags(toy_world, folder, *SAMPLED))]

@@ -85,8 +85,9 @@ class Served(Endpoint):
     def starts(self) -> int:
         """How often the server was started. One that is dead is started once more."""
         with self.lock:
-            if self.process.poll() is not None:
+            if self.process.poll() is not None and not self.stop.is_set():
                 if self.count > RESTARTS:
+                    self.stop.set()
                     fail(f"--serve: the server died again ({last_error(self.log)}); see {self.log}", 1)
                 print("serve: the server died; it is started anew", flush=True)
                 self.end()
