@@ -27,7 +27,7 @@ from mathse.generate import Generator, Reply, Request
 from mathse.jsonl import expected_length
 from mathse.launch import stage_end
 from mathse.records import VERDICT_FIELDS, derive_seed, fail, read_rows, row_key
-from mathse.replies import REPLY_SCHEMA, drafts_of_verdict, last_object
+from mathse.replies import REPLY_SCHEMA, last_object
 from mathse.report.statistics import crosstab
 from mathse.stage import ask, run_stage
 
@@ -193,9 +193,7 @@ def verify(args: argparse.Namespace, rows: Iterable[dict], generate: Generator |
         seeds = {
             k: derive_seed(args.seed, "judge", row["id"], row["sample"], k) for k in range(args.orm_samples)
         }
-        return Request(
-            row, user_message(judge_prompt(row), row["images"]), seeds, drafts_of_verdict(row["response"])
-        )
+        return Request(row, user_message(judge_prompt(row), row["images"]), seeds)
 
     for row, replies in ask(check_rows(rows, CLOSING, stated_only=True), request_of, generate):
         yield judged(row, replies) if generate else row | {"orm_check": None, "judge_reply": None}

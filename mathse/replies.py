@@ -15,7 +15,6 @@ import json_repair
 MAX_OBJECT = (
     6000  # characters from the first object on, for json-repair takes the square of them: 2 s at worst
 )
-DRAFTED_LINES = 100  # of a response
 REPLY_SCHEMA = {  # of an ORM's verdicts: a server that takes one keeps replies to it
     "type": "object",
     "properties": {
@@ -64,16 +63,9 @@ class Stated(NamedTuple):
 
 
 def verdict_text(status: str, error_step: str | None = None, error_analysis: str | None = None) -> str:
-    """A verdict in the form that 04 teaches an ORM, and that 02 foresees."""
+    """A verdict in the form that 04 teaches an ORM."""
     verdict = {"status": status, "error_step": error_step, "error_analysis": error_analysis}
     return json.dumps(verdict, ensure_ascii=False)
-
-
-def drafts_of_verdict(response: str) -> tuple[str, ...]:
-    """How the verdict of an ORM that 04 has trained may begin: CORRECT, or WRONG with a line of the response.
-    What is fixed in it, or copied, need not be decoded token by token. The analysis stays open."""
-    lines = response.split("\n")[:DRAFTED_LINES]
-    return verdict_text("CORRECT"), *(verdict_text("WRONG", line, "")[: -len('"}')] for line in lines)
 
 
 def thought_end(reply: str) -> int | None:

@@ -95,7 +95,7 @@ def run_stage(
     local = args.model if load and not args.serve else None
     ranks = rank_count(args.processes, sum(map(len, missing.values())) // LEAST_ROWS, local, COPIES)
     if ranks > 1:
-        import mathse.generate.decoder  # noqa: F401  # once, for all ranks
+        import mathse.generate.engine  # noqa: F401  # once, for all ranks
 
         print(f"ranks: {ranks}", flush=True)
     launch(ranks, work)

@@ -18,7 +18,7 @@ from mathse.launch import free_port, stage_end
 
 def main() -> None:
     with stage_end():  # its settings stand before torch is imported
-        import mathse.generate.decoder
+        import mathse.generate.engine
         import mathse.train.fit  # noqa: F401
 
         gc.freeze()  # else each fork copies and frees all of it when it ends

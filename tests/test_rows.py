@@ -210,13 +210,6 @@ def test_the_type_of_an_error(stage):
     assert parse('{"status": "CORRECT", "error_type": "vision"}')["error_type"] is None
 
 
-def test_drafts_are_how_a_verdict_begins():
-    drafts = replies.drafts_of_verdict('Step 1: "a" is 5.\nStep 2: \\frac{1}{2}')
-    wrong = replies.verdict_text("WRONG", "Step 2: \\frac{1}{2}", "It is not.")
-    assert drafts[0] == replies.verdict_text("CORRECT") and len(drafts) == 3
-    assert [wrong.startswith(draft) for draft in drafts] == [False, False, True]
-
-
 # ---------------------------------------------------------------- pictures
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import read_rows, write_rows
 
 import common
-from mathse import answers, chat, records, replies
+from mathse import answers, chat, records
 from mathse.generate import Reply
 from mathse.jsonl import Output
 from mathse.recipe import Recipe
@@ -120,9 +120,6 @@ def test_what_an_orm_is_taught_begins_as_02_foresees(stage, status, step):
     row |= {"status": status, "error_step": step, "error_analysis": "It is not."}
     made = stage("04_finetune").training_row(row, argparse.Namespace(orm=True, binary=False))
     taught = made["messages"][-1]["content"]
-    drafts = replies.drafts_of_verdict(row["response"])
-    found = [draft for draft in drafts if taught.startswith(draft)]
-    assert len(found) == 1 and (found[0] == taught) == (status == "correct")
     assert stage("02_verify").parse_verdict(taught)["verdict"] == status
 
 
