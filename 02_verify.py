@@ -28,7 +28,7 @@ from mathse.jsonl import expected_length
 from mathse.launch import stage_end
 from mathse.records import VERDICT_FIELDS, derive_seed, fail, read_rows, row_key
 from mathse.replies import REPLY_SCHEMA, last_object
-from mathse.report.statistics import crosstab
+from mathse.report.statistics import verdict_lines
 from mathse.stage import ask, run_stage
 
 # The teacher's annotation of a wrong path (the paper's feedback prompt, in our words). The ORM's prompt is in
@@ -54,7 +54,6 @@ The explanation must not reveal the right final answer."""
 NEEDED = ("id", "question", "sample", "response", "finish")
 WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
 ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")  # the paper's Figure 4
-REASONS = 3  # that the summary shows
 
 
 def parse_args() -> argparse.Namespace:
@@ -97,7 +96,7 @@ def decide(row: dict, paths: list[dict], args: argparse.Namespace) -> tuple[str,
         return "undecided", row.get("reason") or "cut off"
     if orm_check in checks and orm_check != "correct" and args.model:
         return "undecided", row.get("judge_error") or "the ORM gives no verdict"
-    return "undecided", f"the answer check: {row['rule']}"
+    return "undecided", f"no answer is stated that can be compared ({row['rule']})"
 
 
 def agreeing(paths: list[dict], share: float) -> set[str]:
@@ -134,6 +133,7 @@ def parse_verdict(reply: str) -> dict:
         verdict = "undecided"
     if verdict != "wrong":
         step = analysis = kind = None
+    kind = kind if kind in ERROR_TYPES else None
     return {"verdict": verdict, "error_step": step, "error_analysis": analysis, "error_type": kind}
 
 
@@ -190,9 +190,8 @@ def verify(args: argparse.Namespace, rows: Iterable[dict], generate: Generator |
     def request_of(row: dict) -> Request | None:
         if row["finish"] != "stop":
             return None
-        seeds = {
-            k: derive_seed(args.seed, "judge", row["id"], row["sample"], k) for k in range(args.orm_samples)
-        }
+        name = args.seed, "judge", row["id"], row["sample"]
+        seeds = {k: derive_seed(*name, k) for k in range(args.orm_samples)}
         return Request(row, user_message(judge_prompt(row), row["images"]), seeds)
 
     for row, replies in ask(check_rows(rows, CLOSING, stated_only=True), request_of, generate):
@@ -221,7 +220,8 @@ def read_paths(args: argparse.Namespace, check: bool, keys: Iterable[str] | None
     rows = (row for path in args.input for row in read_rows(path, **reading))
     for row in islice(rows, args.limit or None):
         if keys is None or row_key(row) in keys:
-            yield {name: value for name, value in row.items() if name not in VERDICT_FIELDS}
+            forgotten = VERDICT_FIELDS | (set() if row["finish"] == "error" else {"reason"})
+            yield {name: value for name, value in row.items() if name not in forgotten}
 
 
 def path_lengths(args: argparse.Namespace, check: bool) -> dict[str, int]:
@@ -233,22 +233,6 @@ def path_lengths(args: argparse.Namespace, check: bool) -> dict[str, int]:
             fail(f"--input: id {row['id']!r}, sample {row['sample']} is in more than one of the files")
         lengths[key] = expected_length(row)
     return {key: length for lengths in problems.values() for key, length in lengths.items()}
-
-
-def summary(rows: Iterable[dict]) -> Iterator[str]:
-    """Paths by their status, why some are undecided, and the answer check against the ORM."""
-    status, reasons, checks = Counter(), Counter(), Counter()
-    for row in rows:
-        status[row["status"]] += 1
-        reasons[row.get("reason")] += row["status"] == "undecided"
-        checks[f"{row['answer_check']}/{row.get('orm_check')}"] += 1
-    yield f"{status.total():,} paths: " + ", ".join(
-        f"{name} {count:,}" for name, count in status.most_common()
-    )
-    for reason, count in (+reasons).most_common(REASONS):
-        yield f"undecided {count:,}: {reason}"
-    if any(not pair.endswith("/None") for pair in checks):
-        yield from crosstab(checks)
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -277,7 +261,7 @@ def main() -> None:
         calls=args.orm_samples if args.model else 0,
         settle=None if args.annotate else lambda paths: decided(paths, args),
         schema=None if args.annotate else REPLY_SCHEMA,
-        summary=summary,
+        summary=verdict_lines,
     )
 
 
