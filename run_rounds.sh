@@ -48,7 +48,7 @@ reflect() {  # reflect STAGE OUTPUT FLAGS...
 }
 correct() {  # correct STAGE OUTPUT: the reflector thinks again about what is still wrong
   local by=${REFLECTOR/#TEACHER/$teacher}
-  reflect "$1" reflected.jsonl --model "${by/#student/$M}"
+  reflect "$1" reflected.jsonl --model "${by/#student/$M}" --origin "reflection-${REFLECTOR,,}"
   verify "$1" reflected.jsonl "$2" "$REFLECT_ACCEPT" "${judge[@]}"
 }
 finetune() {  # finetune STAGE FLAGS...
@@ -76,7 +76,7 @@ if [[ ! $ORM ]]; then  # train one on paths of M0: wrong ones, explained by the 
   sample orm "$M" --origin orm --draw 15000 --samples 4 --temperature 1.0 "${same[@]}" ${SAMPLE_FLAGS:-}
   D_ORM=("${D_SFT[@]}"); teach orm samples.jsonl annotated.jsonl
   if [[ $PAIRS == 1 ]]; then
-    reflect orm corrected.jsonl "$run/orm/annotated.jsonl" --model "$teacher"
+    reflect orm corrected.jsonl "$run/orm/annotated.jsonl" --model "$teacher" --origin reflection-teacher
     teach orm corrected.jsonl corrected_annotated.jsonl
   fi
   train_orm orm

@@ -66,11 +66,11 @@ def test_records_grow_field_by_field(small_run):
     assert (
         reflected["draft"]
         and reflected["draft"] != reflected["response"]
-        and reflected["origin"] == "reflection"
+        and reflected["origin"] == "reflection-teacher"
     )
     trained = read_rows(folder / "final" / "train.jsonl")
     assert {"messages", "images", "id", "sample", "origin"} <= set(trained[0])
-    assert {"teacher", "reflection"} <= {row["origin"] for row in trained}
+    assert {"teacher", "reflection-teacher"} <= {row["origin"] for row in trained}
     assert trained[0]["messages"][0]["content"].startswith("<image>")
     accepted = {
         row["id"]
@@ -110,7 +110,7 @@ def test_every_row_that_is_trained_on_leads_back_to_its_sample(small_run):
             assert (ROOT / row["model"] / "config.json").is_file() and row[
                 "model"
             ] == "runs/test-loop/round_0/model"
-        if row["origin"] == "reflection":
+        if row["origin"] == "reflection-teacher":
             draft = row["draft_of"]
             (wrong,) = [
                 other
@@ -126,7 +126,7 @@ def test_every_row_that_is_trained_on_leads_back_to_its_sample(small_run):
             row["origin"], ""
         )
         seen.add(row["origin"])
-    assert {"teacher", "reflection"} <= seen
+    assert {"teacher", "reflection-teacher"} <= seen
 
 
 def test_solved_problems_are_not_sampled_again(small_run):

@@ -542,3 +542,11 @@ def test_a_dry_run_checks_and_writes_nothing(folder, capsys, call):
     assert sorted(folder.iterdir()) == before and capsys.readouterr() == ("", "")
     refused(capsys, lambda: call("--dry-run", 0, "--test", folder / "no.jsonl"), "no.jsonl: no such file")
     refused(capsys, lambda: call("--dry-run", 0, "--fields", "x=y"), "--fields: x: not a field")
+
+
+@pytest.mark.parametrize("flags, code", [([], 2), (["--fields", "images="], 0)])
+def test_a_table_in_which_no_row_has_a_picture_is_refused(tmp_path, run, flags, code):
+    """Its column was not found; without pictures on purpose is fine."""
+    table = make_table(tmp_path / "train.parquet", question=["1 + 1?", "2 + 1?"], answer=["2", "3"])
+    done = run("-m", "mathse.problems", "--input", table, *flags, "--output", tmp_path / "out" / "p.jsonl")
+    assert done.returncode == code and ("images: none of 2 rows has a picture" in done.stderr) == bool(code)
