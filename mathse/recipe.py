@@ -123,19 +123,15 @@ class Recipe:
     def differences(self, other: dict) -> list[str]:
         """In words what another recipe has otherwise."""
         changed = []
-        if self.content["stage"] != other.get("stage"):
-            changed.append(f"stage was {other.get('stage')}, is {self.content['stage']}")
-        for name, before, now in self.pairs(other, "flags"):
-            changed.append(f"{name} was {before!r}, is {now!r}")
-        for name, before, now in self.pairs(other, "inputs"):
-            changed += input_changes(name, before or [], now or [])
-        return changed + [f"{name} was edited" for name, _, _ in self.pairs(other, "constants")]
-
-    def pairs(self, other: dict, part: str) -> list[tuple[str, object, object]]:
-        """(name, before, now) of what differs in a part of the recipes."""
-        before, now = other.get(part, {}), self.content[part]
-        found = ((name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys()))
-        return [(name, old, new) for name, old, new in found if old != new]
+        for part, said in (("flags", "{} was {!r}, is {!r}"), ("constants", "{} was edited")):
+            before, now = other.get(part, {}), self.content[part]
+            names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+            changed += [said.format(name, before.get(name), now.get(name)) for name in names]
+        before, now = other.get("inputs", {}), self.content["inputs"]
+        for name in sorted(before.keys() | now.keys()):
+            changed += input_changes(name, before.get(name, []), now.get(name, []))
+        stages = other.get("stage"), self.content["stage"]
+        return changed if stages[0] == stages[1] else ["stage was {}, is {}".format(*stages), *changed]
 
     # ------------------------------------------------------------ while the output is made
 
@@ -155,17 +151,17 @@ class Recipe:
             remove(*(path for path in self.part.iterdir() if path.name != "lock"))
             begun = None
         retry = self.output.is_file() and standing is not None and not self.differences(standing)
-        if self.output.exists() and not retry:
-            print(f"{self.output}: is made anew", flush=True)
         before = begun or (standing if retry else None) or {}
         taken = {name: before.get(name, 0) for name in ("seconds", "requests", "cost")}
         command = shlex.join(["python", *name_of(sys.argv[0]).split(), *last_of_each(sys.argv[1:])])
-        print(f"+ {command}", flush=True)
+        why = (
+            " (again, for the rows that failed)" if retry else " (made anew)" if self.output.exists() else ""
+        )
+        print(f"+ {command}{why}", flush=True)
         self.made = {"command": command} | self.content | {"folder": os.path.realpath(self.output.parent)}
         self.made |= provenance() | taken
         write_json(self.part / "recipe.json", self.made)
         if retry:
-            print(f"{self.output}: tries again the rows that failed", flush=True)
             self.output.replace(self.part / "earlier.jsonl")
 
     def spend(self, requests: int = 0, cost: float = 0.0) -> None:
@@ -184,9 +180,7 @@ class Recipe:
         self.spend(requests, cost)
         self.made |= results
         if joined != self.part:
-            replace(
-                joined, self.output
-            )  # first: a kill in between leaves OUT.part, from which it is joined again
+            replace(joined, self.output)  # a kill now leaves OUT.part, from which it is joined again
             write_json(self.path, self.made)
             remove(self.part)
             return
