@@ -154,9 +154,7 @@ class Recipe:
         before = begun or (standing if retry else None) or {}
         taken = {name: before.get(name, 0) for name in ("seconds", "requests", "cost")}
         command = shlex.join(["python", *name_of(sys.argv[0]).split(), *last_of_each(sys.argv[1:])])
-        why = (
-            " (again, for the rows that failed)" if retry else " (made anew)" if self.output.exists() else ""
-        )
+        why = "  # again, for rows that failed" if retry else "  # anew" if self.output.exists() else ""
         print(f"+ {command}{why}", flush=True)
         self.made = {"command": command} | self.content | {"folder": os.path.realpath(self.output.parent)}
         self.made |= provenance() | taken
