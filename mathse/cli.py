@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from mathse.answers import is_readable
 from mathse.images import MAX_PIXELS
 from mathse.launch import processes
 from mathse.records import fail, is_endpoint, shown
@@ -217,6 +216,8 @@ def print_plan(args: argparse.Namespace, rows: int, calls: int) -> None:
 
 def watch_references(rows: Iterable[dict], what: str) -> Iterator[dict]:
     """The problems; behind the last a line about the references that the answer check cannot read."""
+    from mathse.answers import is_readable
+
     unread, total = [], 0
     for row in rows:
         total += row.get("answer") is not None

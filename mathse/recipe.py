@@ -18,7 +18,6 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mathse.jsonl import failed_rows, hold, remove, replace, write_json
@@ -316,6 +315,8 @@ def content_of(path: Path) -> str:
 
 def provenance() -> dict:
     """Versions, and the commit of the code: "-dirty" stands behind it if files that git knows differ."""
+    from importlib.metadata import PackageNotFoundError, version
+
     versions, commit = {"python": platform.python_version()}, None
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -3,8 +3,6 @@
 import argparse
 from collections.abc import Callable
 
-from mathse.generate.endpoint import Endpoint
-from mathse.generate.serve import Served
 from mathse.generate.types import Generator, Reply, Request
 from mathse.records import is_endpoint
 
@@ -19,8 +17,12 @@ def open_model(spec: str, args: argparse.Namespace, load: Callable, schema: dict
     takes one; a local model does not.
     """
     if is_endpoint(spec):
+        from mathse.generate.endpoint import Endpoint
+
         return Endpoint(spec, args, schema)
     if args.serve:
+        from mathse.generate.serve import Served
+
         return Served(spec, args, schema)
     from mathse.generate.engine import Engine  # imports torch
 
