@@ -120,9 +120,6 @@ def draw_loss(axes: Axes, logs: dict[str, DataFrame]) -> None:
     axes.legend(loc="upper right", fontsize=8)
 
 
-# ---------------------------------------------------------------- which figures a run has
-
-
 def draw_figures(metrics: dict, logs: dict[str, DataFrame]) -> dict[str, list[str]]:
     """{section of the page: its SVGs}, without figures that have no data. `logs`: of the fine-tunings."""
     stages, tests = {label(stage["stage"]): stage for stage in metrics["stages"]}, metrics["tests"]

@@ -20,7 +20,7 @@ READ = (  # of a stage's folder
     "*verified.jsonl", "train.jsonl", "model/train_log.jsonl", "eval/*.json*", "blank/*.json*",
     "*recipe.json", "*/*recipe.json",
 )  # fmt: skip
-NAMES = {"base": "base", "round_0": "+ distilled", "final": "+ reflection", "orm": "ORM", "run": "data"}
+NAMES = {"base": "base", "round_0": "+ distilled", "final": "+ reflection", "orm": "ORM"}
 STEPS = {
     "01_sample.py": "sampling", "02_verify.py": "verifying", "03_reflect.py": "reflecting",
     "04_finetune.py": "fine-tuning", "05_evaluate.py": "evaluating",
@@ -40,7 +40,7 @@ def folders_of(run: Path, settings: dict[str, str]) -> list[Path]:
     """The folders of the stages that the settings ask for, in order, then of the ORMs: a folder that is no
     longer asked for may be left. Without settings, what lies there.
     """
-    rounds = range(int(settings.get("ROUNDS", MOST_ROUNDS)) + 1)
+    rounds = range(int(settings.get("ROUNDS") or MOST_ROUNDS) + 1)
     names = ["base", *(f"round_{number}" for number in rounds)]
     if settings.get("REFLECT", "final") == "final":
         names.append("final")
