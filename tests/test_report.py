@@ -435,9 +435,11 @@ def test_gallery_shows_each_kind_the_same_at_every_call(run_folder):
 
 def test_gallery_is_short(tmp_path):
     rows = [path_row({"id": str(number)}, 0, "correct", "correct", question="q") for number in range(50)]
-    write_rows(tmp_path / "verified.jsonl", rows)
+    path = write_rows(tmp_path / "verified.jsonl", rows)
     cards = gallery.draw_cards([tmp_path])
     assert len({card["row"]["id"] for card in cards}) == len(cards) == gallery.CARDS
+    path.write_text(path.read_text() + '{"torn')
+    assert gallery.draw_cards([tmp_path]) == cards
 
 
 SHOWN = (

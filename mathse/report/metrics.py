@@ -238,9 +238,8 @@ def cost_of(tokens: dict[str, int], run: Path) -> float | None:
     By the replies in the run's outputs or, if that is more, by spent.tsv: it counts failed requests and
     replies that were replaced, but no model that was asked by hand.
     """
-    prices = price("PRICE_IN"), price("PRICE_OUT")
-    if not any(prices):
-        return None
-    spent = read_spent(run / "spent.tsv")[1] if (run / "spent.tsv").is_file() else (0, 0)
-    counted = (tokens["prompt"], tokens["new"]), spent
-    return round(max(sum(n * each for n, each in zip(pair, prices)) for pair in counted) / 1e6, 4)
+    prices, counted = (price("PRICE_IN"), price("PRICE_OUT")), [(tokens["prompt"], tokens["new"])]
+    if (run / "spent.tsv").is_file():
+        counted.append(read_spent(run / "spent.tsv")[1])
+    costs = [(read * prices[0] + written * prices[1]) / 1e6 for read, written in counted]
+    return round(max(costs), 4) if any(prices) else None
