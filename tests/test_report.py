@@ -15,7 +15,7 @@ from PIL import Image
 
 from mathse.recipe import content_of
 from mathse.report import gallery, metrics, statistics
-from mathse.report.__main__ import report
+from mathse.report.__main__ import main, report
 
 EVIL = (
     '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">">'
@@ -316,14 +316,12 @@ def test_a_stage_that_is_not_evaluated_yet_is_left_out(run_folder, tmp_path):
     folder = tmp_path / "under way"
     shutil.copytree(run_folder, folder)
     shutil.rmtree(folder / "final" / "eval")
-    done = call(folder)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((folder / "metrics.json").read_text())
+    found = report(folder)
     assert [stage["stage"] for stage in found["stages"]] == ["base", "round_0", "round_1"]
     assert found["pool"]["first_solved"]["final"] == 1  # but its responses are
 
 
-def test_a_moved_run_is_skipped_and_reports_the_same(reported, tmp_path):
+def test_a_moved_run_is_skipped_and_reports_the_same(reported, tmp_path, monkeypatch):
     folder = shutil.copytree(reported[0], tmp_path / "else" / "try")
     again = call(folder, **PRICES)
     assert again.stdout.startswith(f"skip {folder / 'report.html'}\n")
@@ -331,7 +329,9 @@ def test_a_moved_run_is_skipped_and_reports_the_same(reported, tmp_path):
     before = {name: (folder / name).read_bytes() for name in ("report.html", "metrics.json", "ledger.jsonl")}
     for name in before:
         (folder / name).unlink()
-    assert call(folder, **PRICES).returncode == 0
+    for name, value in PRICES.items():
+        monkeypatch.setenv(name, value)
+    report(folder)
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
@@ -366,10 +366,13 @@ def test_skipping_imports_nothing_large(reported):
     assert done.stdout.splitlines() == [f"skip {reported[0] / 'report.html'}", "[]"], done.stderr
 
 
-def test_a_folder_that_is_no_run(tmp_path):
-    for folder, message in ((tmp_path / "none", "no such folder"), (tmp_path, "no stage has been evaluated")):
-        done = call(folder)
-        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize("name, message", [("none", "no such folder"), ("", "no stage has been evaluated")])
+def test_a_folder_that_is_no_run(name, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / name)])
+    with pytest.raises(SystemExit) as error:
+        main()
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and message in said and said.count("\n") == 1
 
 
 # ---------------------------------------------------------------- the page
