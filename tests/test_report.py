@@ -366,6 +366,18 @@ def test_skipping_imports_nothing_large(reported):
     assert done.stdout.splitlines() == [f"skip {reported[0] / 'report.html'}", "[]"], done.stderr
 
 
+def test_a_run_in_which_all_is_zero(tmp_path):
+    write_evaluation(tmp_path / "round_0", "uuuuu")
+    write_recipe(tmp_path / "round_0" / "eval" / "predictions.jsonl", "student", 0)
+    rows = [path_row({"id": name, "question": "q"}, 0, "undecided", "undecided") for name in "ab"]
+    write_rows(tmp_path / "round_0" / "verified.jsonl", [row | {"status": "undecided"} for row in rows])
+    (stage,) = report(tmp_path)["stages"]
+    assert stage["audit"]["answer/orm"] == {"undecided/undecided": 2} and stage["seconds"] == 0
+    assert ["+ distilled", "undecided", "0", "0", "2", ""] in table_rows(
+        (tmp_path / "report.html").read_text()
+    )
+
+
 @pytest.mark.parametrize("name, message", [("none", "no such folder"), ("", "no stage has been evaluated")])
 def test_a_folder_that_is_no_run(name, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / name)])
