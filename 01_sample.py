@@ -34,10 +34,8 @@ def parse_args() -> argparse.Namespace:
     add, whole = parser.add_argument, cli.whole
     add("--input", nargs="+", required=True, help="problems.jsonl files")
     add("--output", required=True, help="samples.jsonl to write")
-    specs = (
-        f"model folder, hub id or http://host:port/v1#model-name; {SOLUTIONS}: the problems' own solutions"
-    )
-    add("--model", required=True, help=specs)
+    spec = f"model folder, hub id or http://host:port/v1#model-name; {SOLUTIONS}: the problems' own"
+    add("--model", required=True, help=spec)
     add("--samples", type=whole(1), default=1, help="solutions a problem (default %(default)s)")
     add("--limit", type=whole(0), default=0, help="only the first N problems (default %(default)s: all)")
     drawn = "problems drawn by the seed: a number, a share below 1 such as 0.3, or all (default %(default)s)"

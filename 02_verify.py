@@ -16,20 +16,20 @@ predictions.jsonl (05) it tells which types of errors a model makes.
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from common import CLOSING, judge_prompt, load
 from mathse import cli
-from mathse.answers import check_rows, check_version, reveals, votes
+from mathse.answers import check_rows, check_version, find_answer, reveals, votes
 from mathse.chat import fill, question_text, user_message
 from mathse.generate import Generator, Reply, Request
 from mathse.jsonl import expected_length
 from mathse.launch import stage_end
 from mathse.records import VERDICT_FIELDS, derive_seed, fail, read_rows, row_key
-from mathse.replies import drafts_of_verdict, field_text, read_fields, status_of
-from mathse.report.statistics import crosstab
-from mathse.stage import run_stage
+from mathse.replies import REPLY_SCHEMA, last_object
+from mathse.report.statistics import verdict_lines
+from mathse.stage import ask, run_stage
 
 # The teacher's annotation of a wrong path (the paper's feedback prompt, in our words). The ORM's prompt is in
 # common.py, because 04 teaches it.
@@ -54,17 +54,6 @@ The explanation must not reveal the right final answer."""
 NEEDED = ("id", "question", "sample", "response", "finish")
 WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
 ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")  # the paper's Figure 4
-REPLY_SCHEMA = {  # of replies to the ORM's prompt, which a server that takes one keeps them to
-    "type": "object",
-    "properties": {
-        "status": {"type": "string", "enum": ["CORRECT", "WRONG"]},
-        "error_step": {"type": ["string", "null"]},
-        "error_analysis": {"type": ["string", "null"]},
-    },
-    "required": ["status", "error_step", "error_analysis"],
-    "additionalProperties": False,
-}
-REASONS = 3  # that the summary shows
 
 
 def parse_args() -> argparse.Namespace:
@@ -107,13 +96,16 @@ def decide(row: dict, paths: list[dict], args: argparse.Namespace) -> tuple[str,
         return "undecided", row.get("reason") or "cut off"
     if orm_check in checks and orm_check != "correct" and args.model:
         return "undecided", row.get("judge_error") or "the ORM gives no verdict"
-    return "undecided", f"the answer check: {row['rule']}"
+    return "undecided", f"no answer is stated that can be compared ({row['rule']})"
 
 
 def agreeing(paths: list[dict], share: float) -> set[str]:
-    """Keys of a problem's paths whose answer is, by its value, that of at least this share of them."""
-    answers = ((row_key(row), row["extracted"]) for row in paths)
-    groups = votes(answers, paths[0].get("options"))
+    """Keys of a problem's paths whose answer is, by its value, that of at least this share of them.
+
+    Needs no reference answer. A path without an answer agrees with nobody.
+    """
+    said = (find_answer(row["response"], CLOSING)[0] if row["finish"] == "stop" else None for row in paths)
+    groups = votes(zip(map(row_key, paths), said), paths[0].get("options"))
     return {key for keys in groups if len(keys) >= share * len(paths) for key in keys}
 
 
@@ -128,19 +120,21 @@ def decided(paths: list[dict], args: argparse.Namespace) -> Iterator[dict]:
 
 
 def parse_verdict(reply: str) -> dict:
-    """{"verdict", "error_step", "error_analysis"} from a judge's reply.
+    """{"verdict", "error_step", "error_analysis", "error_type"} from a judge's reply.
 
     Forgiving about what is around the fields (fences, prose, quotes, commas, a cut-off end), strict about the
     verdict: no plain status, two different ones, or CORRECT with an error step is `undecided`.
     """
-    fields = read_fields(reply)
-    verdict = status_of(fields)
-    step, analysis = (field_text(fields, name) for name in ("errorstep", "erroranalysis"))
+    found = last_object(reply, "status")
+    words = {WORDS.get(word.strip(" \t\r\n.!*").upper(), "undecided") for word in found.words}
+    verdict = words.pop() if len(words) == 1 else "undecided"
+    step, analysis, kind = (found.text(name) for name in ("errorstep", "erroranalysis", "errortype"))
     if verdict == "correct" and step:
         verdict = "undecided"
     if verdict != "wrong":
-        step = analysis = None
-    return {"verdict": verdict, "error_step": step, "error_analysis": analysis, "error_type": None}
+        step = analysis = kind = None
+    kind = kind if kind in ERROR_TYPES else None
+    return {"verdict": verdict, "error_step": step, "error_analysis": analysis, "error_type": kind}
 
 
 def judged(row: dict, replies: list[Reply]) -> dict:
@@ -164,9 +158,7 @@ def told(replies: list[Reply]) -> dict:
 
 
 def annotated(row: dict, replies: list[Reply]) -> dict:
-    """The row with the teacher's verdict, undecided if it cannot be used. Of a path that it was not asked about,
-    what the answer check says.
-    """
+    """The row with the teacher's verdict, undecided if it cannot be used. Unasked, the answer check holds."""
     check = row["answer_check"]
     verdict = parse_verdict(replies[0].text if replies else "")
     explanation = f"{verdict['error_step'] or ''} {verdict['error_analysis'] or ''}"
@@ -185,46 +177,11 @@ def annotated(row: dict, replies: list[Reply]) -> dict:
         reason = "the explanation gives the answer away"
     fields = {"status": "undecided" if reason else check}
     fields["teacher_check"] = verdict.pop("verdict") if replies else None
-    reply = replies[0].text if replies else None
-    return (
-        row
-        | fields
-        | verdict
-        | {"judge_reply": reply}
-        | told(replies)
-        | ({"reason": reason} if reason else {})
-    )
+    fields |= verdict | told(replies) | ({"reason": reason} if reason else {})
+    return row | fields | {"judge_reply": replies[0].text if replies else None}
 
 
 # ---------------------------------------------------------------- the stage
-
-
-def ask(
-    rows: Iterable[dict], request_of: Callable[[dict], Request | None], generate: Generator | None
-) -> Iterator[tuple[dict, list[Reply]]]:
-    """(row, the replies to its request) of each row, none of a row that has no request, in any order."""
-    unasked, waiting, wanted = [], defaultdict(list), {}
-
-    def requests() -> Iterator[Request]:
-        for row in rows:
-            if request := request_of(row):
-                wanted[row_key(row)] = len(request.seeds)
-                yield request
-            else:
-                unasked.append((row, []))
-
-    if generate is None:
-        yield from ((row, []) for row in rows)
-        return
-    for reply in generate(requests()):
-        key = row_key(reply.row)
-        waiting[key].append(reply)
-        if len(waiting[key]) == wanted[key]:
-            del wanted[key]
-            yield reply.row, sorted(waiting.pop(key), key=lambda reply: reply.sample)
-        while unasked:
-            yield unasked.pop()
-    yield from unasked
 
 
 def verify(args: argparse.Namespace, rows: Iterable[dict], generate: Generator | None) -> Iterator[dict]:
@@ -233,12 +190,9 @@ def verify(args: argparse.Namespace, rows: Iterable[dict], generate: Generator |
     def request_of(row: dict) -> Request | None:
         if row["finish"] != "stop":
             return None
-        seeds = {
-            k: derive_seed(args.seed, "judge", row["id"], row["sample"], k) for k in range(args.orm_samples)
-        }
-        return Request(
-            row, user_message(judge_prompt(row), row["images"]), seeds, drafts_of_verdict(row["response"])
-        )
+        name = args.seed, "judge", row["id"], row["sample"]
+        seeds = {k: derive_seed(*name, k) for k in range(args.orm_samples)}
+        return Request(row, user_message(judge_prompt(row), row["images"]), seeds)
 
     for row, replies in ask(check_rows(rows, CLOSING, stated_only=True), request_of, generate):
         yield judged(row, replies) if generate else row | {"orm_check": None, "judge_reply": None}
@@ -266,7 +220,8 @@ def read_paths(args: argparse.Namespace, check: bool, keys: Iterable[str] | None
     rows = (row for path in args.input for row in read_rows(path, **reading))
     for row in islice(rows, args.limit or None):
         if keys is None or row_key(row) in keys:
-            yield {name: value for name, value in row.items() if name not in VERDICT_FIELDS}
+            forgotten = VERDICT_FIELDS | (set() if row["finish"] == "error" else {"reason"})
+            yield {name: value for name, value in row.items() if name not in forgotten}
 
 
 def path_lengths(args: argparse.Namespace, check: bool) -> dict[str, int]:
@@ -278,22 +233,6 @@ def path_lengths(args: argparse.Namespace, check: bool) -> dict[str, int]:
             fail(f"--input: id {row['id']!r}, sample {row['sample']} is in more than one of the files")
         lengths[key] = expected_length(row)
     return {key: length for lengths in problems.values() for key, length in lengths.items()}
-
-
-def summary(rows: Iterable[dict]) -> Iterator[str]:
-    """Paths by their status, why some are undecided, and the answer check against the ORM."""
-    status, reasons, checks = Counter(), Counter(), Counter()
-    for row in rows:
-        status[row["status"]] += 1
-        reasons[row.get("reason")] += row["status"] == "undecided"
-        checks[f"{row['answer_check']}/{row.get('orm_check')}"] += 1
-    yield f"{status.total():,} paths: " + ", ".join(
-        f"{name} {count:,}" for name, count in status.most_common()
-    )
-    for reason, count in (+reasons).most_common(REASONS):
-        yield f"undecided {count:,}: {reason}"
-    if any(not pair.endswith("/None") for pair in checks):
-        yield from crosstab(checks)
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -322,7 +261,7 @@ def main() -> None:
         calls=args.orm_samples if args.model else 0,
         settle=None if args.annotate else lambda paths: decided(paths, args),
         schema=None if args.annotate else REPLY_SCHEMA,
-        summary=summary,
+        summary=verdict_lines,
     )
 
 

@@ -48,7 +48,7 @@ NEEDED = ("id", "question", "prompt", "sample", "response", "status")
 
 
 class Draft(NamedTuple):
-    """A wrong path. The smallest of a problem is reflected on first: one that is explained, of a late round."""
+    """A wrong path. The smallest is reflected on first: one that is explained, of a late round."""
 
     unexplained: bool
     rounds_back: int

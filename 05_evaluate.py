@@ -67,7 +67,7 @@ def parse_args() -> Namespace:
 
 
 def majority(rows: list[dict], k: int) -> bool:
-    """Whether the answer that the first k samples give most often is right, by its value; the earliest wins a tie."""
+    """Whether the answer that most of the first k samples give, by its value, is right; the earliest wins."""
     right = [row["answer_check"] == "correct" for row in rows[:k]]
     answers = enumerate(row["extracted"] for row in rows[:k])
     groups = votes(answers, rows[0].get("options"))
@@ -185,6 +185,7 @@ def check_args(args: Namespace) -> None:
     if args.against and not (args.against / "metrics.json").is_file():
         fail(f"--against: {args.against}: no metrics.json in it; name the --output of another evaluation")
     cli.check_sampling(args, "--samples", args.samples)
+    open_tests(args)
     if args.model:
         cli.check_model(args, args.model)
 

@@ -4,7 +4,7 @@
 #   DRY_RUN=1 MODEL=Qwen/Qwen2-VL-7B-Instruct TEACHER=https://api.openai.com/v1#gpt-4o \
 #     DATA=problems.jsonl TEST=mathvision:MATH-V/testmini bash run_rounds.sh
 # A killed run goes on where it stopped. A changed setting is refused; FORCE=1 makes anew what depends on it.
-set -euo pipefail -o allexport
+{ set -euo pipefail -o allexport  # in braces, so that all is read before it runs: edit it at any time
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh
 : "${RUN:=default}"             # the run folder is runs/RUN
@@ -13,28 +13,23 @@ source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh
 : "${TEST:=}"                   # the test sets, separated by spaces; quote one with a space in its name
 : "${FIELDS:=}"                 # columns of a hub data set: "question=problem images=image"
 : "${LIMIT:=0}"                 # first N problems of DATA and of each test set; 0: all
-: "${ROUNDS:=2}"                # K, self-evolving rounds
-: "${SAMPLES:=8}"               # paths a problem and round
+: "${ROUNDS:=2}" "${SAMPLES:=8}"  # K, self-evolving rounds; paths a problem and round
 : "${DISTILL:=0.3}"             # |D0|, problems that the teacher solves: a number, a share as 0.3, or all
 : "${INIT:=base}"               # each fine-tuning starts from: base, previous (the last round's model)
-: "${ACCEPT:=both}"             # who decides about a path: orm, answer, both
-: "${REFLECT_ACCEPT:=$ACCEPT}"  # who decides about a reflection
+: "${ACCEPT:=both}" "${REFLECT_ACCEPT:=$ACCEPT}"  # who decides about a path, a reflection: orm, answer, both
 : "${REFLECT:=final}"           # final, every (round), none
 : "${REFLECTOR:=TEACHER}"       # TEACHER, student (the last round's model), another model
 : "${ORM:=}"                    # an existing ORM; empty: train one; none: no ORM, with ACCEPT=answer
 : "${ORM_UPDATE:=once}"         # the ORM learns: once, from M0's paths; every: from each round's paths too
 : "${PAIRS:=0}"                 # 1: it also learns from corrections of the problems that M0 does not solve
 : "${ERRORS:=0}"                # 1: the teacher names the error type of each wrong test answer (Figure 4)
-: "${MAX_PIXELS:=1003520}"      # larger images are scaled down, in sampling and training alike
-: "${SEED:=0}"
+: "${MAX_PIXELS:=1003520}" "${SEED:=0}"  # larger images are scaled down, in sampling and training alike
 : "${SERVE:=}"                  # serves local models, but not to 04: "vllm serve {model} --port {port}"
-: "${LAUNCH:=}"                 # on several nodes, starts the Python of local models: "srun python3"
-: "${DRY_RUN:=0}"               # 1: print every command with its calls, tokens and cost; run nothing
-: "${FORCE:=0}"                 # 1: make anew what changed settings concern
+: "${LAUNCH:=}"                 # on several nodes, starts what loads a model: "srun ... torchrun ..."
+: "${DRY_RUN:=0}" "${FORCE:=0}"  # 1: only print commands, calls, tokens, cost; make anew what was changed
 # More flags: DATA_, SAMPLE_, VERIFY_, EVALUATE_, FINETUNE_, DISTILL_ (04: M0), ORM_ (04), ORM_UPDATE_ (04),
 # ANNOTATE_ (02 --annotate) and ENDPOINT_FLAGS (as --max-cost 50).
 source mathse/loop.sh "$@"  # checks the settings; stage SCRIPT FLAGS...: runs it, or plans it
-
 same=(--max-pixels "$MAX_PIXELS" --seed "$SEED")
 asked=("${same[@]}" --spent "$run/spent.tsv" ${ENDPOINT_FLAGS:-})
 sample() {  # sample STAGE MODEL FLAGS...
@@ -53,7 +48,7 @@ reflect() {  # reflect STAGE OUTPUT FLAGS...
 }
 correct() {  # correct STAGE OUTPUT: the reflector thinks again about what is still wrong
   local by=${REFLECTOR/#TEACHER/$teacher}
-  reflect "$1" reflected.jsonl --model "${by/#student/$M}"
+  reflect "$1" reflected.jsonl --model "${by/#student/$M}" --origin "reflection-${REFLECTOR,,}"
   verify "$1" reflected.jsonl "$2" "$REFLECT_ACCEPT" "${judge[@]}"
 }
 finetune() {  # finetune STAGE FLAGS...
@@ -70,7 +65,6 @@ evaluate() {
     --fields "$FIELDS" "${asked[@]}" ${EVALUATE_FLAGS:-}
   if [[ $ERRORS == 1 ]]; then annotate "$1/eval" predictions.jsonl errors.jsonl; fi
 }
-
 M=$MODEL orm=$MODEL judge=(${VERIFY_FLAGS:-}) D_SFT=()  # of the files in D_SFT the correct rows count
 stage -m mathse.problems --input "$DATA" --output "$run/problems.jsonl" --test "${tests[@]}" \
   --fields "$FIELDS" --limit "$LIMIT" ${DATA_FLAGS:-}
@@ -82,7 +76,7 @@ if [[ ! $ORM ]]; then  # train one on paths of M0: wrong ones, explained by the 
   sample orm "$M" --origin orm --draw 15000 --samples 4 --temperature 1.0 "${same[@]}" ${SAMPLE_FLAGS:-}
   D_ORM=("${D_SFT[@]}"); teach orm samples.jsonl annotated.jsonl
   if [[ $PAIRS == 1 ]]; then
-    reflect orm corrected.jsonl "$run/orm/annotated.jsonl" --model "$teacher"
+    reflect orm corrected.jsonl "$run/orm/annotated.jsonl" --model "$teacher" --origin reflection-teacher
     teach orm corrected.jsonl corrected_annotated.jsonl
   fi
   train_orm orm
@@ -98,4 +92,4 @@ for ((i = 1; i <= ROUNDS; i++)); do                                             
   fi
 done
 if [[ $REFLECT == final ]]; then correct final verified.jsonl; student final; fi                  # 11-13
-finish
+finish; exit; }

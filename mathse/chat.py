@@ -88,3 +88,16 @@ def encode_texts(processor, messages: list[list[dict]], first: list[int]) -> lis
     if first[-len(tails[0]) :] != tails[0]:
         return None
     return [first[: -len(tails[0])] + tail for tail in tails]
+
+
+def turn_end(processor) -> int | None:
+    """The id of the token with which the chat template ends an assistant's turn: 04 teaches it, a reply ends
+    with it, whatever EOS the model's folder names.
+
+    None if the template writes no token there, as LLaVA-1.5's.
+    """
+    said = "the assistant's reply"
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    behind = processor.apply_chat_template(chat_parts(chat)).partition(said)[2]
+    tokens = processor.tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"]
+    return next((token for token in tokens if token in processor.tokenizer.added_tokens_decoder), None)

@@ -189,8 +189,8 @@ def price(name: str) -> float:
 
 
 def input_rows(args: argparse.Namespace) -> int:
-    """About how many rows a stage reads, up to --limit: the lines of its files and, for those that earlier stages
-    have yet to make, what --dry-run says. A test set that is no file counts as TEST_ROWS.
+    """About how many rows a stage reads, up to --limit: the lines of its files and, for those that earlier
+    stages have yet to make, what --dry-run says. A test set that is no file counts as TEST_ROWS.
     """
     sources = getattr(args, "input", None) or args.test
     files = [path for path in map(Path, sources) if path.is_file() and path.suffix == ".jsonl"]

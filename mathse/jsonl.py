@@ -27,8 +27,8 @@ IMAGE_LENGTH, REPLY_LENGTH = 2000, 1000  # characters that an image, and a reply
 
 
 def share(lengths: dict[str, int]) -> list[str]:
-    """This rank's part of {row_key(): expected length}. The rows of a problem share a prompt: they stay together,
-    and the longest problem goes first, each to the rank with least so far.
+    """This rank's part of {row_key(): expected length}. The rows of a problem share a prompt, so they stay
+    together. The longest problem goes first, each to the rank with least so far.
     """
     rank, ranks = processes()
     problems = defaultdict(list)
@@ -85,7 +85,7 @@ class Output:
             self.synced = time.monotonic()
 
     def index(self) -> dict[str, tuple[bool, Path, int]]:
-        """{key: (has it failed, part file, offset of its line)}; of a key's rows the last that has not failed."""
+        """{key: (has it failed, part file, offset of its line)}; of a key's rows the last good one."""
         found = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             for offset, row in whole_lines(path):
@@ -188,7 +188,7 @@ def tokens_of(row: dict) -> tuple[int, int]:
 
 
 def has_failed(row: dict) -> bool:
-    """Whether a row is worth another try: a verified row because its judge failed, others because they did."""
+    """Whether a row is worth another try: it failed or, of a verified row, its judge did."""
     return bool(row.get("judge_error")) if "judge_reply" in row else row.get("finish") == "error"
 
 

@@ -1,8 +1,8 @@
 """One stage as several processes: a rank a GPU or, where there is none, a rank a core.
 
 A stage forks itself into ranks once it has imported and checked what they need. Each rank is a process as a
-launcher would have started it (RANK, WORLD_SIZE, ...). Started by a launcher itself, as by torchrun on several
-nodes, a stage forks nothing.
+launcher would have started it (RANK, WORLD_SIZE, ...). Started by a launcher itself, as by torchrun on
+several nodes, a stage forks nothing.
 """
 
 import contextlib
@@ -23,7 +23,6 @@ from pathlib import Path
 
 from mathse.records import fail, is_endpoint
 
-LEAST_ROWS = 16  # fewer are not worth a second rank
 GRACE = 2.0  # seconds that the first rank has to tell in its own words what has ended another
 KILLED = "a rank was ended by {}, perhaps out of memory: set a smaller --batch-size or fewer --processes"
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
@@ -58,6 +57,7 @@ def stage_end():
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a look for GPUs must not start CUDA
     try:
         yield
     except KeyboardInterrupt:
@@ -77,8 +77,8 @@ def stage_end():
 # ---------------------------------------------------------------- how many
 
 
-def rank_count(asked: int | None, rows: int, spec: str | None, copies: int) -> int:
-    """How many ranks a stage forks: `asked`, else as many as GPUs, or as cores and memory, and rows reach.
+def rank_count(asked: int | None, most: int, spec: str | None, copies: int) -> int:
+    """How many ranks a stage forks: `asked`, else one a GPU, or as cores and memory reach; at most `most`.
 
     `copies`: bytes of memory that a rank takes for each byte of the weights in the folder `spec`. Nothing is
     forked for an endpoint, or where a launcher has done so. GPUs are counted by NVML: a process that has used
@@ -90,11 +90,10 @@ def rank_count(asked: int | None, rows: int, spec: str | None, copies: int) -> i
         return asked
     import torch
 
-    most = torch.cuda.device_count()
-    if not most:
+    if not (reach := torch.cuda.device_count()):
         size = copies * sum(path.stat().st_size for path in Path(spec).glob("*.safetensors"))
-        most = min(cores(), free_memory() // size if size else 1)
-    return max(1, min(most, rows // LEAST_ROWS))
+        reach = min(cores(), free_memory() // size if size else 1)
+    return max(1, min(most, reach))
 
 
 def cores() -> int:
@@ -132,8 +131,8 @@ def cgroup_values(name: str) -> list[str]:
 
 
 def launch(ranks: int, work: Callable[[], None]) -> None:
-    """Run work() in so many forked ranks; a single one is this process. Ends the stage as the first that fails
-    does, in one line.
+    """Run work() in so many forked ranks; a single one is this process. A rank that fails ends the stage, in
+    one line.
     """
     if ranks == 1:
         return work()
@@ -159,13 +158,13 @@ def watch(started: list, errors: list) -> None:
     """Wait until all ranks have ended well, or end the stage as the first that did not."""
     running = {process.sentinel: process for process in started}
     while running:
-        ended = [running.pop(sentinel) for sentinel in wait(list(running))]
-        failed = next((process for process in ended if process.exitcode), None)
-        if not failed:
+        failed = running.pop(wait(list(running))[0])
+        failed.join()
+        if not failed.exitcode:
             continue
         if failed.exitcode < 0:
             fail(f"{KILLED.format(signal.Signals(-failed.exitcode).name)}; the rows so far are kept", 1)
-        wait([started[0].sentinel], GRACE)
+        started[0].join(GRACE)
         if not started[0].exitcode:
             file = errors[started.index(failed)]
             file.seek(0)
@@ -179,7 +178,7 @@ def be_rank(rank: int, ranks: int, port: int, parent: int, errors, work: Callabl
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(parent)
     if rank:
-        os.dup2(errors.fileno(), 2)
+        os.dup2(errors.fileno(), sys.stderr.fileno())
     threads = max(1, cores() // ranks)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}

@@ -23,9 +23,15 @@ fi
 run=runs/$RUN teacher=$TEACHER
 [[ $TEACHER != toy ]] || teacher=http://127.0.0.1:1/v1#teacher  # until it is started
 if [[ -e $TEST ]]; then tests=("$TEST"); else mapfile -t tests < <(xargs -n 1 <<< "$TEST"); fi
-declare -A planned=()  # rows of the files that a dry run would have made
-plan=
-if [[ $DRY_RUN == 0 ]]; then DRY_RUN=1 bash "$0" > /dev/null; fi  # what is wrong is said now, not after hours
+if [[ $DRY_RUN == 0 ]]; then  # what is wrong is said now, not after hours
+  said=$(DRY_RUN=1 bash "$0" 2>&1 > /dev/null) ||
+    { [[ $? != 2 ]] || { grep '^error: ' <<< "$said" >&2 || echo "$said" >&2; exit 2; }; }
+else  # stages alone count: nothing is there that commands between them could read, and none may do its work
+  set +e
+  python() { :; }; python3() { :; }
+  interpreter=$PYTHON PYTHON=: plan=
+  declare -A planned=()  # rows of each file that would have been made
+fi
 
 stage() {  # stage SCRIPT FLAGS...: run it; in a dry run print it with what it asks and costs
   local launch=("$PYTHON")
@@ -42,14 +48,15 @@ plan_stage() {
     if [[ $word == --* ]]; then flag=$word; elif [[ $flag == --output ]]; then output=$word; fi
     if [[ $flag == --input && ! -e $word ]]; then ((rows += ${planned[$word]:-0})) || true; fi
   done
-  [[ $1 != 03_* ]] || rows=${planned[$run/problems.jsonl]}  # as if every problem had a wrong path
-  said=$("$PYTHON" "$@" --dry-run "$rows" 2>&1) || {  # the error, with the setting's name for the flag's
+  [[ $1 != 03_* ]] || rows=${planned[$run/problems.jsonl]:-0}  # as if every problem had a wrong path
+  said=$("$interpreter" "$@" --dry-run "$rows" 2>&1) || {  # the error, with the setting's name for the flag's
     for name in MODEL TEACHER REFLECTOR ORM; do said=${said/"--model: ${!name}:"/"$name: ${!name}:"}; done
-    echo "${said//--fields:/FIELDS:}" >&2; exit 2
+    echo "${said//--fields:/FIELDS:}" >&2
+    exit 2
   }
   [[ ! $said =~ ([0-9,]+)\ rows ]] || rows=${BASH_REMATCH[1]//,/}
   planned[$output]=$rows planned[$output/predictions.jsonl]=$rows plan+=$said$'\n'
-  echo "+ python ${*@Q}"; [[ ! $said ]] || echo "$said"
+  printf '+ python%s\n' "$(printf ' %q' "$@")"; [[ ! $said ]] || echo "$said"
 }
 begin() {  # before the first stage: the run's settings, for people and the report; the toy's teacher
   [[ $DRY_RUN == 0 ]] || return 0
@@ -59,7 +66,7 @@ begin() {  # before the first stage: the run's settings, for people and the repo
 }
 finish() {  # after the last: the report, or the sum of a dry run
   if [[ $DRY_RUN == 0 ]]; then "$PYTHON" -m mathse.report "$run"; return; fi
-  awk '/model calls/ { gsub(/[,$]/, ""); calls += $4; read += $7; written += $11; cost += $15 }
+  awk '/model calls/ { gsub(/[,$]/, ""); calls += $4; read += $7; written += $11; cost += $14 }
     END { printf "in all about %d model calls, %d tokens in and %d out", calls, read, written
           print (cost ? sprintf(", about $%.2f", cost) : "") }' <<< "$plan"
 }

@@ -2,7 +2,7 @@
 
 A stage called again with the same recipe skips its output, with another one it is refused, and with --force
 it makes the output anew. Inputs enter by a fingerprint of their content, so that what changes upstream is
-noticed downstream. While an output is made, its recipe stands in OUT.part/; what is replaced stays until then.
+noticed downstream. While an output is made, its recipe stands in OUT.part/, and what it replaces stays.
 """
 
 import ast
@@ -89,8 +89,8 @@ class Recipe:
         return True
 
     def stands(self) -> bool:
-        """is_done() without a word. An output of another recipe ends the command, unless --force is given, now
-        or when what is in OUT.part was begun.
+        """is_done() without a word. An output of another recipe ends the command, unless --force is given, or
+        was when OUT.part was begun.
         """
         begun, made = read_recipe(self.part / "recipe.json"), read_recipe(self.path)
         goes_on = begun is not None and not self.differences(begun)
@@ -123,19 +123,15 @@ class Recipe:
     def differences(self, other: dict) -> list[str]:
         """In words what another recipe has otherwise."""
         changed = []
-        if self.content["stage"] != other.get("stage"):
-            changed.append(f"stage was {other.get('stage')}, is {self.content['stage']}")
-        for name, before, now in self.pairs(other, "flags"):
-            changed.append(f"{name} was {before!r}, is {now!r}")
-        for name, before, now in self.pairs(other, "inputs"):
-            changed += input_changes(name, before or [], now or [])
-        return changed + [f"{name} was edited" for name, _, _ in self.pairs(other, "constants")]
-
-    def pairs(self, other: dict, part: str) -> list[tuple[str, object, object]]:
-        """(name, before, now) of what differs in a part of the recipes."""
-        before, now = other.get(part, {}), self.content[part]
-        found = ((name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys()))
-        return [(name, old, new) for name, old, new in found if old != new]
+        for part, said in (("flags", "{} was {!r}, is {!r}"), ("constants", "{} was edited")):
+            before, now = other.get(part, {}), self.content[part]
+            names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+            changed += [said.format(name, before.get(name), now.get(name)) for name in names]
+        before, now = other.get("inputs", {}), self.content["inputs"]
+        for name in sorted(before.keys() | now.keys()):
+            changed += input_changes(name, before.get(name, []), now.get(name, []))
+        stages = other.get("stage"), self.content["stage"]
+        return changed if stages[0] == stages[1] else ["stage was {}, is {}".format(*stages), *changed]
 
     # ------------------------------------------------------------ while the output is made
 
@@ -155,17 +151,15 @@ class Recipe:
             remove(*(path for path in self.part.iterdir() if path.name != "lock"))
             begun = None
         retry = self.output.is_file() and standing is not None and not self.differences(standing)
-        if self.output.exists() and not retry:
-            print(f"{self.output}: is made anew", flush=True)
         before = begun or (standing if retry else None) or {}
         taken = {name: before.get(name, 0) for name in ("seconds", "requests", "cost")}
         command = shlex.join(["python", *name_of(sys.argv[0]).split(), *last_of_each(sys.argv[1:])])
-        print(f"+ {command}", flush=True)
+        why = "  # again, for rows that failed" if retry else "  # anew" if self.output.exists() else ""
+        print(f"+ {command}{why}", flush=True)
         self.made = {"command": command} | self.content | {"folder": os.path.realpath(self.output.parent)}
         self.made |= provenance() | taken
         write_json(self.part / "recipe.json", self.made)
         if retry:
-            print(f"{self.output}: tries again the rows that failed", flush=True)
             self.output.replace(self.part / "earlier.jsonl")
 
     def spend(self, requests: int = 0, cost: float = 0.0) -> None:
@@ -184,9 +178,7 @@ class Recipe:
         self.spend(requests, cost)
         self.made |= results
         if joined != self.part:
-            replace(
-                joined, self.output
-            )  # first: a kill in between leaves OUT.part, from which it is joined again
+            replace(joined, self.output)  # a kill now leaves OUT.part, from which it is joined again
             write_json(self.path, self.made)
             remove(self.part)
             return
@@ -323,21 +315,24 @@ def content_of(path: Path) -> str:
 
 
 def provenance() -> dict:
-    """Versions, and the commit of the code: dirty if files that git knows differ from it."""
-    versions = {"python": platform.python_version()}
+    """Versions, and the commit of the code: "-dirty" stands behind it if files that git knows differ."""
+    versions, commit = {"python": platform.python_version()}, None
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-
-    def git(*words: str) -> str | None:
-        with contextlib.suppress(OSError):
-            done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=COMMON.parent)
-            return done.stdout.strip() if done.returncode == 0 else None
-        return None
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    commit = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
-    return {"versions": versions} | commit
+    command = [
+        "git",
+        "-C",
+        str(COMMON.parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+    return {"versions": versions, "git_commit": commit}
 
 
 def write_settings(path: str, script: str) -> None:

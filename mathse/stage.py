@@ -13,18 +13,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mathse.cli import input_rows, print_plan
-from mathse.generate import Generator, open_model
+from mathse.generate import Generator, Reply, Request, open_model
 from mathse.jsonl import Output, share
 from mathse.launch import launch, processes, rank_count
 from mathse.recipe import Recipe
-from mathse.records import written_rows
+from mathse.records import row_key, written_rows
 
+LEAST_ROWS = 16  # for each rank: fewer are not worth another
 COPIES = 4  # of the weights in a rank's memory: in fp32, of a file in bf16, with what it computes
 
 
 def counted(rows: Iterable[dict]) -> Iterator[str]:
-    """Summary lines: rows by how they finished, why the first failed, and a warning if nearly all problems have
-    one text in all samples: then somebody decodes greedily, such as a server with a model folder's habits.
+    """Summary lines: rows by how they finished, why the first failed, and a warning if nearly all problems
+    have one text in all samples: then somebody decodes greedily, such as a server with a folder's habits.
     """
     counts, texts, reason = Counter(), defaultdict(list), None
     for row in rows:
@@ -66,7 +67,7 @@ def run_stage(
     the numbers of their samples. For a dry run: `count(N)`: keys of N input rows; `calls`: model calls a row.
     `settle`: see Output.finish(). `summary(rows)`: lines about all rows.
     """
-    recipe = Recipe(output or args.output, script, args, inputs, without, constants)
+    recipe = Recipe(output or args.output, script, args, inputs, {"batch_size", *without}, constants)
     if args.dry_run is not None:
         made = count(input_rows(args)) * samples
         return print_plan(args, made, 0 if recipe.stands() else made * calls)
@@ -92,15 +93,43 @@ def run_stage(
             generate.close()
 
     local = args.model if load and not args.serve else None
-    ranks = rank_count(args.processes, sum(map(len, missing.values())), local, COPIES)
+    ranks = rank_count(args.processes, sum(map(len, missing.values())) // LEAST_ROWS, local, COPIES)
     if ranks > 1:
-        import mathse.generate.decoder  # noqa: F401  # once, for all ranks
+        import mathse.generate.engine  # noqa: F401  # once, for all ranks
 
         print(f"ranks: {ranks}", flush=True)
     launch(ranks, work)
     written.finish([sample_key(key, k) for key in lengths for k in range(samples)], settle, **spent)
     if processes()[0] == 0:
         print(f"{written.path}: " + "\n  ".join(summary(written_rows(written.path))), flush=True)
+
+
+def ask(
+    rows: Iterable[dict], request_of: Callable[[dict], Request | None], generate: Generator | None
+) -> Iterator[tuple[dict, list[Reply]]]:
+    """(row, the replies to its request) of each row, none of a row that has no request, in any order."""
+    unasked, waiting, wanted = [], defaultdict(list), {}
+
+    def requests() -> Iterator[Request]:
+        for row in rows:
+            if request := request_of(row):
+                wanted[row_key(row)] = len(request.seeds)
+                yield request
+            else:
+                unasked.append((row, []))
+
+    if generate is None:
+        yield from ((row, []) for row in rows)
+        return
+    for reply in generate(requests()):
+        key = row_key(reply.row)
+        waiting[key].append(reply)
+        if len(waiting[key]) == wanted[key]:
+            del wanted[key]
+            yield reply.row, sorted(waiting.pop(key), key=lambda reply: reply.sample)
+        while unasked:
+            yield unasked.pop()
+    yield from unasked
 
 
 def sample_key(key: str, sample: int) -> str:

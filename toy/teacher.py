@@ -1,9 +1,9 @@
 """The toy world's teacher: an OpenAI-compatible server that knows the problems of some files and answers
 the prompts of the loop.
 
-It is asked exactly as GPT-4o would be (01: solve, 02 --annotate: feedback, 03: reflect), finds the problem by question and image, and answers from its solution; for problems of the
-toy world it also sees which step of a response fails. A seeded share of its solutions is wrong, so that
-verification matters.
+It is asked exactly as GPT-4o would be (01: solve, 02 --annotate: feedback, 03: reflect), finds the problem by
+question and image, and answers from its solution; for problems of the toy world it also sees which step of a
+response fails, and why. A seeded share of its solutions is wrong, so that verification matters.
 
     python toy/teacher.py --problems toy/train.jsonl --port 8001
     python 01_sample.py --input toy/train.jsonl --output distilled.jsonl --model
@@ -14,7 +14,6 @@ import base64
 import functools
 import hashlib
 import importlib
-import io
 import json
 import os
 import random
@@ -45,7 +44,7 @@ def prompt_pattern(prompt: str) -> re.Pattern:
 
 def image_key(data: bytes) -> bytes:
     """By the decoded pixels, so that another encoding of the same image is found."""
-    return hashlib.sha256(open_image(io.BytesIO(data), max_pixels=0).tobytes()).digest()
+    return hashlib.sha256(open_image(data, max_pixels=0).tobytes()).digest()
 
 
 def problem_key(question: str, images: list[bytes]) -> bytes:
@@ -126,9 +125,7 @@ class Teacher:
 
 
 def error_type(row: dict, step: str) -> str | None:
-    """Of a wrong step: the picture's numbers, a sum that comes out wrong, or another step; None where it cannot
-    be told.
-    """
+    """Of a wrong step: the picture's numbers, a sum that comes out wrong, another step; None if unclear."""
     if row.get("subject") not in toy.FAMILIES:
         return None
     if calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", step):

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mathse.cli import price
-from mathse.generate.spending import read_spent
+from mathse.generate.endpoint import read_spent
 from mathse.jsonl import line_of, replace
 from mathse.recipe import content_of, digest, read_recipe
 from mathse.records import MAX_LINE, fail, is_endpoint, written_rows

@@ -13,6 +13,7 @@ from mathse.records import written_rows
 
 Z = 1.959964  # of a 95 % interval
 RESAMPLES = 10_000  # of the bootstrap
+REASONS = 3  # that are printed
 VERDICTS = ("correct", "wrong", "undecided")  # of the answer check and of the ORM
 # The transitions of the paper's Figure 2, from one set of predictions to another.
 CHANGES = ("correct to correct", "incorrect to incorrect", "correct to incorrect", "incorrect to correct")
@@ -129,6 +130,20 @@ def differing(before: dict, after: dict) -> list[str]:
     """Names of the conditions that make two scores not comparable; also one that only one side has."""
     names = (before.keys() | after.keys()) - MAY_DIFFER
     return sorted(name for name in names if before.get(name) != after.get(name))
+
+
+def verdict_lines(rows: Iterable[dict]) -> Iterator[str]:
+    """Lines about verified rows: their status, why some are undecided, the answer check against the ORM."""
+    status, reasons, checks = Counter(), Counter(), Counter()
+    for row in rows:
+        status[row["status"]] += 1
+        reasons[row.get("reason")] += row["status"] == "undecided"
+        checks[f"{row['answer_check']}/{row.get('orm_check')}"] += 1
+    kinds = ", ".join(f"{name} {count:,}" for name, count in status.most_common())
+    yield f"{status.total():,} responses: {kinds or 'nothing to do'}"
+    yield from (f"undecided {count:,}: {reason}" for reason, count in (+reasons).most_common(REASONS))
+    if any(not pair.endswith("/None") for pair in checks):
+        yield from crosstab(checks)
 
 
 def crosstab(pairs: dict[str, int]) -> Iterator[str]:
