@@ -146,9 +146,11 @@ def error_types(folder: Path) -> dict[str, dict]:
     if not standing.is_file() or asked != [content_of(standing)]:
         return {}
     rows = read_columns(folder / "errors.jsonl", "benchmark", "answer_check", "error_type")
-    rows = rows[rows.answer_check == "wrong"].fillna({"error_type": "unclassified"})
-    found = {name: Counter(part.error_type) for name, part in rows.groupby("benchmark")}
-    return {name: {"error_types": dict.fromkeys(ERROR_TYPES, 0) | types} for name, types in found.items()}
+    rows = rows.fillna({"error_type": "unclassified"})
+    wrong = {name: part.error_type[part.answer_check == "wrong"] for name, part in rows.groupby("benchmark")}
+    return {
+        name: {"error_types": dict.fromkeys(ERROR_TYPES, 0) | Counter(types)} for name, types in wrong.items()
+    }
 
 
 # ---------------------------------------------------------------- the whole
