@@ -15,7 +15,7 @@ from PIL import Image
 
 from mathse.recipe import content_of
 from mathse.report import gallery, metrics, statistics
-from mathse.report.__main__ import report
+from mathse.report.__main__ import main, report
 
 EVIL = (
     '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">">'
@@ -88,7 +88,7 @@ def write_evaluation(folder, checks):
 def write_errors(folder):
     """errors.jsonl of an evaluation: its predictions, as the teacher annotates them."""
     rows = read_rows(folder / "eval" / "predictions.jsonl")
-    for row, kind in zip(rows, ["vision", "vision", None, EVIL, None]):
+    for row, kind in zip(rows, [None, "vision", None, EVIL, None]):
         row |= {"status": row["answer_check"], "teacher_check": "wrong", "error_type": kind}
     write_rows(folder / "eval" / "errors.jsonl", rows)
     predictions = folder / "eval" / "predictions.jsonl"
@@ -139,7 +139,7 @@ def run_folder(tmp_path_factory):
     reflected = path_row(inside[2], 0, "correct", "correct", origin="reflection", **draft)
     write_rows(folder / "final" / "verified.jsonl", [reflected])
     write_recipe(folder / "final" / "verified.jsonl", "runs/try/orm/model", 2, [60, 20])
-    write_errors(folder / "final")
+    write_errors(folder / "round_1")
     shutil.copytree(folder / "round_0" / "eval", folder / "final" / "blank")
     (folder / "orm" / "model").mkdir(parents=True)
     write_recipe(folder / "orm" / "model", "student", 9)
@@ -205,16 +205,17 @@ def test_metrics_of_a_run(found, by_name):
 
 def test_seconds_are_those_of_the_recipes(found, by_name):
     assert by_name["base"]["steps"] == {"evaluating": 60.4}
-    assert by_name["round_1"]["steps"] == {"sampling": 18, "verifying": 12, "evaluating": 60.4}
+    round_1 = {"sampling": 18, "verifying": 12, "annotating": 1, "evaluating": 60.4}
+    assert by_name["round_1"]["steps"] == round_1
     assert found["orm"]["steps"] == {"fine-tuning": 9, "annotating": 3}
     # final/blank was copied with its recipe
-    assert by_name["final"]["steps"] == {"verifying": 2, "annotating": 1, "evaluating": 2 * 60.4}
+    assert by_name["final"]["steps"] == {"verifying": 2, "evaluating": 2 * 60.4}
     assert found["seconds"] == pytest.approx(5 * 60.4 + 1 + 10 + 30 + 2 + 12)
 
 
 def test_table(reported):
     folder, done = reported
-    assert re.search(r"\+ round 1 +2 +6 +1 +90 +60\.0% \[23\.1%, 88\.2%\]", done.stdout)
+    assert re.search(r"\+ round 1 +2 +6 +1 +91 +60\.0% \[23\.1%, 88\.2%\]", done.stdout)
     assert "round 2" not in done.stdout
     assert "set: share of its test problems that are answered right" in done.stdout
     assert "not comparable with the first stage: other max_tokens" in done.stdout
@@ -253,11 +254,14 @@ def test_ledger(reported):
 
 
 def test_error_types_are_those_of_the_predictions_that_stand(by_name, run_folder, tmp_path):
-    types = by_name["final"]["benchmarks"]["set"]["error_types"]
-    assert types == dict.fromkeys(metrics.ERROR_TYPES, 0) | {"vision": 1}
-    assert not any("error_types" in by_name[name]["benchmarks"]["set"] for name in list(CHECKS)[:-1])
-    folder = shutil.copytree(run_folder / "final" / "eval", tmp_path / "eval")
-    assert metrics.error_types(folder)  # wherever it lies
+    found = {name: stage["benchmarks"]["set"].get("error_types") for name, stage in by_name.items()}
+    types = dict.fromkeys(metrics.ERROR_TYPES, 0) | {"vision": 1, EVIL: 1}  # one that a fork has
+    assert found == dict.fromkeys(CHECKS) | {"round_1": types}
+    folder = shutil.copytree(run_folder / "round_1" / "eval", tmp_path / "eval")
+    assert metrics.error_types(folder) == {"set": {"error_types": types}}  # wherever it lies
+    rows = [row | {"answer_check": "undecided"} for row in read_rows(folder / "errors.jsonl")]
+    write_rows(folder / "errors.jsonl", rows)  # none is wrong
+    assert metrics.error_types(folder) == {"set": {"error_types": dict.fromkeys(metrics.ERROR_TYPES, 0)}}
     with (folder / "predictions.jsonl").open("a") as file:
         file.write("{}\n")
     assert metrics.error_types(folder) == {}
@@ -315,14 +319,12 @@ def test_a_stage_that_is_not_evaluated_yet_is_left_out(run_folder, tmp_path):
     folder = tmp_path / "under way"
     shutil.copytree(run_folder, folder)
     shutil.rmtree(folder / "final" / "eval")
-    done = call(folder)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((folder / "metrics.json").read_text())
+    found = report(folder)
     assert [stage["stage"] for stage in found["stages"]] == ["base", "round_0", "round_1"]
     assert found["pool"]["first_solved"]["final"] == 1  # but its responses are
 
 
-def test_a_moved_run_is_skipped_and_reports_the_same(reported, tmp_path):
+def test_a_moved_run_is_skipped_and_reports_the_same(reported, tmp_path, monkeypatch):
     folder = shutil.copytree(reported[0], tmp_path / "else" / "try")
     again = call(folder, **PRICES)
     assert again.stdout.startswith(f"skip {folder / 'report.html'}\n")
@@ -330,7 +332,9 @@ def test_a_moved_run_is_skipped_and_reports_the_same(reported, tmp_path):
     before = {name: (folder / name).read_bytes() for name in ("report.html", "metrics.json", "ledger.jsonl")}
     for name in before:
         (folder / name).unlink()
-    assert call(folder, **PRICES).returncode == 0
+    for name, value in PRICES.items():
+        monkeypatch.setenv(name, value)
+    report(folder)
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
@@ -365,10 +369,25 @@ def test_skipping_imports_nothing_large(reported):
     assert done.stdout.splitlines() == [f"skip {reported[0] / 'report.html'}", "[]"], done.stderr
 
 
-def test_a_folder_that_is_no_run(tmp_path):
-    for folder, message in ((tmp_path / "none", "no such folder"), (tmp_path, "no stage has been evaluated")):
-        done = call(folder)
-        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+def test_a_run_in_which_all_is_zero(tmp_path):
+    write_evaluation(tmp_path / "round_0", "uuuuu")
+    write_recipe(tmp_path / "round_0" / "eval" / "predictions.jsonl", "student", 0)
+    rows = [path_row({"id": name, "question": "q"}, 0, "undecided", "undecided") for name in "ab"]
+    write_rows(tmp_path / "round_0" / "verified.jsonl", [row | {"status": "undecided"} for row in rows])
+    (stage,) = report(tmp_path)["stages"]
+    assert stage["audit"]["answer/orm"] == {"undecided/undecided": 2} and stage["seconds"] == 0
+    assert ["+ distilled", "undecided", "0", "0", "2", ""] in table_rows(
+        (tmp_path / "report.html").read_text()
+    )
+
+
+@pytest.mark.parametrize("name, message", [("none", "no such folder"), ("", "no stage has been evaluated")])
+def test_a_folder_that_is_no_run(name, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / name)])
+    with pytest.raises(SystemExit) as error:
+        main()
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and message in said and said.count("\n") == 1
 
 
 # ---------------------------------------------------------------- the page
@@ -396,11 +415,11 @@ def table_rows(page):
 def test_page_tells_the_figures(reported):
     page = (reported[0] / "report.html").read_text()
     assert "with blank images: 60.0 % of 5 problems" in " ".join(page.split())
-    assert "by the own rule of set: 80.0 " in " ".join(page.split())
     rows = table_rows(page)
     assert ["round 1", "4", "0.500", "0.0e+00", "1.00", "4 321", "–"] in rows and "4\u202f321" in page
     assert ["+ round 1", "correct", "1", "1", "0", "50.0 [9.4, 90.5]"] in rows
     assert ["", "wrong", "1", "2", "1", "50.0 [15.0, 85.0]"] in rows
+    assert rows[3][:2] == ["+ round 1", "60.0 [23.1, 88.2] by its own rule 80.0 [37.6, 96.4]"]
     assert ["3", "1", "1", "100.0"] in rows  # a subject, its problems, those that are solved
 
 
@@ -434,9 +453,11 @@ def test_gallery_shows_each_kind_the_same_at_every_call(run_folder):
 
 def test_gallery_is_short(tmp_path):
     rows = [path_row({"id": str(number)}, 0, "correct", "correct", question="q") for number in range(50)]
-    write_rows(tmp_path / "verified.jsonl", rows)
+    path = write_rows(tmp_path / "verified.jsonl", rows)
     cards = gallery.draw_cards([tmp_path])
     assert len({card["row"]["id"] for card in cards}) == len(cards) == gallery.CARDS
+    path.write_text(path.read_text() + '{"torn')
+    assert gallery.draw_cards([tmp_path]) == cards
 
 
 SHOWN = (

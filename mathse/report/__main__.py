@@ -56,12 +56,8 @@ def print_table(metrics: dict) -> None:
     widths = [max(map(len, column)) for column in zip(*lines)]
     print()
     for name, *cells in lines:
-        print(
-            f"{name:{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:])), sep="  "
-        )
-    print(
-        "trained on: rows, of all stages so far; responses: solutions of training problems that were verified"
-    )
+        print(f"{name:{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:])))
+    print("trained on: rows, of all stages so far; responses: verified solutions of training problems")
     for name in metrics["tests"]:
         print(f"{name}: share of its test problems that are answered right, with the 95 % interval")
         if change := metrics["overall"].get(name):

@@ -92,8 +92,7 @@ def draw_pool(axes: Axes, counts: dict[str, int], problems: int) -> None:
 
 
 def draw_bars(axes: Axes, bars: DataFrame, unit: str) -> None:
-    """Horizontal stacked bars: a row of the table a bar, a column a part, without parts that are 0 in all."""
-    bars = bars.loc[:, bars.sum() > 0]
+    """Horizontal stacked bars: a row of the table a bar, a column a part."""
     colours = [COLOURS.get(part, GREY) for part in bars]
     bars.plot.barh(ax=axes, stacked=True, color=colours, width=0.62, legend=False)
     for container, part in zip(axes.containers, bars):
@@ -120,45 +119,36 @@ def draw_loss(axes: Axes, logs: dict[str, DataFrame]) -> None:
     axes.legend(loc="upper right", fontsize=8)
 
 
-# ---------------------------------------------------------------- which figures a run has
-
-
 def draw_figures(metrics: dict, logs: dict[str, DataFrame]) -> dict[str, list[str]]:
     """{section of the page: its SVGs}, without figures that have no data. `logs`: of the fine-tunings."""
     stages, tests = {label(stage["stage"]): stage for stage in metrics["stages"]}, metrics["tests"]
+    judged = {name: stage["audit"] for name, stage in stages.items() if stage["audit"].get("judged")}
+    pairs = {f"{name}, n = {audit['paths']:,}": audit["answer/orm"] for name, audit in judged.items()}
     figures = defaultdict(list)
 
     def add(section: str, title: str, draw: Callable, data: dict | DataFrame, *more: object) -> None:
-        if len(data):
+        if getattr(data, "size", len(data)):
             figures[section].append(svg(title, draw, data, *more))
 
-    accuracy = {test: [stage["benchmarks"].get(test) for stage in stages.values()] for test in tests}
-    add("results", "Accuracy by stage, 95 % intervals", draw_shares, accuracy, [*stages], "right answers")
+    shares = {test: [stage["benchmarks"].get(test) for stage in stages.values()] for test in tests}
+    add("results", "Accuracy by stage, 95 % intervals", draw_shares, shares, [*stages], "right answers")
     n = metrics["pool"]["problems"]
     solved = metrics["pool"]["first_solved"] if n else {}
     add("results", f"Training problems solved (n = {n:,})", draw_pool, solved, n)
     for test in tests:  # the paper's Figures 2 and 4
-        changes = table(
-            {name: stage["changes"].get(test, {}).get("changes") for name, stage in stages.items()}
-        )
-        add("changes", "From the stage before to each stage", draw_bars, changes, f"problems of {test}")
+        found = {name: stage["changes"].get(test, {}) for name, stage in stages.items()}
+        bars = table({name: change.get("changes") for name, change in found.items()})
+        add("changes", "From the stage before to each stage", draw_bars, bars, f"problems of {test}")
         found = {name: stage["benchmarks"].get(test, {}) for name, stage in stages.items()}
-        types = table({name: result.get("error_types") for name, result in found.items()})
-        add(
-            "changes",
-            "Wrong answers by type of the first mistake",
-            draw_bars,
-            types,
-            f"wrong answers of {test}",
-        )
-    judged = {name: stage["audit"] for name, stage in stages.items() if stage["audit"].get("judged")}
-    pairs = {f"{name}, n = {audit['paths']:,}": audit["answer/orm"] for name, audit in judged.items()}
+        bars = table({name: result.get("error_types") for name, result in found.items()})
+        add("changes", "Wrong answers by first mistake", draw_bars, bars, f"wrong answers of {test}")
     checks = {"accepts right answers": "correct", "rejects wrong answers": "wrong"} if judged else {}
-    agrees = {words: [right_rate(each, check) for each in pairs.values()] for words, check in checks.items()}
-    add("orm", "ORM against answer check, 95 % intervals", draw_shares, agrees, [*judged], "the ORM agrees")
-    shares = 100 * table(pairs).div([audit["paths"] for audit in judged.values()], axis=0)
-    shares = shares.reindex(columns=[*CELLS], fill_value=0).rename(columns=CELLS)
-    add("orm", "Verified responses by both checks", draw_bars, shares, "verified responses, %")
+    shares = {words: [right_rate(each, check) for each in pairs.values()] for words, check in checks.items()}
+    add("orm", "ORM against answer check, 95 % intervals", draw_shares, shares, [*judged], "the ORM agrees")
+    bars = table(pairs).rename(columns=CELLS)
+    bars = 100 * bars.div(bars.sum(axis=1), axis=0)
+    bars = bars[[words for words in CELLS.values() if words in bars]]
+    add("orm", "Verified responses by both checks", draw_bars, bars, "verified responses, %")
     add("cost", "Training loss (running mean)", draw_loss, logs)
     steps = {name: stage["steps"] for name, stage in (stages | {"ORM": metrics["orm"]}).items()}
     add("cost", "Time by stage", draw_bars, table(steps) / 60, "minutes")
@@ -166,5 +156,6 @@ def draw_figures(metrics: dict, logs: dict[str, DataFrame]) -> dict[str, list[st
 
 
 def table(rows: dict[str, dict | None]) -> DataFrame:
-    """A row a name, of those that have parts, and a column a part."""
-    return DataFrame({name: parts for name, parts in rows.items() if parts}, dtype=float).T.fillna(0)
+    """A row a name, of those that have parts, and a column a part, without parts that are 0 in all."""
+    parts = DataFrame({name: parts for name, parts in rows.items() if parts}, dtype=float).T.fillna(0)
+    return parts.loc[:, parts.any()]

@@ -36,9 +36,7 @@ def draw_cards(folders: list[Path]) -> list[dict]:
     drawn = {place: kind for kind in KINDS for place in some(kinds[kind])}
     for path in {path for path, _ in drawn}:
         with path.open("rb") as file:
-            rows |= {
-                (path, line): json.loads(text) for line, text in enumerate(file) if (path, line) in drawn
-            }
+            rows |= {(path, n): json.loads(line) for n, line in enumerate(file) if (path, n) in drawn}
     return [card(kind, path, rows[path, line]) for (path, line), kind in drawn.items()]
 
 

@@ -20,7 +20,7 @@ READ = (  # of a stage's folder
     "*verified.jsonl", "train.jsonl", "model/train_log.jsonl", "eval/*.json*", "blank/*.json*",
     "*recipe.json", "*/*recipe.json",
 )  # fmt: skip
-NAMES = {"base": "base", "round_0": "+ distilled", "final": "+ reflection", "orm": "ORM", "run": "data"}
+NAMES = {"base": "base", "round_0": "+ distilled", "final": "+ reflection", "orm": "ORM"}
 STEPS = {
     "01_sample.py": "sampling", "02_verify.py": "verifying", "03_reflect.py": "reflecting",
     "04_finetune.py": "fine-tuning", "05_evaluate.py": "evaluating",
@@ -40,7 +40,7 @@ def folders_of(run: Path, settings: dict[str, str]) -> list[Path]:
     """The folders of the stages that the settings ask for, in order, then of the ORMs: a folder that is no
     longer asked for may be left. Without settings, what lies there.
     """
-    rounds = range(int(settings.get("ROUNDS", MOST_ROUNDS)) + 1)
+    rounds = range(int(settings.get("ROUNDS") or MOST_ROUNDS) + 1)
     names = ["base", *(f"round_{number}" for number in rounds)]
     if settings.get("REFLECT", "final") == "final":
         names.append("final")
@@ -146,9 +146,11 @@ def error_types(folder: Path) -> dict[str, dict]:
     if not standing.is_file() or asked != [content_of(standing)]:
         return {}
     rows = read_columns(folder / "errors.jsonl", "benchmark", "answer_check", "error_type")
-    rows = rows[rows.answer_check == "wrong"].fillna({"error_type": "unclassified"})
-    found = {name: Counter(part.error_type) for name, part in rows.groupby("benchmark")}
-    return {name: {"error_types": dict.fromkeys(ERROR_TYPES, 0) | types} for name, types in found.items()}
+    rows = rows.fillna({"error_type": "unclassified"})
+    wrong = {name: part.error_type[part.answer_check == "wrong"] for name, part in rows.groupby("benchmark")}
+    return {
+        name: {"error_types": dict.fromkeys(ERROR_TYPES, 0) | Counter(types)} for name, types in wrong.items()
+    }
 
 
 # ---------------------------------------------------------------- the whole
@@ -238,9 +240,8 @@ def cost_of(tokens: dict[str, int], run: Path) -> float | None:
     By the replies in the run's outputs or, if that is more, by spent.tsv: it counts failed requests and
     replies that were replaced, but no model that was asked by hand.
     """
-    prices = price("PRICE_IN"), price("PRICE_OUT")
-    if not any(prices):
-        return None
-    spent = read_spent(run / "spent.tsv")[1] if (run / "spent.tsv").is_file() else (0, 0)
-    counted = (tokens["prompt"], tokens["new"]), spent
-    return round(max(sum(n * each for n, each in zip(pair, prices)) for pair in counted) / 1e6, 4)
+    prices, counted = (price("PRICE_IN"), price("PRICE_OUT")), [(tokens["prompt"], tokens["new"])]
+    if (run / "spent.tsv").is_file():
+        counted.append(read_spent(run / "spent.tsv")[1])
+    costs = [(read * prices[0] + written * prices[1]) / 1e6 for read, written in counted]
+    return round(max(costs), 4) if any(prices) else None

@@ -22,9 +22,6 @@ CHECK = ("id", "sample", "answer_check")  # the fields of a prediction that comp
 MAY_DIFFER = {"model", "test", "limit", "seed", "blank_image"}
 
 
-# ---------------------------------------------------------------- one set of predictions
-
-
 def wilson(correct: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share: within [0, 1], and accurate for shares near 0 and 1."""
     if not n:
@@ -87,9 +84,6 @@ def percent(share: dict) -> str:
     return f"{share['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
 
 
-# ---------------------------------------------------------------- two sets of predictions
-
-
 def bootstrap(differences: list[float], seed: int) -> tuple[float, float]:
     """Paired bootstrap: 95 % interval of the mean difference, problems drawn anew RESAMPLES times."""
     import numpy as np
@@ -136,9 +130,6 @@ def differing(before: dict, after: dict) -> list[str]:
     """Names of the conditions that make two scores not comparable; also one that only one side has."""
     names = (before.keys() | after.keys()) - MAY_DIFFER
     return sorted(name for name in names if before.get(name) != after.get(name))
-
-
-# ---------------------------------------------------------------- the answer check beside the ORM
 
 
 def verdict_lines(rows: Iterable[dict]) -> Iterator[str]:
