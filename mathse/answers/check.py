@@ -56,7 +56,7 @@ def check_value(span: str, rule: str, reference: str, rules: Rules) -> tuple[boo
     """(verdict, extracted): of a statement, or of what its words conclude with: "Answer: its area is 5"."""
     verdict = same_answer(span, reference, rules)
     if verdict is None and is_stated(rule) and rule != "boxed" and read(spell(span)) is None:
-        said = value_in(span, stated=True)
+        said = value_in(span)
         return (same_answer(said, reference, rules), said) if said else (None, span)
     return verdict, span
 

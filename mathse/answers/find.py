@@ -206,15 +206,14 @@ def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
 NO = pattern("denial", "doubt", "supposition", "change", "too")
 VAGUE = pattern("bound", "change", "doubt", "operation", "vague")
 LEAD = pattern("lead", behind=",?")
-IDLE, NOTHING, PLEASANTRY = map(pattern, ("idle", "nothing", "pleasantry"))
+NOTHING, PLEASANTRY = pattern("nothing"), pattern("pleasantry")
 LABEL = re.compile(r"(?:^|[\s$(])[A-Za-zα-ω∠△]{1,4}\S?\s*[=≈]$")  # x =
 PROPERTY = re.compile(r"(?i)\banswers?\b(?! choice|\W*$)")  # something is said of the answer, or of another
 SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
 IS_THE_ANSWER = pattern(
     "hence", before="(?:.*[,.] |.*", behind=",? |)(.{1,80}?) (?:is|are) (?:the|our) (?:\\w+ )?answers?$"
 )
-FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
-CLOSING_FORMULA = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")
+FORMULA = re.compile(r"(?:\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")  # at the end
 NUMERAL = re.compile(
     r"(?<![A-Za-z0-9_.])[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?(?:%|°)?(?![A-Za-z0-9_])"
 )
@@ -241,15 +240,17 @@ def conclusion(text: str) -> tuple[str | None, str]:
     return said, "conclusion" if said else "none"
 
 
-def value_in(last: str, stated: bool = False, whole: bool = False) -> str | None:
-    """The value that a sentence names: behind a verb to its end, or its only formula or number."""
+def value_in(last: str, whole: bool = False) -> str | None:
+    """The value that a sentence names: behind a verb to its end, or its last formula or only number.
+
+    `whole`: it is known to have ended."""
     if nothing := NOTHING.search(last):
         return nothing[0]
     for lead in list(LEAD.finditer(last))[-LEADS:]:
         clause = re.split(r"[,;，]", last[: lead.end()].rstrip(" ,"))[-1]
         said = last[lead.end() :].strip(" *:")
-        is_result = lead[0] in "=≈" and not LABEL.search(re.split("[-+*/^]", clause)[-1])
-        if is_result or stated and IDLE.match(lead[0]) or NO.search(clause):
+        is_result = lead[0][0] in "=≈" and not LABEL.search(re.split("[-+*/^]", clause)[-1])
+        if is_result or NO.search(clause):
             continue
         value = read(spell(said))
         if isinstance(value, Many) and isinstance(value.items[-1], Named) > isinstance(value.items[0], Named):
@@ -259,24 +260,19 @@ def value_in(last: str, stated: bool = False, whole: bool = False) -> str | None
             return said
     if NO.search(last):
         return None
-    if (closing := CLOSING_FORMULA.search(last)) and not VAGUE.search(last[: closing.start()][-30:]):
-        value = "".join(filter(None, closing.groups()))
+    if (formula := FORMULA.search(last)) and not VAGUE.search(last[: formula.start()][-30:]):
+        value = "".join(filter(None, formula.groups()))
     else:
-        value = None if VAGUE.search(last) else only_value(last)
+        value = None if VAGUE.search(last) else only_number(last)
     return value if value and (whole or last.rstrip(" $*)\\").endswith(value)) else None
 
 
-def only_value(text: str) -> str | None:
-    """The only formula of a sentence, or its only number with its unit."""
-    formulas = {one or other for one, other in FORMULA.findall(text)}
+def only_number(text: str) -> str | None:
+    """The only number of a sentence, with as many of the words behind it as are its unit."""
     numbers = list(NUMERAL.finditer(text))
-    if len(formulas) == 1 or len({number[0] for number in numbers}) != 1:
-        return formulas.pop() if len(formulas) == 1 else None
-    return number_with_unit(numbers[0][0], text[numbers[0].end() :])
-
-
-def number_with_unit(number: str, rest: str) -> str | None:
-    """A number with as many of the words behind it as are its unit; None if it goes on in another way."""
+    if len({number[0] for number in numbers}) != 1:
+        return None
+    number, rest = numbers[0][0], text[numbers[0].end() :]
     words = NOUNS.match(rest)
     for size in range(len(words[0]), 0, -1) if words else ():
         ends = size == len(words[0]) or not words[0][size].isalpha()

@@ -61,7 +61,7 @@ def parser() -> lark.Lark:
     grammar = (FOLDER / "grammar.lark").read_text(encoding="utf-8")
     grammar = grammar.replace("<functions>", "|".join(FUNCTIONS))
     grammar = grammar.replace("<units>", unit_pattern().replace("/", r"\/"))
-    return lark.Lark(grammar, parser="lalr", maybe_placeholders=False)
+    return lark.Lark(grammar, parser="lalr")
 
 
 @lark.v_args(inline=True)
@@ -69,8 +69,6 @@ class Reader(Transformer_NonRecursive):
     """The value of a parsed answer: a method for each rule of the grammar."""
 
     from operator import add, mul, neg, pow, sub, truediv
-
-    # ------------------------------------------------------------ numbers, names, units
 
     def number(self, text: str) -> Quantity:
         text = re.sub("[, ]", "", text)
@@ -135,8 +133,6 @@ class Reader(Transformer_NonRecursive):
         require(not MEANING.search(text) and len(words) <= PHRASE)
         return Words(text)
 
-    # ------------------------------------------------------------ operations
-
     def times(self, one: Quantity, other: object) -> object:
         if isinstance(other, Many):  # A(1, 2)
             require(one.is_name)
@@ -161,10 +157,7 @@ class Reader(Transformer_NonRecursive):
     def choose(self, one: Quantity, other: Quantity, _: str) -> Quantity:
         return Quantity(one.small().map(mp.binomial, other.small()))
 
-    def function(self, name: str, *factors: Quantity) -> Quantity:
-        return self.power_of_function(name, Quantity.of(1), *factors)
-
-    def power_of_function(self, name: str, exponent: Quantity, first: Quantity, *rest: Quantity) -> Quantity:
+    def function(self, name: str, exponent: Quantity | None, first: Quantity, *rest: Quantity) -> Quantity:
         """sin 2x and sin(2) x: a bracket is the argument alone."""
         if first.name != "()":
             for factor in rest:
@@ -172,17 +165,15 @@ class Reader(Transformer_NonRecursive):
             rest = ()
         if first.dims:
             require(first.dims == (("angle", 1),) and name in ("sin", "cos", "tan", "cot", "sec", "csc"))
-        if exponent.values == (-1,):
-            name, exponent = f"arc{name}", Quantity.of(1)
-        arguments = Quantity(first.map(lambda value: value * first.size))
-        value = Quantity(arguments.map(function_named(str(name)))) ** exponent
-        if first.is_name and not rest and exponent.values == (1,):
-            return replace(value, name=f"{name} {first.name}")
+        if exponent and exponent.values == (-1,):
+            name, exponent = f"arc{name}", None
+        function, size = function_named(str(name)), first.size
+        value = Quantity(first.map(lambda argument: function(argument * size)), name=f"{name} {first.name}")
+        value = value if first.is_name else replace(value, name="")
+        value = value**exponent if exponent else value
         for factor in rest:
             value = value * factor
         return value
-
-    # ------------------------------------------------------------ several values
 
     def bracketed(self, left: str, value: object, right: str) -> object:
         form = (left + right).replace("⟨", "(").replace("⟩", ")")
@@ -309,17 +300,13 @@ def date(text: str) -> Words | None:
     return None
 
 
-@cache
-def compound_pattern() -> re.Pattern:
-    return re.compile(rf"(?<=\d) ?({unit_pattern()}) ?(?:and )?(?=\d+(?:\.\d+)? ?(?:{unit_pattern()}))")
-
-
 def parsed(text: str) -> object | None:
     """The value of a text by the grammar: of 1 h 30 min as 1 h ⊕ 30 min, of ±3 as 3 or -3."""
     if "±" in text:
         text = " or ".join(text.replace("±", sign) for sign in "+-")
     value, plain = None, ARTICLE.sub("", text)
-    for spelled in dict.fromkeys((compound_pattern().sub(r" \1 ⊕ ", plain), plain)):
+    compound = rf"(?<=\d) ?({unit_pattern()}) ?(?:and )?(?=\d+(?:\.\d+)? ?(?:{unit_pattern()}))"
+    for spelled in dict.fromkeys((re.sub(compound, r" \1 ⊕ ", plain), plain)):
         try:
             value = value or Reader().transform(parser().parse(spelled))
         except lark.exceptions.LarkError:  # a VisitError holds what a method of Reader raised

@@ -23,7 +23,7 @@ FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
 
 
 class Unread(ArithmeticError):
-    """A text has no value that is known here."""
+    """A text has no value that is known here, or two values cannot be compared."""
 
 
 def require(holds: object) -> None:
@@ -289,11 +289,11 @@ class Relation(NamedTuple):
 
 def chain(sides: list, signs: list[str]) -> object:
     """x = 5; y = 2x; 3 + 4 = 7; 1 < x ≤ 4; x ∈ (1, 4]; AB ∥ CD."""
-    if signs[0] in "∈∥⊥":
-        require(len(sides) == 2 and all(isinstance(side, Quantity) and side.is_name for side in sides[:1]))
-        if signs[0] == "∈":
-            return Region(Region.of(sides[1]).intervals, sides[0].name)
-        require(isinstance(sides[1], Quantity) and sides[1].is_name)
+    if signs == ["∈"]:
+        require(sides[0].is_name)
+        return Region(Region.of(sides[1]).intervals, sides[0].name)
+    if signs in (["∥"], ["⊥"]):
+        require(all(side.is_name for side in sides))
         return Words(signs[0].join(sorted(side.name for side in sides)))
     return equation(sides, signs) if {*signs} <= {"=", "≈"} else inequality(sides, signs)
 
@@ -303,10 +303,8 @@ def equation(sides: list, signs: list[str]) -> object:
     first, rest = sides[0], sides[1:]
     if isinstance(first, Words):
         return Named(f" {first.key}", Said.of(rest, signs[1:]))
-    if isinstance(first, Many):
-        require(first.form in ("()", "ratio") and all(isinstance(item, Quantity) for item in first.items))
+    if isinstance(first, Many):  # whose items must have names
         return Named(",".join(item.name for item in first.items), Said.of(rest, signs[1:]))
-    require(isinstance(first, Quantity))
     if not all(isinstance(side, Quantity) for side in rest):
         require(first.is_name and len(rest) == 1)
         return Named(first.name, rest[0], first)
@@ -318,9 +316,9 @@ def equation(sides: list, signs: list[str]) -> object:
         numbers = [(side, sign) for side, sign in zip(rest, signs) if side.is_number]
         results, signs = zip(*(numbers if rest[-1].is_number else [(rest[-1], "=")]))
         return Named(first.name, Said.of(results, signs[1:]), first)
-    require(len(rest) == 1)
-    difference = first.bare() - rest[0].bare()
-    return rest[0] if all(close(value, 0) for value in difference.values) else Relation("=", difference)
+    (second,) = rest
+    difference = first.bare() - second.bare()
+    return second if all(close(value, 0) for value in difference.values) else Relation("=", difference)
 
 
 def inequality(sides: list, signs: list[str]) -> object:
