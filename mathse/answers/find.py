@@ -25,8 +25,7 @@ FORMS = {  # the rule of an answer that is stated: what it is stated with
 
 
 def is_stated(rule: str) -> bool:
-    """Whether an answer was stated as such: by a closing sentence, a box, a field, a tag, an answer line; not a
-    bare value or what prose concludes with."""
+    """Whether an answer was stated as one; a bare value and what prose concludes with were not."""
     return rule == "sentence" or rule.replace("-", "_") in FORMS
 
 
@@ -37,8 +36,6 @@ def statements(closing: str) -> re.Pattern:
     named = (f"(?P<{rule}>{form})" for rule, form in (forms | FORMS).items())
     return re.compile("|".join(named), re.IGNORECASE)
 
-
-# ---------------------------------------------------------------- what makes a statement none
 
 CLAUSE = r"[^.!?\n,;\\]{0,30}$"
 DENIED, OTHERS = pattern("denying", behind=CLAUSE), pattern("of another", behind=CLAUSE)  # before a statement
@@ -63,7 +60,7 @@ GOES_ON = re.compile(  # behind such a box
 
 
 def holds(text: str, found: re.Match) -> bool:
-    """Whether a statement is neither denied nor supposed nor another's, nor a box that is a part of a formula."""
+    """Whether a statement is not denied, supposed or another's, nor a box that is a part of a formula."""
     if found.lastgroup in ("tag", "field"):
         return True
     before = text[max(0, found.start() - SPAN) : found.start()]
@@ -82,17 +79,17 @@ def holds(text: str, found: re.Match) -> bool:
     )
 
 
-# ---------------------------------------------------------------- what a statement says
-
 CLEANING = rules("response", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 LEADING = re.compile(r"[\s*:：\"_]*(?:(?<=\n)[-•] )?(?:(?:\$\$|\\\[|\$)\s*\n\s*)?")
 LISTED = re.compile(r"[ *:：]*((?:\n+ *[-*•] [^\n]{1,60}){2,12})(?=\n\n|\s*$)")  # an answer a line
 END = re.compile(  # of a sentence
     r"(?<!i\.e)(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?。]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|。"
-    r"|\n(?!\s*(?:or|and)\b)|</(?:final_)?answer>|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)",
+    r"|\n(?!\s*(?:or|and)\b)|</(?:final_)?answer>"
+    r"|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)",
     re.IGNORECASE,
 )
 QUOTED = re.compile(r"(?:[^\"\\\n]|\\.)*")
+APART = re.compile(r"(?i)[.。\n=≈]|\b(?:so|thus|hence|gives|wrong)\b")  # between boxes of two answers
 LABELLED = re.compile(r"\(([1-9a-h])\)\W*$|\b([a-zA-Z])\s*=\s*\$?$")  # (1) or x = before a box
 UNIT_BEHIND = re.compile(  # a box: %, cm^2, \text{ km/h}
     r"[\s$]*(?:\\\)|\\\])?[\s~]*(?:\\(?:text|mathrm|,)\s*)?\{?[\s~]*"
@@ -108,10 +105,9 @@ def clean(response: str) -> str:
 def find_answer(response: str, closing: str = "") -> tuple[str | None, str]:
     """(the final answer as written, the rule that found it), or (None, "none").
 
-    What follows `closing` is a statement of it, beside the general forms. The last statement counts; when it is
-    empty, never closed or taken back there is no answer. Without a statement the answer is a short response
-    itself, "bare", or what its last sentence concludes with, "conclusion".
-    """
+    The last statement counts; when it is empty, never closed or taken back there is no answer. What follows
+    `closing` is a statement too. Without a statement it is a short response itself, "bare", or what the last
+    sentence concludes with, "conclusion"."""
     text = clean(str(response))
     found = list(statements(closing).finditer(text))[-STATEMENTS:]
     held = [statement for statement in found if holds(text, statement)]
@@ -163,14 +159,15 @@ def braced(text: str, start: int) -> int | None:
 
 
 def boxes(text: str, held: list[re.Match]) -> tuple[str, int]:
-    """(the last box, or those that end a response together: (1) … (2) …, \\boxed{2} and \\boxed{3}; its end)"""
+    """(the last box, or those that a response ends with: (1) … (2) …, \\boxed{2} and \\boxed{3}; its end)"""
     found, start = [], len(text)
     for match in reversed(held[-BOXES:]):
         close = braced(text, match.end()) if match.lastgroup == "boxed" else None
         if close is None or close > start:
             break
         label = LABELLED.search(text[max(0, match.start() - 20) : match.start()])
-        if found and not are_joined(text[close + 1 : start]) and not (label and found[0][1]):
+        between = text[close + 1 : start].strip(" \n$")
+        if found and (len(between) > 40 or APART.search(between)) and not (label and found[0][1]):
             break
         found.insert(0, (text[match.end() : close], label))
         start = match.start()
@@ -184,12 +181,6 @@ def boxes(text: str, held: list[re.Match]) -> tuple[str, int]:
         return " ".join(named).strip(","), end
     alternative = re.search(r"\bor\b", text[held[-2].end() : held[-1].start()])
     return (" or " if alternative else ", ").join(box for box, _ in found), end
-
-
-def are_joined(between: str) -> bool:
-    """Whether two boxes are of one answer, by what stands between them."""
-    between = between.strip(" \n$")
-    return len(between) < 40 and not re.search(r"(?i)[.。\n=≈]|\b(?:so|thus|hence|gives|wrong)\b", between)
 
 
 def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
@@ -241,9 +232,7 @@ def conclusion(text: str) -> tuple[str | None, str]:
 
 
 def value_in(last: str, whole: bool = False) -> str | None:
-    """The value that a sentence names: behind a verb to its end, or its last formula or only number.
-
-    `whole`: it is known to have ended."""
+    """What a sentence names: behind a verb to its end, its last formula or only number. `whole`: it ends."""
     if nothing := NOTHING.search(last):
         return nothing[0]
     for lead in list(LEAD.finditer(last))[-LEADS:]:

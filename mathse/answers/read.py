@@ -1,11 +1,12 @@
 """Read an answer as a value: whole, every character of it, or not at all.
 
-grammar.lark says which answers are read, Reader what its rules stand for, read() what may stand around them. A
-rule that does not hold raises Unread; what else the arithmetic of values refuses is not read either.
+grammar.lark says which answers are read, Reader what its rules stand for, read() what may stand around them.
+A rule that does not hold raises Unread; what else the arithmetic of values refuses is not read either.
 """
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import cache, lru_cache
@@ -74,9 +75,8 @@ class Reader(Transformer_NonRecursive):
         text = re.sub("[, ]", "", text)
         if repeating := re.fullmatch(r"(\d*)\.(\d*)\((\d+)\)", text):
             whole, digits, again = repeating.groups()
-            scale = mp.mpf(10) ** len(digits)
-            nines = mp.mpf(10) ** len(again) - 1
-            return Quantity.of((mp.mpf(whole + digits or 0) + mp.mpf(again) / nines) / scale)
+            behind = mp.mpf(again) / (mp.mpf(10) ** len(again) - 1)
+            return Quantity.of((mp.mpf(whole + digits or 0) + behind) / mp.mpf(10) ** len(digits))
         return Quantity.of(text)
 
     def mixed(self, text: str) -> Quantity:
@@ -93,9 +93,8 @@ class Reader(Transformer_NonRecursive):
 
     def segment(self, text: str) -> Quantity:
         one, other = re.findall("[A-Z]'?", text)
-        return Quantity(
-            (Quantity.variable(one) * Quantity.variable(other)).values, name="".join(sorted((one, other)))
-        )
+        product = Quantity.variable(one) * Quantity.variable(other)
+        return replace(product, name="".join(sorted((one, other))))
 
     def figure(self, text: str) -> Quantity:
         points = text[1:]
@@ -243,8 +242,6 @@ def function_named(name: str) -> Callable:
     return {"lg": mp.log10, "log": mp.log10, "abs": abs}.get(name) or getattr(mp, name.replace("arc", "a"))
 
 
-# ---------------------------------------------------------------- a whole text
-
 ARTICLE = re.compile(rf"(?i)\b(?:the |an? (?!(?:{'|'.join(FUNCTIONS)}|or|and|is)\b))(?=[a-z]{{2}})")
 HEDGE, ABOUT = pattern("hedge", "about", before="(?:", behind=r"(?![a-z])[\s,:.]*)+"), pattern("about")
 AGAIN = pattern(
@@ -253,6 +250,7 @@ AGAIN = pattern(
 REMARK = pattern("remark", before=r"(.+?) ?(?:\(|- |— )(", behind=r" [a-z ,\d]+)\)?")
 NUMBERED = re.compile(r"(?:^|[\s;,.])\(?(\d|[a-h])\)[:.]? ?(.+?)(?=[\s;,.]+\(?(?:\d|[a-h])\)|$)")
 TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?: ([apAP])m)?")
+MONTH = re.compile(r"(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|\d月|^\d{4}-")
 WEEKDAY = re.compile(r"(?i)\b(?:mon|tues|wednes|thurs|fri|satur|sun)day,? |,|\b(?:the|of) ")
 DATES = "%B %d %Y", "%d %B %Y", "%B %d", "%d %B", "%b %d", "%d %b", "%Y-%m-%d", "%Y年%m月%d日", "%m月%d日"
 SAME_WORDS = spellings(sections("words.txt")["same words"])
@@ -271,8 +269,10 @@ def read(text: str) -> object | None:
     if len(numbered) > 1 and "".join(name for name, _ in numbered) in "123456789abcdefgh":
         items = tuple(read(part.strip(" ,;.")) for _, part in numbered)
         return None if None in items else Many("blanks", items)
-    if found := time(text) or date(text):
-        return found
+    if match := TIME.fullmatch(text):  # which may be a ratio too
+        return Time(int(match[1]), int(match[2]), (match[3] or "").lower())
+    if day := date(text):
+        return day
     if re.search(r"(?<=[\w%°)]) \([^()]+\)$", text) or AGAIN.search(text):
         value = restated(text)
         if value is not None or re.search(r"\d[^()]* \([-\d.,/ ]+\)$", text):
@@ -281,22 +281,12 @@ def read(text: str) -> object | None:
     return restated(text) if value is None else value
 
 
-def time(text: str) -> Time | None:
-    """3:30, which may be a ratio too; 3:30 pm."""
-    match = TIME.fullmatch(text)
-    return Time(int(match[1]), int(match[2]), (match[3] or "").lower()) if match else None
-
-
 def date(text: str) -> Words | None:
     """March 5, the 5th of March, Friday, 5 March 2024, 3月5日: each a name of the day."""
-    if not re.search(r"(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|\d月|^\d{4}-", text):
-        return None
-    for form in DATES:
-        try:
+    for form in DATES if MONTH.search(text) else ():
+        with suppress(ValueError):
             day = datetime.strptime(WEEKDAY.sub("", text), form)
-        except ValueError:
-            continue
-        return Words(day.strftime("date %m-%d %Y" if "%Y" in form else "date %m-%d"))
+            return Words(day.strftime("date %m-%d %Y" if "%Y" in form else "date %m-%d"))
     return None
 
 
@@ -307,10 +297,8 @@ def parsed(text: str) -> object | None:
     value, plain = None, ARTICLE.sub("", text)
     compound = rf"(?<=\d) ?({unit_pattern()}) ?(?:and )?(?=\d+(?:\.\d+)? ?(?:{unit_pattern()}))"
     for spelled in dict.fromkeys((re.sub(compound, r" \1 ⊕ ", plain), plain)):
-        try:
+        with suppress(lark.exceptions.LarkError):  # a VisitError holds what a method of Reader raised
             value = value or Reader().transform(parser().parse(spelled))
-        except lark.exceptions.LarkError:  # a VisitError holds what a method of Reader raised
-            continue
     if isinstance(value, Quantity) and value.dims == (("angle", 1),) and value.size < units()["°"].size:
         return None  # 5' may be feet
     return value
@@ -332,7 +320,6 @@ def restated(text: str) -> object | None:
     if sides[0] == sides[1]:
         return sides[0]
     flat = [one for side in sides for one in (side.values if isinstance(side, Said) else (side,))]
-    try:
+    with suppress(Unread):
         return Said.of(flat, ["≈" if ABOUT.search(match[0]) else "="] * (len(flat) - 1))
-    except Unread:
-        return None
+    return None

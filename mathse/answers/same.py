@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -61,8 +62,8 @@ def every(verdicts: Iterable[bool | None]) -> bool | None:
 
 @dataclass(frozen=True)
 class Rules:
-    """How values are compared. `precision`: decimals that count, None for all; `percent`: the question asks for
-    one, so 35 is 35%; `ordered`: it asks for an order; `decimals`: that both sides are written with."""
+    """How values are compared. `precision`: decimals that count, None for all; `percent`: the question asks
+    for one, so 35 is 35%; `ordered`: it asks for an order; `decimals`: that both sides are written with."""
 
     precision: int | None = None
     percent: bool = False
@@ -71,10 +72,9 @@ class Rules:
 
     def compare(self, one: object, other: object) -> bool | None:
         """same(), and no telling where the values refuse."""
-        try:
+        with suppress(ArithmeticError):  # Unread is one too
             return self.same(one, other)
-        except ArithmeticError:  # Unread is one too
-            return None
+        return None
 
     def same(self, one: object, other: object) -> bool | None:
         """Whether two values are the same. Which of them is the reference does not matter."""
@@ -178,7 +178,9 @@ class Rules:
             return same_size and self.same_ratio(one, other)
         names = [{item.name for item in each.items if isinstance(item, Named)} for each in (one, other)]
         if same_size and all(len(each) == len(one.items) for each in names):
-            return every(self.same_of_name(item, one.items) for item in other.items)
+            found = [[each for each in one.items if same_name(each.name, item.name)] for item in other.items]
+            pairs = zip((each[0] if len(each) == 1 else None for each in found), other.items)
+            return every(self.same(one.value, other.value) if one else None for one, other in pairs)
         bracketed = [len(each.form) == 2 for each in (one, other)]
         if all(bracketed) and len(one.items) == 2 and one.form != other.form:
             return False  # intervals
@@ -194,11 +196,6 @@ class Rules:
                 return False
             left.remove(partner)
         return not left
-
-    def same_of_name(self, item: Named, items: tuple[Named, ...]) -> bool | None:
-        """Whether the one value of that name is the same."""
-        found = [each for each in items if same_name(each.name, item.name)]
-        return self.same(found[0].value, item.value) if len(found) == 1 else None
 
     def same_ratio(self, one: Many, other: Many) -> bool | None:
         """3:5 and 6:10."""

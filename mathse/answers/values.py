@@ -1,8 +1,7 @@
-"""What an answer is read as: quantities and their arithmetic, words, names, several values, regions, relations.
+"""What an answer is read as: quantities and their arithmetic, words, names, lists, regions, relations.
 
-A number or expression is its value at four points, where its variables have values drawn from their names: two
-expressions are the same if they agree there. No symbolic algebra is done, so nothing can run away. What makes
-no sense raises Unread, or an error of the arithmetic.
+A number or expression is its value at four points, where its variables have values drawn from their names:
+two expressions are the same if they agree there. No symbolic algebra is done, so nothing can run away.
 """
 
 import operator
@@ -33,12 +32,9 @@ def require(holds: object) -> None:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number, expression or quantity: 7, 2x + 1, 5 cm.
-
-    `values`: at each of the points; only one if there are no variables. `dims`: the powers of what it
-    measures, (("length", 2),); a noun counts as "#apples". `size`: of its unit in the base unit, 0.01 for cm.
-    `name`: of a variable that stands alone; "0" for digits, "()" for a bracket.
-    """
+    """A number, expression or quantity: 7, 2x + 1, 5 cm. `values`: at each of the points, one if there are no
+    variables. `dims`: the powers of what it measures, (("length", 2),); of a noun ("#apples", 1). `size`: of
+    its unit, 0.01 for cm. `name`: of a variable that stands alone; "0" for digits, "()" for a bracket."""
 
     values: tuple
     dims: tuple = ()
@@ -241,12 +237,7 @@ class Region(NamedTuple):
 
     def is_same(self, other: "Region") -> bool:
         """Regions of two variables differ."""
-        if (
-            self.name
-            and other.name
-            and self.name != other.name
-            or len(self.intervals) != len(other.intervals)
-        ):
+        if len({self.name, other.name} - {""}) > 1 or len(self.intervals) != len(other.intervals):
             return False
         pairs = list(zip(self.intervals, other.intervals))
         ends = all(close(one.low, two.low) and close(one.high, two.high) for one, two in pairs)
@@ -262,14 +253,10 @@ class Relation(NamedTuple):
     @classmethod
     def of(cls, value: object) -> "Relation | None":
         """An equation or inequality as one; y = 2x and x > 1 are two too."""
-        if (
-            isinstance(value, Named)
-            and value.side
-            and isinstance(value.value, Quantity)
-            and not value.value.dims
-        ):
+        given = value.value if isinstance(value, Named) and value.side else None
+        if isinstance(given, Quantity) and not given.dims:
             side = Quantity.variable("y") if "(" in value.name else value.side  # f(x) = 2x
-            return cls("=", side - value.value)
+            return cls("=", side - given)
         if isinstance(value, Region) and value.name and len(value.intervals) == 1:
             low, low_in, high, high_in = value.intervals[0]
             if mp.isinf(low) or mp.isinf(high):
