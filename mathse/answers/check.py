@@ -14,8 +14,9 @@ from mathse.answers.tables import FOLDER, pattern, words
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # name the choices of a problem
 TRUTH, BEFORE_LETTER = pattern("truth"), pattern("before letter", behind=",? ?")
 ASKS_PERCENT, ASKS_ORDER = pattern("asks percent"), pattern("asks order")
-NEGATIVE = pattern("denial", "not chosen")
+NEGATIVE = pattern("denial", "doubt", "not chosen")
 CHOOSES = re.compile(words("chooses") + "|[:=]")
+BOLD = re.compile(r"\*\*(.+?)\*\*")
 RIGHT, WRONG = words("right"), words("wrong")
 VERDICTS = {True: "correct", False: "wrong", None: "undecided"}
 
@@ -213,7 +214,7 @@ def concluded_letters(text: str, options: list[str]) -> set[str]:
     if len(judged) > 1:
         return {letter for letter, verdict in judged if re.fullmatch(RIGHT, verdict)}
     last = spell(lines[-1])
-    for said in (CHOOSES.split(last)[-1].strip(" ,"), last):
+    for said in (*map(spell, BOLD.findall(lines[-1])[-1:]), CHOOSES.split(last)[-1].strip(" ,"), last):
         found = letters_in(said, options)
         if found and not NEGATIVE.search(re.split("[,;]", last)[-1]):
             return found

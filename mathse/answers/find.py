@@ -89,7 +89,7 @@ END = re.compile(  # of a sentence
     re.IGNORECASE,
 )
 QUOTED = re.compile(r"(?:[^\"\\\n]|\\.)*")
-APART = re.compile(r"(?i)[.。\n=≈]|\b(?:so|thus|hence|gives|wrong)\b")  # between boxes of two answers
+APART = re.compile(r"(?i)[.。…\n=≈]|\b(?:after|so|thus|hence|gives|wrong)\b")  # between boxes of two answers
 LABELLED = re.compile(r"\(([1-9a-h])\)\W*$|\b([a-zA-Z])\s*=\s*\$?$")  # (1) or x = before a box
 UNIT_BEHIND = re.compile(  # a box: %, cm^2, \text{ km/h}
     r"[\s$]*(?:\\\)|\\\])?[\s~]*(?:\\(?:text|mathrm|,)\s*)?\{?[\s~]*"
@@ -197,7 +197,7 @@ def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
 NO = pattern("denial", "doubt", "supposition", "change", "too")
 VAGUE = pattern("bound", "change", "doubt", "operation", "vague")
 LEAD = pattern("lead", behind=",?")
-NOTHING, PLEASANTRY = pattern("nothing"), pattern("pleasantry")
+NOTHING, PLEASANTRY, DONE = pattern("nothing"), pattern("pleasantry"), pattern("done")
 LABEL = re.compile(r"(?:^|[\s$(])[A-Za-zα-ω∠△]{1,4}\S?\s*[=≈]$")  # x =
 PROPERTY = re.compile(r"(?i)\banswers?\b(?! choice|\W*$)")  # something is said of the answer, or of another
 SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
@@ -206,7 +206,7 @@ IS_THE_ANSWER = pattern(
 )
 FORMULA = re.compile(r"(?:\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")  # at the end
 NUMERAL = re.compile(
-    r"(?<![A-Za-z0-9_.])[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?(?:%|°)?(?![A-Za-z0-9_])"
+    r"(?<![A-Za-z0-9_.])[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?(?:%|°)?(?![A-Za-z0-9_])"
 )
 NOUNS = re.compile(r" ?[A-Za-z°%/^2³²]+(?: [a-z]+){0,2}| ?[\u4e00-\u9fff/]{1,6}")
 
@@ -242,17 +242,18 @@ def value_in(last: str, whole: bool = False) -> str | None:
         if is_result or NO.search(clause):
             continue
         value = read(spell(said))
-        if isinstance(value, Many) and isinstance(value.items[-1], Named) > isinstance(value.items[0], Named):
-            continue  # 9, and the next is 34
-        is_name = isinstance(value, Words) and not re.search(r"\d", said)  # and no date
-        if value is not None and not (is_name and (len(said.split()) > 3 or re.search(r"\d", last))):
+        if isinstance(value, Words) and not re.search(r"\d", said):  # and no date
+            value = None if len(said.split()) > 3 or re.search(r"\d", last) or DONE.search(said) else value
+        if isinstance(value, Many) and isinstance(value.items[-1], Named):  # 9, and the next is 34
+            value = value if isinstance(value.items[0], Named) else None
+        if value is not None:
             return said
     if NO.search(last):
         return None
     if (formula := FORMULA.search(last)) and not VAGUE.search(last[: formula.start()][-30:]):
         value = "".join(filter(None, formula.groups()))
     else:
-        value = None if VAGUE.search(last) else only_number(last)
+        value = None if VAGUE.search(last) else only_number(last) or only_number(spell(last))
     return value if value and (whole or last.rstrip(" $*)\\").endswith(value)) else None
 
 

@@ -24,7 +24,7 @@ NOUN = 3  # words of what is counted
 PHRASE = 12  # words of a name
 MEANING = pattern("meaning", "denial", "change", "operation", "bound")
 JOINS, LABELS = pattern("joins"), pattern("labels")
-PLURAL = re.compile(r"(?i)[a-z]{2,}(?<![sui])s$|(?:people|children|men|women|feet|fish|sheep|mice|dice)$")
+PLURAL = pattern("plural", before=r"(?:[a-z]{2,}(?<![sui])s|", behind=")$")
 COUNTERS = "".join(sections("words.txt")["counters"][0].split()[1:])
 
 
@@ -53,7 +53,7 @@ def unit_pattern() -> str:
         rf"(?:(?<=[\d)π/*] )|(?<=[/*]))[{letters}](?![A-Za-z])"
         rf"|(?<![A-Za-z])(?i:{latin})(?![A-Za-z])|(?<![A-Za-z])in(?=$|\^|/)"
         rf"|[°%‰¢]|(?<=[\d ])['\"]|[平立]方({han})|({han})"
-        rf"|[{COUNTERS}](?![以左右多余内外上下至不倍])[\u4e00-\u9fff]{{0,4}}"
+        rf"|[{COUNTERS}](?![以左右多余内外上下至倍]|不(?!同))[\u4e00-\u9fff]{{0,5}}"
     )
 
 
@@ -120,7 +120,7 @@ class Reader(Transformer_NonRecursive):
     def counted(self, value: Quantity, words: Words) -> Quantity:
         noun = words.key
         require(noun.isascii() and value.is_number and not MEANING.search(noun) and not JOINS.search(noun))
-        require(noun.count(" ") < NOUN and (PLURAL.search(noun) or value.values[0] == 1))
+        require(noun.count(" ") < NOUN and (PLURAL.search(noun) or 0 < value.values[0] <= 1))
         return value * thing(noun)
 
     def labelled(self, words: Words, value: object) -> Named:
@@ -244,9 +244,7 @@ def function_named(name: str) -> Callable:
 
 ARTICLE = re.compile(rf"(?i)\b(?:the |an? (?!(?:{'|'.join(FUNCTIONS)}|or|and|is)\b))(?=[a-z]{{2}})")
 HEDGE, ABOUT = pattern("hedge", "about", before="(?:", behind=r"(?![a-z])[\s,:.]*)+"), pattern("about")
-AGAIN = pattern(
-    "again", "about", before=r"[,;]? ?\(? ?(?:", behind=r"[,. ]*)+(?=[-\d√π(.⦃a-z])(?<!\bor )(?<!\bor)"
-)
+AGAIN = pattern("again", "about", before=r"[,;]? ?\(? ?(?:", behind=r"[,. ]*)+(?=[-\d√π(.⦃a-z])(?<!\bor )")
 REMARK = pattern("remark", before=r"(.+?) ?(?:\(|- |— )(", behind=r" [a-z ,\d]+)\)?")
 NUMBERED = re.compile(r"(?:^|[\s;,.])\(?(\d|[a-h])\)[:.]? ?(.+?)(?=[\s;,.]+\(?(?:\d|[a-h])\)|$)")
 TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?: ([apAP])m)?")

@@ -144,10 +144,11 @@ class Rules:
         if one.is_number and other.is_number:
             if self.precision is not None:
                 decimals = min(int(self.precision), MOST_DECIMALS)
-                return close(*pairs[0], mp.mpf("0.5") * mp.mpf(10) ** -decimals + TOLERANCE)
-            written = [count for count in self.decimals if count >= EXACT_DECIMALS]
-            if written and size == other_size == 1 and close(*pairs[0], mp.mpf(10) ** -min(written)):
-                return bool(abs(pairs[0][0] - pairs[0][1]) <= abs(pairs[0][1]) / EXACT_SHARE)
+                return close(*pairs[0], mp.mpf(10) ** -decimals / 2 + TOLERANCE)
+            decimals = min(self.decimals, default=0)
+            is_exact = len({*self.decimals}) < len(self.decimals)  # two with as many decimals
+            if decimals >= EXACT_DECIMALS and not is_exact and size == other_size == 1:
+                return close(*pairs[0], min(mp.mpf(10) ** -decimals, abs(pairs[0][1]) / EXACT_SHARE))
         return all(close(*pair) for pair in pairs)
 
     def same_single(self, one: object, other: object) -> bool | None:

@@ -54,7 +54,7 @@ class Quantity:
             return cls((+constants[name],), name=name)
         seeds = [zlib.crc32(f"{name} {point}".encode()) for point in range(POINTS)]
         sizes = [mp.mpf(seed % 10007) / 3511 + mp.mpf("0.3") for seed in seeds]
-        signs = [-1 if point > 1 and seed % 2 else 1 for point, seed in enumerate(seeds)]
+        signs = [-1 if point == 2 or point > 2 and seed % 2 else 1 for point, seed in enumerate(seeds)]
         return cls(tuple(map(operator.mul, sizes, signs)), name=name)
 
     @property
