@@ -53,7 +53,7 @@ IN_FORMULA = re.compile(  # before a box that is a part of something
 )
 CHANGED = "hundred|thousand|million|billion|dozen|times|plus|minus|divided|squared|cubed|out of"
 GOES_ON = re.compile(  # behind such a box
-    r"[\w!^|]|[,.]\d|\s*,\s*-?\d+\s*[)\]]|\{,\}|\\[,!]\d|\s*[-+*/^]\s*(?:\d|[a-z]\b|\\(?!text|\)|\]))"
+    r"[A-Za-z\d_!^|]|[,.]\d|\s*,\s*-?\d+\s*[)\]]|\{,\}|\\[,!]\d|\s*[-+*/^]\s*(?:\d|[a-z]\b|\\(?!text|\)|\]))"
     rf"|[\s$]*(?:[<>≤≥]|{COMMAND}|\\pi)|\s*(?:or(?!\s*\$?\\boxed)|{CHANGED})\b"
     r"|\s*\\?%[\s$]*(?:\\text\{\s*)?of\b"
 )
