@@ -64,8 +64,7 @@ def without_groups(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """What two texts have in common that are the same but for case and blanks."""
-    text = spell(text)
+    """What two texts in this spelling have in common that are the same but for case and blanks."""
     text = text.casefold() if re.search("[A-Za-z]{3}", text) else text
     return re.sub(r'(?<![\d,])\s+|\s+(?!\d)|(?<=,)\s+(?!\d{3}(?!\d))|"|(?<=[a-z])-(?=[a-z])', "", text)
 
