@@ -1,8 +1,8 @@
 """Labelled pairs for the answer check: a response, a reference answer, and whether the one states the other.
 
-answer_pairs.jsonl has three sets, each written by hand without a look at the code: "a" before the code was
-written, "b" seen from half-way on, "c" not seen before its first figures were taken. Two more are read if
-they lie beside the project; nothing needs them.
+answer_pairs.jsonl has seven sets, each written by hand before the code of its time was run on it: "a" to "c"
+before an older answer check, "d" and "f" as models of today write plain answers, "e" and "g" as attacks; and
+"tables", with exact verdicts. Two more are read if they lie beside the project; nothing needs them.
 """
 
 import json
@@ -25,7 +25,9 @@ def read_pairs(path: Path, name: str | None = None) -> list[dict]:
                 "answer": row["answer"],
                 "options": row.get("options") or row.get("choices"),
                 "question": row.get("question"),
+                "precision": row.get("precision"),
             },
+            "verdict": row.get("verdict"),
             "expected": row["expected"] if "expected" in row else row["correct"],
         }
         for row in rows
@@ -35,7 +37,7 @@ def read_pairs(path: Path, name: str | None = None) -> list[dict]:
 
 def sets() -> dict[str, list[dict]]:
     """All sets at hand, by name."""
-    found = {f"own {name}": read_pairs(OWN, name) for name in "abc"}
+    found = {f"own {name}": read_pairs(OWN, name) for name in "abcdefg"}
     found |= {name: read_pairs(path) for name, path in FILES.items() if path.exists()}
     return found
 

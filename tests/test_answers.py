@@ -1,22 +1,16 @@
-"""The answer check: tables of (response, reference answer, verdict), hostile strings, labelled pairs."""
+"""The answer check: what is found, what is not stated, hostile strings, labelled pairs."""
 
 import subprocess
 import sys
 
 import pytest
-from answer_sets import sets
+from answer_sets import OWN, read_pairs, sets
 from conftest import ROOT
 
-from mathse.answers import check_answer, check_rows, find_answer
+from mathse.answers import check_answer, check_rows, find_answer, is_stated, reveals, same_value, votes
 
 CLOSING = "The answer to this problem is"
 C, W, U = "correct", "wrong", "undecided"
-AREAS = {"options": ["6 cm", "12 cm", "18 cm", "24 cm"], "answer": "B"}
-SHAPES = {"options": ["a square", "a rhombus", "It cannot be determined"], "answer": "a rhombus"}
-LETTERS = {"options": ["A", "B", "C", "D"], "answer": "C"}
-SURDS = {"options": ["(A) $\\sqrt{5}$", "(B) $2\\sqrt{5}$", "(C) $5$"], "answer": "B"}
-YES_NO = {"options": ["Yes", "No"], "answer": "No"}
-
 SPANS = {
     "The answer to this problem is 7.": ("7", "sentence"),
     "First \\boxed{4}. No, that is wrong: we forgot a side. So it is \\boxed{6}.": ("6", "boxed"),
@@ -36,229 +30,6 @@ SPANS = {
     "": (None, "none"),
     "I can not see the picture": (None, "none"),
 }
-
-TABLES = {
-    "numbers": [
-        ("The answer to this problem is 12.", "12", C),
-        ("The answer to this problem is 12.0", 12, C),
-        ("The answer to this problem is 13.", "12", W),
-        ("\\boxed{-\\frac{7}{4}}", "-1.75", C),
-        ("Answer: 3/8", "0.375", C),
-        ("Answer: 3/8", "8/3", W),
-        ("The answer is $1\\frac{3}{4}$.", "7/4", C),
-        ("The answer is 1 3/4", "\\frac74", C),
-        ("The answer is 13/4", "1 3/4", W),
-        ("The answer is $\\frac{1}{23}$", "\\frac{12}{3}", W),
-        ("The answer is $\\frac{1}{2^{90}}$", "\\frac{1}{2^{91}}", W),
-        ("The answer is 2,048.", "2048", C),
-        ("\\boxed{12\\,500}", "12500", C),
-        ("\\boxed{7{,}200}", "7200", C),
-        ("The answer is 7,200", "72", W),
-        ("The answer is $3 \\times 10^{4}$.", "30000", C),
-        ("The answer is −8", "-8", C),
-        ("The answer is twelve.", "12", C),
-        ("the answer is 1/2^40", "1/2^41", W),
-        ("So it equals \\boxed{2^{10}}", "1024", C),
-        ("The answer is 0.333333333", "1/3", C),
-        ("The answer is 0.33", "1/3", W),
-        ("Answer: 3 + 4 = 7", "7", C),
-        ("The answer is approximately 31", "31", C),
-    ],
-    "roots and pi": [
-        ("The answer is 6√2.", "6\\sqrt{2}", C),
-        ("The answer is √72", "$6\\sqrt{2}$", C),
-        ("The answer is 6.", "6\\sqrt{2}", W),
-        ("The answer is 3*sqrt(5)", "3\\sqrt{5}", C),
-        ("Area = \\boxed{18π}", "18\\pi", C),
-        ("The answer is 18 pi", "18\\pi", C),
-        ("The answer is 18", "18\\pi", W),
-        ("The answer is $\\sqrt{23}$", "\\sqrt{2}3", U),
-        ("The answer is 2√3 − π", "2\\sqrt{3}-\\pi", C),
-        ("The answer is π/6", "\\frac{\\pi}{6}", C),
-        ("The answer is $\\frac{\\sqrt 3}{3}$", "\\frac{1}{\\sqrt{3}}", C),
-        ("The answer is 9π ≈ 28.27", "9\\pi", C),
-    ],
-    "units": [
-        ("The answer is 5 cm.", "5", C),
-        ("The answer is 5", "5 cm", C),
-        ("The answer is 5 cm", "5 m", W),
-        ("The answer is 50 cm", "0.5 m", C),
-        ("The answer is 5 cm^2", "5 cm", W),
-        ("\\boxed{5 \\text{ cm}^2}", "5\\mathrm{~cm}^{2}", C),
-        ("The answer is 5平方厘米。", "5 cm^2", C),
-        ("The answer is 5 square centimeters", "5 cm²", C),
-        ("The answer is 3 hours", "3 minutes", W),
-        ("The answer is 60 km/h", "60", C),
-        ("The answer is 60 km/h", "60 m/s", W),
-        ("The answer is $14.50", "14.5", C),
-        ("The answer is 14 apples.", "14", C),
-        ("The answer is 14 apples", "15 apples", W),
-        ("The answer is 4√3 m", "4\\sqrt{3}", C),
-        ("The answer is 3x", "3", W),
-        ("The answer is 8 inches", "8{inches}", C),
-    ],
-    "percent and degrees": [
-        ("The answer is 45%", "45\\%", C),
-        ("The answer is 45 percent.", "45%", C),
-        ("The answer is 45%", "0.45", C),
-        ("The answer is 45%", "45", W),
-        ("The answer is 45%", {"answer": "45", "question": "What percentage is shaded?"}, C),
-        ("The answer is 54%", "45%", W),
-        ("The answer is 35°", "35", C),
-        ("The answer is 35", "35^\\circ", C),
-        ("∠A = \\boxed{35^{\\circ}}", "35°", C),
-        ("The answer is 35 degrees", "35{degrees}", C),
-        ("The answer is 35度", "$35^{\\circ}$", C),
-        ("The answer is 145°", "35°", W),
-    ],
-    "several blanks": [
-        ("The answer to this problem is 8; 0.25; 3.", "8; 1/4; 3", C),
-        ("The answer to this problem is 8, 0.25, 3.", "8; 0.25; 3", C),
-        ("The answer to this problem is (1) 8 (2) 0.25 (3) 3.", "8; 0.25; 3", C),
-        ("Answer:\n(1) 8\n(2) 0.25\n(3) 3", "8; 0.25; 3", C),
-        ("The answer to this problem is 3; 0.25; 8.", "8; 0.25; 3", W),
-        ("The answer to this problem is 8; 0.25.", "8; 0.25; 3", W),
-        ("答案：①8；②3", "8; 3", C),
-        ("答案：8；3", "（1）8；（2）3", C),
-        ("The answer is 100,200", "100; 200", C),
-        ("The answer is 8; 3", ["8", "3"], C),
-        ("The answer is 3; 8", [8, 3], W),
-        ("The answer is 9; 60", "9; 60°", C),
-        ("The answer is (1,2); (3,4)", "(1, 2); (3, 4)", C),
-        ("The answer is [3, 0, 5]", "[3, 0, 5]", C),
-        ("The answer is [3, 5, 0]", "[3, 0, 5]", W),
-    ],
-    "sets": [
-        ("The answer is x = 5 or x = -2", "x=-2 or x=5", C),
-        ("The answer is 5 or -2", "x=-2 or x=5", C),
-        ("The answer is 5.", "5 or -2", W),
-        ("The answer is 5, -2 and 1", "-2 or 5", W),
-        ("The answer is ±3", "3 or -3", C),
-        ("The answer is \\{2, 7\\}", "7 and 2", C),
-        ("答案：3或5", "5或3", C),
-        ("The answer is 7 or 8", "7", W),
-        ("\\boxed{4} and \\boxed{9}", "9, 4", C),
-        ("\\boxed{4} or \\boxed{9}", "4", W),
-        ("The answer is $n=1, 3$", "1 or 3", C),
-    ],
-    "intervals, tuples and relations": [
-        ("The answer is (-3, 4]", "(-3,4]", C),
-        ("The answer is [-3, 4]", "(-3,4]", W),
-        ("The answer is $-3 < x \\le 4$", "(-3,4]", C),
-        ("The answer is x≤7", "(-\\infty,7]", C),
-        ("The answer is x<7", "(-\\infty,7]", W),
-        ("The answer is (5, -1)", "(5,-1)", C),
-        ("The answer is x = 5, y = -1", "(5,-1)", C),
-        ("The answer is $[0,1) \\cup (2,3]$", "(2,3]\\cup[0,1)", C),
-        ("The answer is (-1, 5)", "(5,-1)", W),
-        ("The answer is (1/2, 3)", "(0.5,3)", C),
-        ("The answer is (-∞, 0) ∪ (2, +∞)", "(-\\infty,0)\\cup(2,\\infty)", C),
-        ("The answer is 2x - 5 < y", "y > 2x-5", C),
-        ("The answer is 3:5", "6:10", C),
-        ("The answer is 5:3", "3:5", W),
-        ("The answer is 11:30", "9:30", W),
-    ],
-    "expressions and words": [
-        ("The answer is y = 2(x - 3)", "y=2x-6", C),
-        ("The answer is 2x - 6", "y=2x-6", C),
-        ("The answer is 2x + 6", "y=2x-6", W),
-        ("The answer is x(x+1)", "x^2+x", C),
-        ("The answer is volume = 24 cm^3", "Volume $=24 \\mathrm{~cm}^{3}$", C),
-        ("The answer is Parallel.", "parallel", C),
-        ("The answer is perpendicular", "parallel", W),
-        ("The lines are parallel.", "parallel", C),
-        ("The answer is that nobody can tell from this long story", "4", U),
-        ("Final Answer: The area of the region is 14 cm.", "14", C),
-        ("The triangle has 3 sides, each of length 4", "7", U),
-        ("The answer is 204_6", "204_5", W),
-    ],
-    "precision": [
-        ("The answer is 2.8284", {"answer": "2.83", "precision": 2}, C),
-        ("The answer is 2.84", {"answer": "2.83", "precision": 2}, W),
-        ("The answer is $2\\sqrt{2}$", {"answer": "2.83", "precision": 2}, C),
-        ("The answer is 2.8284", "2.83", W),
-        ("The answer is 0.7", {"answer": 0.7, "precision": 1}, C),
-    ],
-    "chinese": [
-        ("因此，答案是１２。", "12", C),
-        ("故答案为：$\\frac{3}{5}$．", "0.6", C),
-        ("答案：等腰三角形", "等腰三角形", C),
-        ("答案：等边三角形", "等腰三角形", W),
-        ("答案：二十五", "25", C),
-        ("答案：十二", "11", W),
-        ("答案是5厘米。", "5 cm", C),
-        ("答案为15个", "15", C),
-        ("答案：（３，４）", "(3,4)", C),
-        ("答案：“和”", "和", C),
-    ],
-    "choice by letter": [
-        ("The answer to this problem is B.", AREAS, C),
-        ("The answer to this problem is (B).", AREAS, C),
-        ("The answer is B. 12 cm", AREAS, C),
-        ("\\boxed{\\text{(B)}}", AREAS, C),
-        ("\\boxed{\\textbf{(B) }12}", AREAS, C),
-        ("The correct option is **B**.", AREAS, C),
-        ("Answer: (C)", AREAS, W),
-        ("The answer is B because a side is 4.", AREAS, C),
-        ("因此选B。", AREAS, C),
-        ("故选项B正确。", AREAS, C),
-        ("The answer is A or B", AREAS, W),
-        ("The answer is A, B, C, D.", AREAS, W),
-        ("The answer is (A) 12 cm", AREAS, W),
-        ("The answer is option B: 12 cm.", AREAS, C),
-        ("Therefore, option (B) is correct.", AREAS, C),
-        ("Option A fails.\nThe answer to this problem is B.", AREAS, C),
-        ("The answer is b", AREAS, C),
-        ("The answer is E.", AREAS, W),
-        ("The answer is C", LETTERS, C),
-        ("\\boxed{D}", LETTERS, W),
-        ("I think it is picture (C).", LETTERS, C),
-        ("The answer is 17", LETTERS, U),
-        ("The answer is (B)", "B", C),
-        ("The answer is C. 5", "B", W),
-        ("The answer is 5", "B", U),
-        ("The bars are A 7, B 12 cm and C 6.", AREAS, U),
-        ("Its sides are A 6 cm and B 12 cm.", AREAS, U),
-        ("The answer is ACD", {"options": list("ABCD"), "answer": "ACD"}, C),
-        ("The answer is A, C", {"options": list("ABCD"), "answer": "ACD"}, W),
-    ],
-    "choice by value": [
-        ("The answer to this problem is 12 cm.", AREAS, C),
-        ("The answer to this problem is 12.", AREAS, C),
-        ("The answer is 18 cm", AREAS, W),
-        ("The answer is 12 m", AREAS, W),
-        ("The answer is 7", AREAS, W),
-        ("The answer is a rhombus.", SHAPES, C),
-        ("The answer is B", SHAPES, C),
-        ("The answer is a square", SHAPES, W),
-        ("It is \\boxed{\\text{rhombus}}", SHAPES, C),
-        ("The answer is √20", SURDS, C),
-        ("The answer is (B) 2√5", SURDS, C),
-        ("The answer is 5", SURDS, W),
-        ("No, the lines do not meet.", YES_NO, C),
-        ("Yes, they meet.", YES_NO, W),
-        ("The answer is no.", YES_NO, C),
-        ("The answer is 2, 1, 3", {"options": ["$1,2,3$", "$2,1,3$"], "answer": "B"}, C),
-        ("The answer is 1, 2, 3", {"options": ["1,2,3", "2,1,3"], "answer": "B"}, W),
-        ("The answer is A", {"options": ["33", "30", "36"], "answer": "33"}, C),
-        ("The answer is d", {"options": list("abcde"), "answer": "D"}, C),
-    ],
-    "short and conversational": [
-        ("In total, the percentage of red cards is 40%.", "40", C),
-        ("42", "42", C),
-        ("x = 42", "42", C),
-        ("7/2 cm", "3.5", C),
-        ("The perimeter of the square is 16 cm.", "16", C),
-        ("There are 6 dots in each group.", "6", C),
-        ("Thus, the line is about 3 inches long.", "3", C),
-        ("So she pays $2.75.", "2.75", C),
-        ("There are 2 bars above 5.", "5", U),
-        ("First we note that 24 is", "24", U),
-        ("We get $x = 4$ and then", "4", U),
-        ("The total is **9**. I hope this helps.", "9", C),
-    ],
-}
-ROWS = [(kind, *row) for kind, table in TABLES.items() for row in table]
 
 # Responses that do not state 5: it is denied, supposed, taken back, another's, or a part of something.
 NOT_FIVE = """
@@ -336,6 +107,50 @@ HOSTILE = [
 ]
 
 
+# What is revealed of an answer: reference, options, explanation, response, whether it is.
+ABC = ["(A) 33", "(B) 35", "(C) 34"]
+REVEALED = [
+    ("35", None, "The area is 35.", "It is 34.", True),
+    ("35", None, "7 * 5 is not 34.", "It is 34.", False),
+    ("35", None, "The side is 3.5 long.", "It is 34.", False),
+    ("35", None, "It is 350.", "It is 34.", False),
+    ("35", None, "35 was right there.", "I get 35, no, 34.", False),
+    (["35", "35 cm"], None, "It is 35.", "It is 34.", True),
+    ("1/2", None, "The share is 0.5.", "It is 34.", True),
+    ("0.5", None, "It should be $\\frac{1}{2}$.", "It is 34.", True),
+    ("1/2", None, "The share is 0.52.", "It is 34.", False),
+    ("6\\sqrt{2}", None, "It must be √72.", "It is 34.", False),  # no number that is read in running text
+    ("6\\sqrt{2}", None, "It must be $\\sqrt{72}$.", "It is 34.", True),
+    ("1,200", None, "That gives 1200.", "It is 34.", True),
+    ("12 cm", None, "The side is 12.", "It is 34. No, 12 or so.", False),
+    ("B", ABC, "The area is 35.", "It is 34. The answer is C.", True),  # the text behind the letter
+    ("35", ABC, "It must be option B.", "It is 34. The answer is C.", True),  # the letter of the text
+    ("B", ABC, "The right choice is (B).", "The answer is C.", True),
+    ("B", ABC, "应选B。", "答案是C。", True),
+    ("B", ABC, "7 * 5 is not 34.", "It is 34. The answer is C.", False),
+    ("B", ABC, "This does not follow from 7 * 5 = 35.", "7 * 5 = 35. The answer is C.", False),
+    ("B", ABC, "The line from B to C is misread.", "AC is 34. The answer is C.", False),  # a point
+    ("A", ABC, "A square has four sides. The answer C is not one of them.", "The answer is C.", False),
+    ("C", ABC, "C is not what the steps lead to.", "It is 35. The answer is B.", False),
+    ("AB", ABC, "It is 33.", "The answer is C.", True),
+]
+# How an answer was found: response, closing, (extracted, rule), whether it is stated as one.
+FOUND = [
+    ("If x is 3, then <answer>9</answer>", CLOSING, ("9", "tag"), True),
+    ("<ANSWER>7</ANSWER>", CLOSING, ("7", "tag"), True),
+    ("The answer to this problem is 3.\n<answer>9</answer>", CLOSING, ("9", "tag"), True),
+    ("<answer>9</answer>\nThe answer to this problem is 3.", CLOSING, ("3", "sentence"), True),
+    ('{"answer": "7"}', CLOSING, ("7", "field"), True),
+    ("Final result: 12 cm", "Final result:", ("12 cm", "sentence"), True),
+    ("We add.\n=> 12", "=>", ("12", "sentence"), True),
+    ("The answer is 5. Final result: 12", "", ("5", "answer-line"), True),
+    ("The image of the gold coin shows 5.", CLOSING, ("5", "conclusion"), False),
+    ("So there are 24 apples in total.", CLOSING, ("24 apples in total", "conclusion"), False),
+    ("42", CLOSING, ("42", "bare"), False),
+    ("**Answers:**\n- x = 2\n- y = 3", CLOSING, ("x = 2, y = 3", "answer-line"), True),
+]
+
+
 def check(response: str, problem: object, finish: str = "stop") -> str | None:
     problem = problem if isinstance(problem, dict) else {"answer": problem}
     return check_answer(response, problem, finish)["answer_check"]
@@ -346,18 +161,26 @@ def test_find_answer(response):
     assert find_answer(response, CLOSING) == SPANS[response]
 
 
-@pytest.mark.parametrize("kind, response, problem, verdict", ROWS)
-def test_table(kind, response, problem, verdict):
-    assert check(response, problem) == verdict
+@pytest.mark.parametrize("response, closing, found, stated", FOUND)
+def test_an_answer_is_stated_or_concluded(response, closing, found, stated):
+    assert find_answer(response, closing) == found
+    assert is_stated(found[1]) == stated
+
+
+def test_tables():
+    """Pairs with their exact verdicts: wrong is not undecided."""
+    pairs = read_pairs(OWN, "tables")
+    verdicts = [check_answer(pair["response"], pair["problem"])["answer_check"] for pair in pairs]
+    wrong = [(pair, verdict) for pair, verdict in zip(pairs, verdicts) if verdict != pair["verdict"]]
+    assert wrong == [] and len(pairs) >= 190
 
 
 def lines_of(text: str) -> list[str]:
     return [part.strip() for line in text.strip().splitlines() for part in line.split(" ; ")]
 
 
-@pytest.mark.parametrize("response", lines_of(NOT_FIVE))
-def test_five_is_not_stated(response):
-    assert check(response, "5") != C
+def test_five_is_not_stated():
+    assert [response for response in lines_of(NOT_FIVE) if check(response, "5") == C] == []
 
 
 @pytest.mark.parametrize("given, reference", NOT_THE_SAME)
@@ -366,9 +189,9 @@ def test_other_values(given, reference):
         assert check(response, reference) != C
 
 
-@pytest.mark.parametrize("response", lines_of(NOT_B))
-def test_the_option_is_not_stated(response):
-    assert check(response, {"options": ["3", "5", "7", "9"], "answer": "B"}) != C
+def test_the_option_is_not_stated():
+    problem = {"options": ["3", "5", "7", "9"], "answer": "B"}
+    assert [response for response in lines_of(NOT_B) if check(response, problem) == C] == []
 
 
 def test_unfinished_and_unasked():
@@ -379,8 +202,9 @@ def test_unfinished_and_unasked():
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
 def test_hostile(number):
-    for reference in ("\\sqrt{2}", "5; 7"):
-        assert check(HOSTILE[number], reference) in (W, U)
+    for reference in ("\\sqrt{2}", "5; 7", HOSTILE[number][:100]):
+        check_answer("The answer is 5.", {"answer": reference})
+        assert reference == HOSTILE[number][:100] or check(HOSTILE[number], reference) in (W, U)
 
 
 def test_check_rows():
@@ -390,6 +214,20 @@ def test_check_rows():
     found = [(row["id"], row["answer_check"], row["extracted"], row["rule"]) for row in check_rows(rows)]
     assert found == [(0, C, "0", "boxed"), (1, C, "1 left", "conclusion"), (2, C, "2", "bare")]
     assert [row["answer_check"] for row in check_rows(rows, stated_only=True)] == [C, U, U]
+
+
+def test_votes_are_of_values():
+    said = ["0.5", "\\frac12", None, "B", "1/2", "0.50"]
+    assert votes(enumerate(said)) == [[0, 1, 4, 5], [3]]
+    assert votes(enumerate(["B", "(B) 35", "35", "34"]), ABC) == [[0, 1, 2], [3]]
+    assert same_value("2.504", "2.5", precision=2) and not same_value("2.504", "2.5")
+
+
+@pytest.mark.parametrize("answer, options, explanation, response, revealed", REVEALED)
+def test_reveals(answer, options, explanation, response, revealed):
+    row = {"answer": answer, "options": options, "response": response, "question": "Which?"}
+    assert reveals(explanation, row) == revealed
+    assert not reveals(explanation, row | {"response": f"{explanation} {response}"})
 
 
 def test_import_is_cheap():
@@ -403,11 +241,15 @@ def test_import_is_cheap():
 
 # set: the least share of right verdicts, the most false accepts
 BARS = {
-    "own a": (0.93, 0),
-    "own b": (0.86, 2),
-    "own c": (0.97, 1),
-    "development": (0.985, 0),
-    "reported": (0.99, 0),
+    "own a": (0.95, 0),
+    "own b": (0.90, 1),
+    "own c": (0.98, 1),
+    "own d": (0.98, 0),
+    "own e": (0.99, 1),
+    "own f": (0.98, 0),
+    "own g": (0.98, 3),
+    "development": (0.99, 0),
+    "reported": (1.0, 0),
 }
 
 

@@ -14,13 +14,10 @@ from mathse.answers.tables import FOLDER, pattern, words
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # name the choices of a problem
 TRUTH, BEFORE_LETTER = pattern("truth"), pattern("before letter", behind=",? ?")
 ASKS_PERCENT, ASKS_ORDER = pattern("asks percent"), pattern("asks order")
-NEGATIVE = pattern("denial", "not chosen")
+NEGATIVE = pattern("denial", "doubt", "not chosen")
 CHOOSES = re.compile(words("chooses") + "|[:=]")
+BOLD = re.compile(r"\*\*(.+?)\*\*")
 RIGHT, WRONG = words("right"), words("wrong")
-CALLED_CHOICE = (  # called a choice
-    r"\(LETTER\)|(?:\b(?i:option|choice|answer)(?i: is| should be| must be)?|选项?|答案[为是]?)"
-    r"[\s:：(*\"']*LETTER(?![\w'])"
-)
 VERDICTS = {True: "correct", False: "wrong", None: "undecided"}
 
 
@@ -29,8 +26,7 @@ def check_answer(response: str, problem: dict, finish: str = "stop", closing: st
 
     `problem` has an `answer`, and may have `options`, `question` and `precision`, the decimals that count;
     `finish` is how the response ended, `closing` what the prompt asks to begin the answer with. The rule says
-    how the answer was found: is_stated() tells whether it was stated as such.
-    """
+    how the answer was found: is_stated(rule) whether it was stated as one."""
     response, answer = str(response or ""), problem.get("answer")
     if answer in (None, "", []):
         return {"answer_check": None, "extracted": None, "rule": "no reference"}
@@ -56,7 +52,7 @@ def check_value(span: str, rule: str, reference: str, rules: Rules) -> tuple[boo
     """(verdict, extracted): of a statement, or of what its words conclude with: "Answer: its area is 5"."""
     verdict = same_answer(span, reference, rules)
     if verdict is None and is_stated(rule) and rule != "boxed" and read(spell(span)) is None:
-        said = value_in(span, stated=True)
+        said = value_in(span)
         return (same_answer(said, reference, rules), said) if said else (None, span)
     return verdict, span
 
@@ -83,9 +79,8 @@ def reference_text(answer: object) -> str:
 def is_readable(problem: dict) -> bool:
     """Whether a problem's reference answer is read: of others only a response with the same text is right."""
     answer = problem.get("answer")
-    if problem.get("options") or answer in (None, "", []):
-        return True
-    return read(spell(reference_text(answer))) is not None
+    is_text = not problem.get("options") and answer not in (None, "", [])
+    return not is_text or read(spell(reference_text(answer))) is not None
 
 
 def check_version() -> str:
@@ -110,8 +105,7 @@ def same_vote(one: str, other: str, options: list | None = None) -> bool:
 
 
 def votes(answers: Iterable[tuple[object, str | None]], options: list | None = None) -> list[list]:
-    """[the keys that give one answer], from (key, answer as extracted), in the order in which the answers
-    come first. None is no answer and no vote."""
+    """[the keys that give one answer], in the order in which the answers come first; None is no vote."""
     groups: dict[str, list] = {}
     for name, answer in answers:
         if answer is not None:
@@ -149,9 +143,6 @@ def reveals(explanation: str, row: dict) -> bool:
     return bool(stated(explanation) - stated(f"{row['response']} {row['question']}"))
 
 
-# ---------------------------------------------------------------- multiple choice
-
-
 def option_values(options: list) -> list[str]:
     """The options' texts in the one spelling, without the letter that each begins with."""
     texts = [spell(str(option)) for option in options[: len(LETTERS)]]
@@ -163,7 +154,7 @@ def reference_letters(problem: dict) -> set[str]:
     """The letters of the options that the reference answer names, or an empty set."""
     texts, answer = option_values(problem["options"]), str(problem["answer"]).strip()
     wanted = {name for name, option in zip(LETTERS, problem["options"]) if str(option).strip() == answer}
-    return wanted or named_letters(spell(answer), texts) or letters_of(spell(answer), texts)
+    return wanted or letters_in(spell(answer), texts)
 
 
 def letters_of(text: str, options: list[str]) -> set[str]:
@@ -223,7 +214,7 @@ def concluded_letters(text: str, options: list[str]) -> set[str]:
     if len(judged) > 1:
         return {letter for letter, verdict in judged if re.fullmatch(RIGHT, verdict)}
     last = spell(lines[-1])
-    for said in (CHOOSES.split(last)[-1].strip(" ,"), last):
+    for said in (*map(spell, BOLD.findall(lines[-1])[-1:]), CHOOSES.split(last)[-1].strip(" ,"), last):
         found = letters_in(said, options)
         if found and not NEGATIVE.search(re.split("[,;]", last)[-1]):
             return found
@@ -231,17 +222,14 @@ def concluded_letters(text: str, options: list[str]) -> set[str]:
     return letters_of(start[1], options) if start else set()
 
 
-def check_choice(
-    response: str, span: str | None, rule: str, problem: dict, rules: Rules
-) -> tuple[bool | None, str | None, str]:
+def check_choice(response: str, span: str | None, rule: str, problem: dict, rules: Rules) -> tuple:
     """(verdict, extracted, rule) for multiple choice: by letter, by an option's text, or by its value."""
     texts, wanted = option_values(problem["options"]), reference_letters(problem)
     given = spell(span or "")
     letters = letters_in(given, texts)
-    if not letters and not is_stated(rule) and (rule != "none" or span is None):
+    if not letters and not is_stated(rule):
         letters = concluded_letters(response, texts)
-        if letters:
-            span, rule = ", ".join(sorted(letters)), "conclusion"
+        span, rule = (", ".join(sorted(letters)), "conclusion") if letters else (span, rule)
     if not wanted or letters:
         return letters == wanted if wanted else None, span, rule
     value = texts[LETTERS.index(min(wanted))]
@@ -251,4 +239,4 @@ def check_choice(
 
 def calls_choice(text: str, letter: str) -> bool:
     """Whether a text calls a letter a choice: (B), option B, the answer is B, 选B."""
-    return bool(re.search(CALLED_CHOICE.replace("LETTER", letter), text))
+    return bool(re.search(words("called a choice").replace("LETTER", letter), text))

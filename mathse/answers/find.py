@@ -25,8 +25,7 @@ FORMS = {  # the rule of an answer that is stated: what it is stated with
 
 
 def is_stated(rule: str) -> bool:
-    """Whether an answer was stated as such: by a closing sentence, a box, a field, a tag, an answer line; not a
-    bare value or what prose concludes with."""
+    """Whether an answer was stated as one; a bare value and what prose concludes with were not."""
     return rule == "sentence" or rule.replace("-", "_") in FORMS
 
 
@@ -37,8 +36,6 @@ def statements(closing: str) -> re.Pattern:
     named = (f"(?P<{rule}>{form})" for rule, form in (forms | FORMS).items())
     return re.compile("|".join(named), re.IGNORECASE)
 
-
-# ---------------------------------------------------------------- what makes a statement none
 
 CLAUSE = r"[^.!?\n,;\\]{0,30}$"
 DENIED, OTHERS = pattern("denying", behind=CLAUSE), pattern("of another", behind=CLAUSE)  # before a statement
@@ -56,14 +53,14 @@ IN_FORMULA = re.compile(  # before a box that is a part of something
 )
 CHANGED = "hundred|thousand|million|billion|dozen|times|plus|minus|divided|squared|cubed|out of"
 GOES_ON = re.compile(  # behind such a box
-    r"[\w!^|]|[,.]\d|\s*,\s*-?\d+\s*[)\]]|\{,\}|\\[,!]\d|\s*[-+*/^]\s*(?:\d|[a-z]\b|\\(?!text|\)|\]))"
+    r"[A-Za-z\d_!^|]|[,.]\d|\s*,\s*-?\d+\s*[)\]]|\{,\}|\\[,!]\d|\s*[-+*/^]\s*(?:\d|[a-z]\b|\\(?!text|\)|\]))"
     rf"|[\s$]*(?:[<>≤≥]|{COMMAND}|\\pi)|\s*(?:or(?!\s*\$?\\boxed)|{CHANGED})\b"
     r"|\s*\\?%[\s$]*(?:\\text\{\s*)?of\b"
 )
 
 
 def holds(text: str, found: re.Match) -> bool:
-    """Whether a statement is neither denied nor supposed nor another's, nor a box that is a part of a formula."""
+    """Whether a statement is not denied, supposed or another's, nor a box that is a part of a formula."""
     if found.lastgroup in ("tag", "field"):
         return True
     before = text[max(0, found.start() - SPAN) : found.start()]
@@ -82,17 +79,17 @@ def holds(text: str, found: re.Match) -> bool:
     )
 
 
-# ---------------------------------------------------------------- what a statement says
-
 CLEANING = rules("response", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 LEADING = re.compile(r"[\s*:：\"_]*(?:(?<=\n)[-•] )?(?:(?:\$\$|\\\[|\$)\s*\n\s*)?")
 LISTED = re.compile(r"[ *:：]*((?:\n+ *[-*•] [^\n]{1,60}){2,12})(?=\n\n|\s*$)")  # an answer a line
 END = re.compile(  # of a sentence
     r"(?<!i\.e)(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?。]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|。"
-    r"|\n(?!\s*(?:or|and)\b)|</(?:final_)?answer>|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)",
+    r"|\n(?!\s*(?:or|and)\b)|</(?:final_)?answer>"
+    r"|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)",
     re.IGNORECASE,
 )
 QUOTED = re.compile(r"(?:[^\"\\\n]|\\.)*")
+APART = re.compile(r"(?i)[.。…\n=≈]|\b(?:after|so|thus|hence|gives|wrong)\b")  # between boxes of two answers
 LABELLED = re.compile(r"\(([1-9a-h])\)\W*$|\b([a-zA-Z])\s*=\s*\$?$")  # (1) or x = before a box
 UNIT_BEHIND = re.compile(  # a box: %, cm^2, \text{ km/h}
     r"[\s$]*(?:\\\)|\\\])?[\s~]*(?:\\(?:text|mathrm|,)\s*)?\{?[\s~]*"
@@ -108,10 +105,9 @@ def clean(response: str) -> str:
 def find_answer(response: str, closing: str = "") -> tuple[str | None, str]:
     """(the final answer as written, the rule that found it), or (None, "none").
 
-    What follows `closing` is a statement of it, beside the general forms. The last statement counts; when it is
-    empty, never closed or taken back there is no answer. Without a statement the answer is a short response
-    itself, "bare", or what its last sentence concludes with, "conclusion".
-    """
+    The last statement counts; when it is empty, never closed or taken back there is no answer. What follows
+    `closing` is a statement too. Without a statement it is a short response itself, "bare", or what the last
+    sentence concludes with, "conclusion"."""
     text = clean(str(response))
     found = list(statements(closing).finditer(text))[-STATEMENTS:]
     held = [statement for statement in found if holds(text, statement)]
@@ -163,14 +159,15 @@ def braced(text: str, start: int) -> int | None:
 
 
 def boxes(text: str, held: list[re.Match]) -> tuple[str, int]:
-    """(the last box, or those that end a response together: (1) … (2) …, \\boxed{2} and \\boxed{3}; its end)"""
+    """(the last box, or those that a response ends with: (1) … (2) …, \\boxed{2} and \\boxed{3}; its end)"""
     found, start = [], len(text)
     for match in reversed(held[-BOXES:]):
         close = braced(text, match.end()) if match.lastgroup == "boxed" else None
         if close is None or close > start:
             break
         label = LABELLED.search(text[max(0, match.start() - 20) : match.start()])
-        if found and not are_joined(text[close + 1 : start]) and not (label and found[0][1]):
+        between = text[close + 1 : start].strip(" \n$")
+        if found and (len(between) > 40 or APART.search(between)) and not (label and found[0][1]):
             break
         found.insert(0, (text[match.end() : close], label))
         start = match.start()
@@ -184,12 +181,6 @@ def boxes(text: str, held: list[re.Match]) -> tuple[str, int]:
         return " ".join(named).strip(","), end
     alternative = re.search(r"\bor\b", text[held[-2].end() : held[-1].start()])
     return (" or " if alternative else ", ").join(box for box, _ in found), end
-
-
-def are_joined(between: str) -> bool:
-    """Whether two boxes are of one answer, by what stands between them."""
-    between = between.strip(" \n$")
-    return len(between) < 40 and not re.search(r"(?i)[.。\n=≈]|\b(?:so|thus|hence|gives|wrong)\b", between)
 
 
 def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
@@ -206,17 +197,16 @@ def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
 NO = pattern("denial", "doubt", "supposition", "change", "too")
 VAGUE = pattern("bound", "change", "doubt", "operation", "vague")
 LEAD = pattern("lead", behind=",?")
-IDLE, NOTHING, PLEASANTRY = map(pattern, ("idle", "nothing", "pleasantry"))
+NOTHING, PLEASANTRY, DONE = pattern("nothing"), pattern("pleasantry"), pattern("done")
 LABEL = re.compile(r"(?:^|[\s$(])[A-Za-zα-ω∠△]{1,4}\S?\s*[=≈]$")  # x =
 PROPERTY = re.compile(r"(?i)\banswers?\b(?! choice|\W*$)")  # something is said of the answer, or of another
 SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
 IS_THE_ANSWER = pattern(
     "hence", before="(?:.*[,.] |.*", behind=",? |)(.{1,80}?) (?:is|are) (?:the|our) (?:\\w+ )?answers?$"
 )
-FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
-CLOSING_FORMULA = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")
+FORMULA = re.compile(r"(?:\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")  # at the end
 NUMERAL = re.compile(
-    r"(?<![A-Za-z0-9_.])[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?(?:%|°)?(?![A-Za-z0-9_])"
+    r"(?<![A-Za-z0-9_.])[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?(?:%|°)?(?![A-Za-z0-9_])"
 )
 NOUNS = re.compile(r" ?[A-Za-z°%/^2³²]+(?: [a-z]+){0,2}| ?[\u4e00-\u9fff/]{1,6}")
 
@@ -241,42 +231,38 @@ def conclusion(text: str) -> tuple[str | None, str]:
     return said, "conclusion" if said else "none"
 
 
-def value_in(last: str, stated: bool = False, whole: bool = False) -> str | None:
-    """The value that a sentence names: behind a verb to its end, or its only formula or number."""
+def value_in(last: str, whole: bool = False) -> str | None:
+    """What a sentence names: behind a verb to its end, its last formula or only number. `whole`: it ends."""
     if nothing := NOTHING.search(last):
         return nothing[0]
     for lead in list(LEAD.finditer(last))[-LEADS:]:
         clause = re.split(r"[,;，]", last[: lead.end()].rstrip(" ,"))[-1]
         said = last[lead.end() :].strip(" *:")
-        is_result = lead[0] in "=≈" and not LABEL.search(re.split("[-+*/^]", clause)[-1])
-        if is_result or stated and IDLE.match(lead[0]) or NO.search(clause):
+        is_result = lead[0][0] in "=≈" and not LABEL.search(re.split("[-+*/^]", clause)[-1])
+        if is_result or NO.search(clause):
             continue
         value = read(spell(said))
-        if isinstance(value, Many) and isinstance(value.items[-1], Named) > isinstance(value.items[0], Named):
-            continue  # 9, and the next is 34
-        is_name = isinstance(value, Words) and not re.search(r"\d", said)  # and no date
-        if value is not None and not (is_name and (len(said.split()) > 3 or re.search(r"\d", last))):
+        if isinstance(value, Words) and not re.search(r"\d", said):  # and no date
+            value = None if len(said.split()) > 3 or re.search(r"\d", last) or DONE.search(said) else value
+        if isinstance(value, Many) and isinstance(value.items[-1], Named):  # 9, and the next is 34
+            value = value if isinstance(value.items[0], Named) else None
+        if value is not None:
             return said
     if NO.search(last):
         return None
-    if (closing := CLOSING_FORMULA.search(last)) and not VAGUE.search(last[: closing.start()][-30:]):
-        value = "".join(filter(None, closing.groups()))
+    if (formula := FORMULA.search(last)) and not VAGUE.search(last[: formula.start()][-30:]):
+        value = "".join(filter(None, formula.groups()))
     else:
-        value = None if VAGUE.search(last) else only_value(last)
+        value = None if VAGUE.search(last) else only_number(last) or only_number(spell(last))
     return value if value and (whole or last.rstrip(" $*)\\").endswith(value)) else None
 
 
-def only_value(text: str) -> str | None:
-    """The only formula of a sentence, or its only number with its unit."""
-    formulas = {one or other for one, other in FORMULA.findall(text)}
+def only_number(text: str) -> str | None:
+    """The only number of a sentence, with as many of the words behind it as are its unit."""
     numbers = list(NUMERAL.finditer(text))
-    if len(formulas) == 1 or len({number[0] for number in numbers}) != 1:
-        return formulas.pop() if len(formulas) == 1 else None
-    return number_with_unit(numbers[0][0], text[numbers[0].end() :])
-
-
-def number_with_unit(number: str, rest: str) -> str | None:
-    """A number with as many of the words behind it as are its unit; None if it goes on in another way."""
+    if len({number[0] for number in numbers}) != 1:
+        return None
+    number, rest = numbers[0][0], text[numbers[0].end() :]
     words = NOUNS.match(rest)
     for size in range(len(words[0]), 0, -1) if words else ():
         ends = size == len(words[0]) or not words[0][size].isalpha()

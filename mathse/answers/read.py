@@ -1,11 +1,12 @@
 """Read an answer as a value: whole, every character of it, or not at all.
 
-grammar.lark says which answers are read, Reader what its rules stand for, read() what may stand around them. A
-rule that does not hold raises Unread; what else the arithmetic of values refuses is not read either.
+grammar.lark says which answers are read, Reader what its rules stand for, read() what may stand around them.
+A rule that does not hold raises Unread; what else the arithmetic of values refuses is not read either.
 """
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import cache, lru_cache
@@ -23,7 +24,7 @@ NOUN = 3  # words of what is counted
 PHRASE = 12  # words of a name
 MEANING = pattern("meaning", "denial", "change", "operation", "bound")
 JOINS, LABELS = pattern("joins"), pattern("labels")
-PLURAL = re.compile(r"(?i)[a-z]{2,}(?<![sui])s$|(?:people|children|men|women|feet|fish|sheep|mice|dice)$")
+PLURAL = pattern("plural", before=r"(?:[a-z]{2,}(?<![sui])s|", behind=")$")
 COUNTERS = "".join(sections("words.txt")["counters"][0].split()[1:])
 
 
@@ -52,7 +53,7 @@ def unit_pattern() -> str:
         rf"(?:(?<=[\d)π/*] )|(?<=[/*]))[{letters}](?![A-Za-z])"
         rf"|(?<![A-Za-z])(?i:{latin})(?![A-Za-z])|(?<![A-Za-z])in(?=$|\^|/)"
         rf"|[°%‰¢]|(?<=[\d ])['\"]|[平立]方({han})|({han})"
-        rf"|[{COUNTERS}](?![以左右多余内外上下至不倍])[\u4e00-\u9fff]{{0,4}}"
+        rf"|[{COUNTERS}](?![以左右多余内外上下至倍]|不(?!同))[\u4e00-\u9fff]{{0,5}}"
     )
 
 
@@ -61,7 +62,7 @@ def parser() -> lark.Lark:
     grammar = (FOLDER / "grammar.lark").read_text(encoding="utf-8")
     grammar = grammar.replace("<functions>", "|".join(FUNCTIONS))
     grammar = grammar.replace("<units>", unit_pattern().replace("/", r"\/"))
-    return lark.Lark(grammar, parser="lalr", maybe_placeholders=False)
+    return lark.Lark(grammar, parser="lalr")
 
 
 @lark.v_args(inline=True)
@@ -70,15 +71,12 @@ class Reader(Transformer_NonRecursive):
 
     from operator import add, mul, neg, pow, sub, truediv
 
-    # ------------------------------------------------------------ numbers, names, units
-
     def number(self, text: str) -> Quantity:
         text = re.sub("[, ]", "", text)
         if repeating := re.fullmatch(r"(\d*)\.(\d*)\((\d+)\)", text):
             whole, digits, again = repeating.groups()
-            scale = mp.mpf(10) ** len(digits)
-            nines = mp.mpf(10) ** len(again) - 1
-            return Quantity.of((mp.mpf(whole + digits or 0) + mp.mpf(again) / nines) / scale)
+            behind = mp.mpf(again) / (mp.mpf(10) ** len(again) - 1)
+            return Quantity.of((mp.mpf(whole + digits or 0) + behind) / mp.mpf(10) ** len(digits))
         return Quantity.of(text)
 
     def mixed(self, text: str) -> Quantity:
@@ -95,9 +93,8 @@ class Reader(Transformer_NonRecursive):
 
     def segment(self, text: str) -> Quantity:
         one, other = re.findall("[A-Z]'?", text)
-        return Quantity(
-            (Quantity.variable(one) * Quantity.variable(other)).values, name="".join(sorted((one, other)))
-        )
+        product = Quantity.variable(one) * Quantity.variable(other)
+        return replace(product, name="".join(sorted((one, other))))
 
     def figure(self, text: str) -> Quantity:
         points = text[1:]
@@ -123,7 +120,7 @@ class Reader(Transformer_NonRecursive):
     def counted(self, value: Quantity, words: Words) -> Quantity:
         noun = words.key
         require(noun.isascii() and value.is_number and not MEANING.search(noun) and not JOINS.search(noun))
-        require(noun.count(" ") < NOUN and (PLURAL.search(noun) or value.values[0] == 1))
+        require(noun.count(" ") < NOUN and (PLURAL.search(noun) or 0 < value.values[0] <= 1))
         return value * thing(noun)
 
     def labelled(self, words: Words, value: object) -> Named:
@@ -134,8 +131,6 @@ class Reader(Transformer_NonRecursive):
         text = " ".join(words)
         require(not MEANING.search(text) and len(words) <= PHRASE)
         return Words(text)
-
-    # ------------------------------------------------------------ operations
 
     def times(self, one: Quantity, other: object) -> object:
         if isinstance(other, Many):  # A(1, 2)
@@ -161,10 +156,7 @@ class Reader(Transformer_NonRecursive):
     def choose(self, one: Quantity, other: Quantity, _: str) -> Quantity:
         return Quantity(one.small().map(mp.binomial, other.small()))
 
-    def function(self, name: str, *factors: Quantity) -> Quantity:
-        return self.power_of_function(name, Quantity.of(1), *factors)
-
-    def power_of_function(self, name: str, exponent: Quantity, first: Quantity, *rest: Quantity) -> Quantity:
+    def function(self, name: str, exponent: Quantity | None, first: Quantity, *rest: Quantity) -> Quantity:
         """sin 2x and sin(2) x: a bracket is the argument alone."""
         if first.name != "()":
             for factor in rest:
@@ -172,17 +164,15 @@ class Reader(Transformer_NonRecursive):
             rest = ()
         if first.dims:
             require(first.dims == (("angle", 1),) and name in ("sin", "cos", "tan", "cot", "sec", "csc"))
-        if exponent.values == (-1,):
-            name, exponent = f"arc{name}", Quantity.of(1)
-        arguments = Quantity(first.map(lambda value: value * first.size))
-        value = Quantity(arguments.map(function_named(str(name)))) ** exponent
-        if first.is_name and not rest and exponent.values == (1,):
-            return replace(value, name=f"{name} {first.name}")
+        if exponent and exponent.values == (-1,):
+            name, exponent = f"arc{name}", None
+        function, size = function_named(str(name)), first.size
+        value = Quantity(first.map(lambda argument: function(argument * size)), name=f"{name} {first.name}")
+        value = value if first.is_name else replace(value, name="")
+        value = value**exponent if exponent else value
         for factor in rest:
             value = value * factor
         return value
-
-    # ------------------------------------------------------------ several values
 
     def bracketed(self, left: str, value: object, right: str) -> object:
         form = (left + right).replace("⟨", "(").replace("⟩", ")")
@@ -252,16 +242,13 @@ def function_named(name: str) -> Callable:
     return {"lg": mp.log10, "log": mp.log10, "abs": abs}.get(name) or getattr(mp, name.replace("arc", "a"))
 
 
-# ---------------------------------------------------------------- a whole text
-
 ARTICLE = re.compile(rf"(?i)\b(?:the |an? (?!(?:{'|'.join(FUNCTIONS)}|or|and|is)\b))(?=[a-z]{{2}})")
 HEDGE, ABOUT = pattern("hedge", "about", before="(?:", behind=r"(?![a-z])[\s,:.]*)+"), pattern("about")
-AGAIN = pattern(
-    "again", "about", before=r"[,;]? ?\(? ?(?:", behind=r"[,. ]*)+(?=[-\d√π(.⦃a-z])(?<!\bor )(?<!\bor)"
-)
+AGAIN = pattern("again", "about", before=r"[,;]? ?\(? ?(?:", behind=r"[,. ]*)+(?=[-\d√π(.⦃a-z])(?<!\bor )")
 REMARK = pattern("remark", before=r"(.+?) ?(?:\(|- |— )(", behind=r" [a-z ,\d]+)\)?")
 NUMBERED = re.compile(r"(?:^|[\s;,.])\(?(\d|[a-h])\)[:.]? ?(.+?)(?=[\s;,.]+\(?(?:\d|[a-h])\)|$)")
 TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?: ([apAP])m)?")
+MONTH = re.compile(r"(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|\d月|^\d{4}-")
 WEEKDAY = re.compile(r"(?i)\b(?:mon|tues|wednes|thurs|fri|satur|sun)day,? |,|\b(?:the|of) ")
 DATES = "%B %d %Y", "%d %B %Y", "%B %d", "%d %B", "%b %d", "%d %b", "%Y-%m-%d", "%Y年%m月%d日", "%m月%d日"
 SAME_WORDS = spellings(sections("words.txt")["same words"])
@@ -280,8 +267,10 @@ def read(text: str) -> object | None:
     if len(numbered) > 1 and "".join(name for name, _ in numbered) in "123456789abcdefgh":
         items = tuple(read(part.strip(" ,;.")) for _, part in numbered)
         return None if None in items else Many("blanks", items)
-    if found := time(text) or date(text):
-        return found
+    if match := TIME.fullmatch(text):  # which may be a ratio too
+        return Time(int(match[1]), int(match[2]), (match[3] or "").lower())
+    if day := date(text):
+        return day
     if re.search(r"(?<=[\w%°)]) \([^()]+\)$", text) or AGAIN.search(text):
         value = restated(text)
         if value is not None or re.search(r"\d[^()]* \([-\d.,/ ]+\)$", text):
@@ -290,28 +279,13 @@ def read(text: str) -> object | None:
     return restated(text) if value is None else value
 
 
-def time(text: str) -> Time | None:
-    """3:30, which may be a ratio too; 3:30 pm."""
-    match = TIME.fullmatch(text)
-    return Time(int(match[1]), int(match[2]), (match[3] or "").lower()) if match else None
-
-
 def date(text: str) -> Words | None:
     """March 5, the 5th of March, Friday, 5 March 2024, 3月5日: each a name of the day."""
-    if not re.search(r"(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|\d月|^\d{4}-", text):
-        return None
-    for form in DATES:
-        try:
+    for form in DATES if MONTH.search(text) else ():
+        with suppress(ValueError):
             day = datetime.strptime(WEEKDAY.sub("", text), form)
-        except ValueError:
-            continue
-        return Words(day.strftime("date %m-%d %Y" if "%Y" in form else "date %m-%d"))
+            return Words(day.strftime("date %m-%d %Y" if "%Y" in form else "date %m-%d"))
     return None
-
-
-@cache
-def compound_pattern() -> re.Pattern:
-    return re.compile(rf"(?<=\d) ?({unit_pattern()}) ?(?:and )?(?=\d+(?:\.\d+)? ?(?:{unit_pattern()}))")
 
 
 def parsed(text: str) -> object | None:
@@ -319,11 +293,10 @@ def parsed(text: str) -> object | None:
     if "±" in text:
         text = " or ".join(text.replace("±", sign) for sign in "+-")
     value, plain = None, ARTICLE.sub("", text)
-    for spelled in dict.fromkeys((compound_pattern().sub(r" \1 ⊕ ", plain), plain)):
-        try:
+    compound = rf"(?<=\d) ?({unit_pattern()}) ?(?:and )?(?=\d+(?:\.\d+)? ?(?:{unit_pattern()}))"
+    for spelled in dict.fromkeys((re.sub(compound, r" \1 ⊕ ", plain), plain)):
+        with suppress(lark.exceptions.LarkError):  # a VisitError holds what a method of Reader raised
             value = value or Reader().transform(parser().parse(spelled))
-        except lark.exceptions.LarkError:  # a VisitError holds what a method of Reader raised
-            continue
     if isinstance(value, Quantity) and value.dims == (("angle", 1),) and value.size < units()["°"].size:
         return None  # 5' may be feet
     return value
@@ -345,7 +318,6 @@ def restated(text: str) -> object | None:
     if sides[0] == sides[1]:
         return sides[0]
     flat = [one for side in sides for one in (side.values if isinstance(side, Said) else (side,))]
-    try:
+    with suppress(Unread):
         return Said.of(flat, ["≈" if ABOUT.search(match[0]) else "="] * (len(flat) - 1))
-    except Unread:
-        return None
+    return None

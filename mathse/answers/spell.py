@@ -64,8 +64,7 @@ def without_groups(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """What two texts have in common that are the same but for case and blanks."""
-    text = spell(text)
+    """What two texts in this spelling have in common that are the same but for case and blanks."""
     text = text.casefold() if re.search("[A-Za-z]{3}", text) else text
     return re.sub(r'(?<![\d,])\s+|\s+(?!\d)|(?<=,)\s+(?!\d{3}(?!\d))|"|(?<=[a-z])-(?=[a-z])', "", text)
 
@@ -89,7 +88,7 @@ ENGLISH = re.compile(
     rf"(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and ){WORD})*\b"
 )
 FRACTION = re.compile(rf"(?i)\b(\d+|an?)[ -]({'|'.join(PART)})\b(?!-| (?:past|to)\b)(?! of\b(?! an?\b))")
-DIGITS = f"[{''.join([*HAN, *HAN_SCALE])}]+"
+DIGITS = f"[{''.join([*HAN, *HAN_SCALE])}]{{1,20}}"
 CHINESE = re.compile(rf"(?<!\d)({DIGITS}(?:点{DIGITS})?)(?![角边棱面次象样周定维下])")
 
 
@@ -126,7 +125,7 @@ def chinese(found: re.Match) -> str:
             group, digit = group + (digit or 1) * last, 0
         else:
             total, group, digit = total + (group + digit or 1) * HAN_SCALE[sign], 0, 0
-    if last > 10 and whole[-2] in HAN_SCALE:
+    if last > 10 and whole[-2:-1] in HAN_SCALE:
         digit *= last // 10
     places = "".join(str(HAN.get(sign, 0)) for sign in decimals)
     return f"{total + group + digit}{'.' if decimals else ''}{places}"

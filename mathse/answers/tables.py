@@ -1,7 +1,5 @@
-"""The tables of this folder, units.txt, spelling.txt and words.txt: sections of lines, each below its [name].
-
-In a heading the name may have an explanation behind a colon; a line that begins with # is a remark.
-"""
+"""The tables of this folder, units.txt, spelling.txt and words.txt: sections of lines, each below its [name],
+which may have an explanation behind a colon. A line that begins with # is a remark."""
 
 import re
 from functools import cache

@@ -1,8 +1,7 @@
-"""What an answer is read as: quantities and their arithmetic, words, names, several values, regions, relations.
+"""What an answer is read as: quantities and their arithmetic, words, names, lists, regions, relations.
 
-A number or expression is its value at four points, where its variables have values drawn from their names: two
-expressions are the same if they agree there. No symbolic algebra is done, so nothing can run away. What makes
-no sense raises Unread, or an error of the arithmetic.
+A number or expression is its value at four points, where its variables have values drawn from their names:
+two expressions are the same if they agree there. No symbolic algebra is done, so nothing can run away.
 """
 
 import operator
@@ -23,7 +22,7 @@ FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
 
 
 class Unread(ArithmeticError):
-    """A text has no value that is known here."""
+    """A text has no value that is known here, or two values cannot be compared."""
 
 
 def require(holds: object) -> None:
@@ -33,12 +32,9 @@ def require(holds: object) -> None:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number, expression or quantity: 7, 2x + 1, 5 cm.
-
-    `values`: at each of the points; only one if there are no variables. `dims`: the powers of what it
-    measures, (("length", 2),); a noun counts as "#apples". `size`: of its unit in the base unit, 0.01 for cm.
-    `name`: of a variable that stands alone; "0" for digits, "()" for a bracket.
-    """
+    """A number, expression or quantity: 7, 2x + 1, 5 cm. `values`: at each of the points, one if there are no
+    variables. `dims`: the powers of what it measures, (("length", 2),); of a noun ("#apples", 1). `size`: of
+    its unit, 0.01 for cm. `name`: of a variable that stands alone; "0" for digits, "()" for a bracket."""
 
     values: tuple
     dims: tuple = ()
@@ -58,7 +54,7 @@ class Quantity:
             return cls((+constants[name],), name=name)
         seeds = [zlib.crc32(f"{name} {point}".encode()) for point in range(POINTS)]
         sizes = [mp.mpf(seed % 10007) / 3511 + mp.mpf("0.3") for seed in seeds]
-        signs = [-1 if point > 1 and seed % 2 else 1 for point, seed in enumerate(seeds)]
+        signs = [-1 if point == 2 or point > 2 and seed % 2 else 1 for point, seed in enumerate(seeds)]
         return cls(tuple(map(operator.mul, sizes, signs)), name=name)
 
     @property
@@ -241,12 +237,7 @@ class Region(NamedTuple):
 
     def is_same(self, other: "Region") -> bool:
         """Regions of two variables differ."""
-        if (
-            self.name
-            and other.name
-            and self.name != other.name
-            or len(self.intervals) != len(other.intervals)
-        ):
+        if len({self.name, other.name} - {""}) > 1 or len(self.intervals) != len(other.intervals):
             return False
         pairs = list(zip(self.intervals, other.intervals))
         ends = all(close(one.low, two.low) and close(one.high, two.high) for one, two in pairs)
@@ -262,14 +253,10 @@ class Relation(NamedTuple):
     @classmethod
     def of(cls, value: object) -> "Relation | None":
         """An equation or inequality as one; y = 2x and x > 1 are two too."""
-        if (
-            isinstance(value, Named)
-            and value.side
-            and isinstance(value.value, Quantity)
-            and not value.value.dims
-        ):
+        given = value.value if isinstance(value, Named) and value.side else None
+        if isinstance(given, Quantity) and not given.dims:
             side = Quantity.variable("y") if "(" in value.name else value.side  # f(x) = 2x
-            return cls("=", side - value.value)
+            return cls("=", side - given)
         if isinstance(value, Region) and value.name and len(value.intervals) == 1:
             low, low_in, high, high_in = value.intervals[0]
             if mp.isinf(low) or mp.isinf(high):
@@ -289,11 +276,11 @@ class Relation(NamedTuple):
 
 def chain(sides: list, signs: list[str]) -> object:
     """x = 5; y = 2x; 3 + 4 = 7; 1 < x ≤ 4; x ∈ (1, 4]; AB ∥ CD."""
-    if signs[0] in "∈∥⊥":
-        require(len(sides) == 2 and all(isinstance(side, Quantity) and side.is_name for side in sides[:1]))
-        if signs[0] == "∈":
-            return Region(Region.of(sides[1]).intervals, sides[0].name)
-        require(isinstance(sides[1], Quantity) and sides[1].is_name)
+    if signs == ["∈"]:
+        require(sides[0].is_name)
+        return Region(Region.of(sides[1]).intervals, sides[0].name)
+    if signs in (["∥"], ["⊥"]):
+        require(all(side.is_name for side in sides))
         return Words(signs[0].join(sorted(side.name for side in sides)))
     return equation(sides, signs) if {*signs} <= {"=", "≈"} else inequality(sides, signs)
 
@@ -303,10 +290,8 @@ def equation(sides: list, signs: list[str]) -> object:
     first, rest = sides[0], sides[1:]
     if isinstance(first, Words):
         return Named(f" {first.key}", Said.of(rest, signs[1:]))
-    if isinstance(first, Many):
-        require(first.form in ("()", "ratio") and all(isinstance(item, Quantity) for item in first.items))
+    if isinstance(first, Many):  # whose items must have names
         return Named(",".join(item.name for item in first.items), Said.of(rest, signs[1:]))
-    require(isinstance(first, Quantity))
     if not all(isinstance(side, Quantity) for side in rest):
         require(first.is_name and len(rest) == 1)
         return Named(first.name, rest[0], first)
@@ -318,9 +303,9 @@ def equation(sides: list, signs: list[str]) -> object:
         numbers = [(side, sign) for side, sign in zip(rest, signs) if side.is_number]
         results, signs = zip(*(numbers if rest[-1].is_number else [(rest[-1], "=")]))
         return Named(first.name, Said.of(results, signs[1:]), first)
-    require(len(rest) == 1)
-    difference = first.bare() - rest[0].bare()
-    return rest[0] if all(close(value, 0) for value in difference.values) else Relation("=", difference)
+    (second,) = rest
+    difference = first.bare() - second.bare()
+    return second if all(close(value, 0) for value in difference.values) else Relation("=", difference)
 
 
 def inequality(sides: list, signs: list[str]) -> object:

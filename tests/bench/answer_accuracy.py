@@ -1,5 +1,6 @@
 """How often the answer check is right on labelled pairs, by set and kind, and math-verify alone beside it.
 
+pip install math-verify==0.9.0                   which nothing else needs
 python tests/bench/answer_accuracy.py            a line a set
 python tests/bench/answer_accuracy.py --kinds    and a line a kind
 """
