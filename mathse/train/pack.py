@@ -98,9 +98,9 @@ class Group:
     replies: list[list[int]] = field(default_factory=list)
 
 
-def prefetch(micro_batches: list, workers: int, seed: int, **settings) -> Iterator[tuple[Batch | None, int]]:
+def prefetch(micro_batches: list, workers: int, seed: int, **encoding) -> Iterator[tuple[Batch | None, int]]:
     """encode() of the micro-batches in order, prepared ahead by `workers` processes."""
-    settings = {"collate_fn": partial(encode, **settings), "num_workers": workers}
+    settings = {"collate_fn": partial(encode, **encoding), "num_workers": workers}
     if workers:
         settings |= {"prefetch_factor": 4, "multiprocessing_context": "fork"}
         # a worker may wait for someone to take its batch, also when its training has been killed
@@ -390,9 +390,8 @@ class Packing:
         """Position ids (1, T) of a packed row; (K, 1, T) of a model that counts in K dimensions."""
         ids, seen = batch.prompts["input_ids"], batch.prompts["attention_mask"].bool()
         whole = self.model._prepare_position_ids_for_generation(ids, batch.prompts)
-        # (G, K, P)
         whole = whole.transpose(0, 1) if whole.ndim == 3 else whole.unsqueeze(1).expand(len(ids), -1, -1)
-        parts = []
+        parts = []  # of (G, K, P)
         for prompt, shown, start, answers in zip(whole, seen, batch.starts, batch.answers):
             begin = torch.cat([0 * prompt[:, :1] - 1, prompt[:, shown][:, :start]], 1)
             parts.append(begin[:, 1:])
