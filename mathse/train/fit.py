@@ -235,18 +235,18 @@ def run(args: Namespace, spec: str, recipe: Recipe, choose: Callable, make: Call
     if processes()[0] == 0:
         lock = (recipe.part / "lock").open("a")
         hold(lock, recipe.part)
-    ranks = rank_count(args, args.batch_size // LEAST_ROWS, spec, MEMORY)
-    launch(ranks, lambda: finish(recipe, train(TrainingRows(file), recipe.part)))
 
+    def work() -> None:
+        summary = train(TrainingRows(file), recipe.part)
+        if processes()[0] == 0:
+            recipe.complete(recipe.part, **summary)
+            remove_unneeded(recipe.output)  # only now: a kill in between leaves a whole model
+            counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}"
+            counts += f", {summary['rows_left_out']} rows left out, {recipe.made['seconds']} s"
+            print(f"{recipe.output}: {counts}")
+        meet()
 
-def finish(recipe: Recipe, summary: dict) -> None:
-    if processes()[0] == 0:
-        recipe.complete(recipe.part, **summary)
-        remove_unneeded(recipe.output)  # only now: a kill in between leaves a whole model
-        counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}"
-        counts += f", {summary['rows_left_out']} rows left out, {recipe.made['seconds']} s"
-        print(f"{recipe.output}: {counts}")
-    meet()
+    launch(rank_count(args, args.batch_size // LEAST_ROWS, spec, MEMORY), work)
 
 
 # ---------------------------------------------------------------- devices

@@ -151,7 +151,8 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
     if not groups:
         return [], {}
     try:
-        inputs = encode_prompts(processor, [asked(group.rows[0], group.images) for group in groups])
+        chats = [chat_parts(group.rows[0]["messages"][:-1], group.images) for group in groups]
+        inputs = encode_prompts(processor, chats)
     except ValueError:  # an image that this processor refuses, such as a strip of a few pixels
         if len(groups) == 1:
             return [], {}
@@ -171,11 +172,6 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
     return tokenize(processor, [group for group in groups if group.rows], max_length)
 
 
-def asked(row: dict, images: list | None = None) -> list[dict]:
-    """A row's messages without the reply."""
-    return chat_parts(row["messages"][:-1], images)
-
-
 def prompt_tokens(processor, group: Group, first: list[int]) -> list[list[int]]:
     """Tokens of each row's prompt; `first` are those of the first row's."""
     messages = [row["messages"][:-1] for row in group.rows]
@@ -183,8 +179,8 @@ def prompt_tokens(processor, group: Group, first: list[int]) -> list[list[int]]:
         return [first] * len(messages)
     if (tokens := encode_texts(processor, messages, first)) is not None:
         return tokens
-    chats = [asked(row, group.images) for row in group.rows]
-    return [encode_prompts(processor, [chat])["input_ids"][0].tolist() for chat in chats]
+    chats = ([chat_parts(message, group.images)] for message in messages)
+    return [encode_prompts(processor, chat)["input_ids"][0].tolist() for chat in chats]
 
 
 def reply_tokens(processor, group: Group) -> list[list[int]]:
@@ -194,7 +190,8 @@ def reply_tokens(processor, group: Group) -> list[list[int]]:
     """
     end, texts = end_mark(processor), []
     for row in group.rows:
-        reply, bare = row["messages"][-1]["content"].strip().removesuffix(end), asked(row)
+        bare, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"].strip()
+        reply = reply.removesuffix(end)
         head = processor.apply_chat_template(bare, add_generation_prompt=True)
         said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
         turn = processor.apply_chat_template([*bare, said])
