@@ -36,7 +36,7 @@ from common import judge_prompt, load_model, load_processor, setup_kernels
 from mathse.chat import harmless, user_message
 from mathse.cli import Parser, add_output_flags, check_model, real, whole
 from mathse.images import MAX_PIXELS
-from mathse.jsonl import stage_end
+from mathse.launch import stage_end
 from mathse.recipe import Recipe
 from mathse.records import fail, read_rows
 from mathse.replies import verdict_text
@@ -243,9 +243,9 @@ def main() -> None:
         from mathse.train.fit import check_tracker
 
         check_tracker(args.log_with)
-    if args.dry_run is not None:
-        return
     recipe = Recipe(args.output, __file__, args, ("input", source), WITHOUT, is_folder=True)
+    if args.dry_run is not None:
+        return recipe.stands()
     if recipe.is_done():
         return remove_unneeded(args.output)
     from mathse.train.fit import run

@@ -1,6 +1,4 @@
-"""Replace the attention of a model's language part: shared prompts (generate/kv_cache.py) and packed rows
-(train/packing.py).
-"""
+"""Replace the attention of a model's language part: rows that decode (generate/), packed rows (train/)."""
 
 
 def set_text_attention(model, name: str) -> None:

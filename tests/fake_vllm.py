@@ -1,15 +1,14 @@
 """A server that behaves as vLLM was seen to, for the tests of --serve.
 
 python fake_vllm.py MODEL PORT [DIE_AFTER]. It is up after a second, says that it is a vLLM, takes what a
-request does not say from the folder's generation_config.json (top_k 1: greedy), gives `n` texts and
-log-probabilities, and has a child that outlives it if nobody ends it.
-With DIE_AFTER it dies at that request, once.
+request does not say from the folder's generation_config.json (top_k 1: greedy), gives `n` texts, and has a
+child that outlives it if nobody ends it.
+With DIE_AFTER it dies at that request, once, or with AGAIN in the environment each time.
 """
 
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -55,17 +54,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         COUNT.append(body)
-        if DIE_AFTER and len(COUNT) == DIE_AFTER and not Path(DIED_ONCE).exists():
-            Path(DIED_ONCE).touch()
+        if DIE_AFTER and len(COUNT) == DIE_AFTER and ("AGAIN" in os.environ or not DIED_ONCE.exists()):
+            DIED_ONCE.touch()
             os._exit(9)
         with open(SEEN, "a") as file:
             file.write(json.dumps({name: body[name] for name in body if name != "messages"}) + "\n")
         texts = [text_of(body, number) for number in range(body.get("n", 1))]
         choices = [{"message": {"content": text}, "finish_reason": "stop"} for text in texts]
-        if body.get("logprobs"):
-            for choice, text in zip(choices, texts):
-                content = [{"token": word, "logprob": -0.25} for word in re.findall(r"\w+|\W", text)]
-                choice["logprobs"] = {"content": content}
         self.send({"choices": choices, "usage": {"prompt_tokens": 7, "completion_tokens": 3 * len(texts)}})
 
 

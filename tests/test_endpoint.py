@@ -3,16 +3,18 @@
 import argparse
 import sys
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import httpx
 import pytest
 from PIL import Image
 from server import FAULTS, Server, choices, completion, good, text_of
 
 from mathse.cli import check_address
-from mathse.generate import Request, connection, endpoint, open_model
-from mathse.generate.spending import read_spent
+from mathse.generate import Request, endpoint, open_model
+from mathse.generate.endpoint import read_spent
 from mathse.recipe import fingerprint
 
 LIMITS = {"timeout": 5.0, "max_requests": 0, "max_cost": 0.0, "spent": None}
@@ -132,6 +134,80 @@ def test_what_is_in_flight_is_kept_when_the_endpoint_is_given_up(capsys):
     assert found.count("\n") == 1
 
 
+@pytest.mark.parametrize("status, kind", [(404, "HTTP 404"), (400, "HTTP 400")])
+def test_twenty_refusals_in_a_row_stop_the_stage_whenever_they_come(status, kind, capsys):
+    """A server that answered some requests, and then knows the model no more: no output full of errors."""
+
+    def forget(number, body):
+        return good(number, body) if number < 3 else (status, {"error": "no such model"}, {})
+
+    server = Server(forget, seconds=0.0)
+    replies = list(open_model(server.spec, flags(concurrency=1), load)(questions(200)))
+    assert [reply.finish for reply in replies] == ["stop"] * 3
+    assert server.count <= 3 + 20 + 2
+    found = capsys.readouterr().err
+    assert f"20 requests failed in a row, the last one: {kind}: no such model" in found
+
+
+def test_refusals_between_answers_are_records(capsys):
+    """However many they are together."""
+
+    def refuse(number, body):
+        return (400, {"error": "too long"}, {}) if body["seed"] % 15 else good(number, body)
+
+    replies = list(open_model(Server(refuse, seconds=0.0).spec, flags(concurrency=1), load)(questions(91)))
+    assert Counter(reply.finish for reply in replies) == {"error": 84, "stop": 7}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("outage", [httpx.ConnectError, httpx.ConnectTimeout, 503, 429, 529])
+def test_an_outage_is_waited_out(outage, monkeypatch):
+    """With more tries than any other failure gets: until the deadline."""
+    monkeypatch.setattr(endpoint.random, "uniform", lambda low, high: 0.0001)
+    post, tries = endpoint.Connection.post, Counter()
+
+    def away(self, fields, deadline):
+        tries[fields["seed"]] += 1
+        if tries[fields["seed"]] > 3 * endpoint.TRIES:
+            return post(self, fields, deadline)
+        if isinstance(outage, int):
+            return outage, None, b"{}"
+        raise outage("gone")
+
+    monkeypatch.setattr(endpoint.Connection, "post", away)
+    replies = ask_all(Server(good, seconds=0.0), timeout=60.0)
+    assert len(replies) == 20 and all(reply.finish == "stop" for reply in replies.values())
+
+
+def test_an_outage_without_an_end_stops_the_stage_at_the_deadline(capsys):
+    """What was answered before is kept, and nothing is an error."""
+
+    def leave(number, body):
+        return good(number, body) if number < 3 else (503, {"error": "loading"}, {})
+
+    server = Server(leave, seconds=0.0)
+    generate = open_model(server.spec, flags(concurrency=20, timeout=0.5), load)
+    replies = list(generate(questions(60)))
+    assert [reply.finish for reply in replies] == ["stop"] * 3
+    assert "stopped: --model" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_is_one_record(monkeypatch):
+    """Whatever Pillow raises: of a broken eXIf chunk it is a SyntaxError."""
+
+    def data_url(path, max_pixels):
+        if path == "bad.png":
+            raise SyntaxError("not a TIFF file")
+        return "data:image/png;base64,"
+
+    monkeypatch.setattr(endpoint, "data_url", data_url)
+    asked = [questions(5, ["bad.png" if k == 2 else "good.png"])[k] for k in range(5)]
+    replies = list(open_model(Server(good, seconds=0.0).spec, flags(), load)(asked))
+    assert {reply.row["id"]: reply.reason for reply in replies} == {
+        str(k): "SyntaxError: not a TIFF file" if k == 2 else None for k in range(5)
+    }
+
+
 def date(seconds: int) -> str:
     """An HTTP date so many seconds from now."""
     return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
@@ -154,11 +230,11 @@ def date(seconds: int) -> str:
     ],
 )
 def test_retry_after(value, seconds):
-    assert connection.retry_after(value) == seconds
+    assert endpoint.retry_after(value) == seconds
 
 
 def test_retry_after_a_date_that_is_near():
-    assert 50 <= connection.retry_after(date(60)) <= 60
+    assert 50 <= endpoint.retry_after(date(60)) <= 60
 
 
 def test_an_image_that_breaks_is_not_the_endpoints_fault(tmp_path):
@@ -428,7 +504,7 @@ def test_addresses(address, path, monkeypatch):
     + [("http://a.localhost/v1", True), ("http://10.0.0.1/v1", False), ("https://localhost.org/v1", False)],
 )
 def test_what_is_on_this_machine(address, expected):
-    assert connection.is_loopback(address) == expected
+    assert endpoint.is_loopback(address) == expected
 
 
 @pytest.fixture

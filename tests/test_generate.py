@@ -4,10 +4,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,19 +11,13 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from conftest import ROOT
 from PIL import Image
-from torch.utils.data import DataLoader
-from transformers import DynamicCache
+from transformers import AutoModelForImageTextToText, DynamicCache
 
 import common
-import mathse.generate.open as opening
 from mathse.chat import chat_parts, encode_prompts, turn_end, user_message
-from mathse.generate import Request, batching, decoder, kv_cache, sampling
-from mathse.generate.batching import PromptDataset, gather, load_batches
-from mathse.generate.decoder import Decoder
-from mathse.generate.open import LocalModel
-from mathse.generate.plain import decode_batch
+from mathse.generate import Request, engine, open_model
+from mathse.generate.engine import Engine
 from mathse.images import open_image
 from mathse.records import derive_seed
 
@@ -39,12 +29,12 @@ BAD_PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 50
 def settings(**changes) -> argparse.Namespace:
     values = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 12, "max_pixels": 10_000}
     return argparse.Namespace(
-        **values | {"batch_size": 64, "trust_remote_code": False, "serve": None, "processes": 1} | changes
+        **values | {"batch_size": 64, "trust_remote_code": False, "serve": None} | changes
     )
 
 
-def open_tiny(spec, **changes) -> LocalModel:
-    return opening.open_model(str(spec), settings(**changes), common.load)
+def open_tiny(spec, **changes) -> Engine:
+    return open_model(str(spec), settings(**changes), common.load)
 
 
 def solve_messages(row: dict) -> list[dict]:
@@ -153,7 +143,7 @@ def stops_often(tiny_model, tmp_path):
 def test_greedy_equals_generate_and_does_not_depend_on_the_batch(kind, tiny_model, problems, capsys):
     spec = str(tiny_model(kind))
     together = texts(open_tiny(spec), problems)
-    assert "engine: shared prompts, 64 rows" in capsys.readouterr().out
+    assert "engine: 64 rows" in capsys.readouterr().out
     alone = texts(open_tiny(spec, batch_size=1), problems)
     assert together == alone and all(reason is None for _, _, reason in together.values())
     assert {key: text for key, (text, _, _) in together.items()} == generated(spec, requests(problems))
@@ -162,7 +152,7 @@ def test_greedy_equals_generate_and_does_not_depend_on_the_batch(kind, tiny_mode
 @pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
 def test_candidates_share_their_prompt(kind, stops_often, problems):
     """Greedy verdicts equal generate()'s where rows are refilled and replies stop early; and no token is
-    computed twice.
+    computed twice: each row reads the last token of its prompt in its first step.
     """
     spec, asked = stops_often(kind, 4), judgements(problems)
     generate = open_tiny(spec, batch_size=5)
@@ -174,8 +164,8 @@ def test_candidates_share_their_prompt(kind, stops_often, problems):
     assert work["prompts"] == len(problems) and work["tails"] == len(asked)
     whole = sum(reply.prompt_tokens for reply in replies)
     shared = sum((len(asked) // len(problems) - 1) * length for length in shared_lengths(spec, asked))
-    assert work["prompt_tokens"] + work["tail_tokens"] == whole - shared
-    assert work["decode_rows"] == sum(reply.tokens - 1 for reply in replies)
+    assert work["prompt_tokens"] + work["tail_tokens"] + len(asked) == whole - shared
+    assert work["decode_rows"] == sum(reply.tokens for reply in replies)
 
 
 def test_greedy_samples_of_one_prompt_are_decoded_once(stops_often, problems):
@@ -186,7 +176,6 @@ def test_greedy_samples_of_one_prompt_are_decoded_once(stops_often, problems):
         twin = {k + 10: seed for k, seed in request.seeds.items()} | {k + 20: 7 for k in request.seeds}
         asked.insert(2 * place, replace(request, seeds=twin))
     generate = open_tiny(spec, batch_size=5)
-    generate.logprobs = generate.decoder.logprobs = True
     expected = only_texts(generate(once))
     work = Counter(generate.work)
     generate.work.clear()
@@ -195,8 +184,6 @@ def test_greedy_samples_of_one_prompt_are_decoded_once(stops_often, problems):
         (row, number + more): text for (row, number), text in expected.items() for more in (0, 10, 20)
     }
     assert {reply.seed for reply in replies if reply.sample >= 20} == {7}
-    probabilities = {(reply.row["id"], reply.sample): reply.token_logprobs for reply in replies}
-    assert all(found == probabilities[row, k % 10] for (row, k), found in probabilities.items())
     assert generate.work["decode_rows"] == work["decode_rows"]
     assert generate.work["tails"] == work["tails"]
     assert len({reply.text for reply in open_tiny(spec, temperature=1.0)(asked)}) > len({*expected.values()})
@@ -217,32 +204,31 @@ def test_a_prompt_is_read_once_for_all_samples(kind, tiny_model, problems):
     once = {reply.row["id"]: reply.prompt_tokens for reply in replies}
     inputs = encoded(common.load_processor(str(tiny_model(kind))), requests(problems))
     pixels = sum(len(each.get("pixel_values", ())) for each in inputs)
-    assert generate.work["prompt_tokens"] + generate.work["tail_tokens"] == sum(once.values())
+    assert generate.work["prompt_tokens"] + len(once) == sum(once.values()) and not generate.work["tails"]
     # idefics3 pads its tiles within a batch
     assert generate.work["pixel_rows"] == pixels or kind == "idefics3"
-    assert generate.work["decode_rows"] == sum(reply.tokens - 1 for reply in replies)
+    assert generate.work["decode_rows"] == sum(reply.tokens for reply in replies)
 
 
 def test_prompts_are_read_by_a_token_budget(tiny_model, problems, monkeypatch):
     """No pass over several prompts has more padded tokens than PASS_TOKENS, and the texts are the same."""
     spec, asked, budget = str(tiny_model("qwen2_vl")), judgements(problems, 8), 150
     expected = said(open_tiny(spec)(asked))
-    for module in (batching, decoder):
-        monkeypatch.setattr(module, "PASS_TOKENS", budget)
+    monkeypatch.setattr(engine, "PASS_TOKENS", budget)
     passes = []
-    read, forward = Decoder.read, Decoder.forward
+    read, forward = Engine.read, Engine.forward
 
-    def counted_read(self, inputs, keep):
-        passes.append((len(inputs["input_ids"]), inputs["input_ids"].size))
+    def counted_read(self, inputs, keep=1):
+        passes.append((len(inputs["input_ids"]), inputs["input_ids"].numel()))
         return read(self, inputs, keep)
 
-    def counted_forward(self, first, tokens):
+    def counted_forward(self, first, rows, tokens, *more):
         passes.append((len(tokens), len(tokens) * max(map(len, tokens))))
-        return forward(self, first, tokens)
+        return forward(self, first, rows, tokens, *more)
 
     generate = open_tiny(spec)
-    monkeypatch.setattr(Decoder, "read", counted_read)
-    monkeypatch.setattr(Decoder, "forward", counted_forward)
+    monkeypatch.setattr(Engine, "read", counted_read)
+    monkeypatch.setattr(Engine, "forward", counted_forward)
     assert said(generate(asked)) == expected
     assert max(rows for rows, _ in passes) > 1
     assert all(size <= budget for rows, size in passes if rows > 1)
@@ -295,117 +281,36 @@ def test_samples_depend_on_their_seed_only(kind, stops_often, problems):
     assert many == refilled and few == {key: value for key, value in many.items() if key[0] == "0"}
 
 
-@pytest.mark.parametrize(
-    "kind, temperature", [("qwen2_vl", 0.0), *((kind, 1.0) for kind in KINDS + MORE_KINDS)]
-)
-def test_drafts_change_no_reply(kind, temperature, stops_often, problems, monkeypatch):
-    """Right ones, wrong ones, two that begin alike, none, too long; several passes, few logits at once."""
-    spec = stops_often(kind, 60 if temperature else 300)
-    monkeypatch.setattr(batching.Batch, "join_twins", lambda self: self.samples)
-    monkeypatch.setattr(PromptDataset, "draft_tokens", lambda self, drafts: [*map(json.loads, drafts)])
-
-    def decoded(asked: list[Request]) -> tuple[dict, Counter]:
-        model = open_tiny(spec, batch_size=5)
-        model.decoder.logprobs = True
-        found = {
-            (sample.request.row["id"], sample.number): sample for sample in model.samples(asked, temperature)
-        }
-        return found, model.work
-
-    whole, work = decoded(requests(problems, 4))
-    assert work["draft_tokens"] == 0
-    asked = []
-    for request in requests(problems, 4):
-        for number, seed in request.seeds.items():
-            tokens = whole[request.row["id"], number].tokens
-            wrong = [*tokens[:3], 1 + tokens[3] if len(tokens) > 3 else 1, 5, 6]
-            kinds = [tokens], [wrong, tokens[:-1]], [tokens + [7] * 40], []
-            drafts = tuple(map(json.dumps, kinds[(number + int(request.row["id"])) % 4]))
-            asked.append(Request(request.row, request.messages, {number: seed}, drafts))
-    for count in (decoder.DRAFT_LOGITS, 1):
-        monkeypatch.setattr(decoder, "DRAFT_LOGITS", count)
-        drafted, work = decoded(asked)
-        assert work["draft_tokens"] >= work["draft_kept"] > 10
-        assert drafted.keys() == whole.keys()
-        for key, sample in whole.items():
-            assert drafted[key].tokens == sample.tokens, key
-            assert drafted[key].logprobs == pytest.approx(sample.logprobs, abs=1e-3)
+def decoded(generate: Engine, asked: list[Request], monkeypatch) -> dict:
+    """The finished samples of requests."""
+    monkeypatch.setattr(Engine, "replies", lambda self, sample: iter([sample]))
+    found = {(sample.request.row["id"], sample.number): sample for sample in generate(asked)}
+    monkeypatch.undo()
+    return found
 
 
-@pytest.mark.parametrize(
-    "guesses, read",
-    [
-        ([], []),
-        ([None, None], []),
-        ([[1, 2], [3]], [[1, 2], [3]]),
-        ([[1, 2], None, None, None], [[1, 2], [], [], []]),
-        ([[1, 2], None, None, None, None], []),  # one of five is too few
-        ([[1, 2], [3], [], [], []], [[1], [3], [], [], []]),  # no pass is as wide as only one needs it
-        ([[], [], None], [[], [], []]),  # where all drafts part they are followed again behind that
-    ],
-)
-def test_drafts_are_read_as_far_as_a_quarter_of_the_rows_has_them(guesses, read):
-    assert batching.worth_reading(guesses) == read
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), ValueError("odd shapes")])
-def test_a_pass_over_drafts_that_fails_is_done_token_by_token(error, tiny_model, problems, monkeypatch):
-    whole = texts(open_tiny(tiny_model("llava")), problems, 2)
-    model, calls = open_tiny(tiny_model("llava")), []
-    monkeypatch.setattr(PromptDataset, "draft_tokens", lambda self, drafts: [*map(json.loads, drafts)])
-    drafts = tuple(f"[{first}, 7, 8]" for first in range(300))
-
-    def fail(*_):
-        calls.append(1)
-        raise error
-
-    monkeypatch.setattr(model.decoder, "read_guesses", fail)
-    asked = [Request(one.row, one.messages, one.seeds, drafts) for one in requests(problems, 2)]
-    assert said(model(asked)) == whole and calls
-
-
-def test_the_temperature_of_a_call_replaces_that_of_the_flags(tiny_model, problems):
-    spec = str(tiny_model("llava"))
-    generate = open_tiny(spec, temperature=1.0, top_k=40, top_p=0.95)
-    sampled = texts(generate, problems, 4)
-    assert len({sampled["0", k][0] for k in range(4)}) > 1
-    assert only_texts(generate(requests(problems), 0.0)) == generated(spec, requests(problems))
-    assert texts(generate, problems, 4) == sampled
-
-
-def test_sampled_tokens_follow_the_distribution(tiny_model):
-    """First tokens of many samples, on both paths, against the model's own probabilities (chi-square, ten
-    likeliest tokens and the rest); log-probabilities are those at temperature 1.
+def test_sampled_tokens_follow_the_distribution(tiny_model, monkeypatch):
+    """First tokens of many samples, in rows and by generate(), against the model's own probabilities
+    (chi-square, ten likeliest tokens and the rest).
     """
     row = {"id": "a", "question": "x", "images": []}
     request = Request(row, solve_messages(row), {k: derive_seed("chi", k) for k in range(3000)})
     model, processor = common.load(str(tiny_model("qwen2_vl")))
     (inputs,) = encoded(processor, [request])
     logits = model(**inputs).logits[0, -1].float()
-    local = LocalModel(model, processor, settings(batch_size=1000, max_tokens=1), logprobs=True)
-    samples = sorted(local.samples([request], 0.7), key=lambda sample: sample.number)
-    tokens = torch.tensor([sample.tokens for sample in samples])
-    shared = tokens, torch.tensor([sample.logprobs for sample in samples])
-    plain = decode_batch(model, inputs, [list(request.seeds.values())], 1, 0.7, settings())
-    assert (plain[0] == shared[0]).all()
-    for tokens, logprobs in (plain, shared):
-        assert torch.allclose(logprobs[:, 0], logits.log_softmax(-1)[tokens[:, 0]], atol=1e-4)
-        probability = (logits / 0.7).softmax(-1)
-        top = probability.topk(10).indices
-        seen = torch.stack([(tokens[:, 0] == token).sum() for token in top]).float()
-        expected = probability[top] * 3000
-        rest = 3000 - expected.sum()
-        chi = (((seen - expected) ** 2 / expected).sum() + (3000 - seen.sum() - rest) ** 2 / rest).item()
-        assert chi < 29.6  # 0.1 % of 10 degrees of freedom
-
-
-def test_replies_carry_token_logprobs(tiny_model, problems):
-    """On request, text and log-probability of each token; on both paths."""
-    for kind in ("llava", "llava_sliding"):
-        generate = opening.open_model(str(tiny_model(kind)), settings(), common.load, logprobs=True)
-        for reply in generate(requests(problems)):
-            assert len(reply.token_logprobs) == reply.tokens == 12
-            assert all(isinstance(text, str) and value <= 0 for text, value in reply.token_logprobs)
+    generate = Engine(model, processor, settings(batch_size=1000, max_tokens=1, temperature=0.7))
+    drawn = []
+    for generate.why_not in ("", "tried"):
+        samples = decoded(generate, [request], monkeypatch)
+        drawn.append(torch.tensor([samples["a", number].tokens for number in request.seeds]))
+    assert (drawn[0] == drawn[1]).all()
+    probability = (logits / 0.7).softmax(-1)
+    top = probability.topk(10).indices
+    seen = torch.stack([(drawn[0][:, 0] == token).sum() for token in top]).float()
+    expected = probability[top] * 3000
+    rest = 3000 - expected.sum()
+    chi = (((seen - expected) ** 2 / expected).sum() + (3000 - seen.sum() - rest) ** 2 / rest).item()
+    assert chi < 29.6  # 0.1 % of 10 degrees of freedom
 
 
 def test_no_token_without_probability_is_drawn():
@@ -413,7 +318,7 @@ def test_no_token_without_probability_is_drawn():
     logits = torch.full((2, 8), -torch.inf)
     logits[:, 1:4] = torch.tensor([0.0, 1.0, 0.5])
     points = torch.tensor([[1.0], [0.0]])  # 1.0: what a number just below it times the sum is rounded to
-    assert sampling.draw(logits, points).tolist() == [[3], [1]]
+    assert engine.draw(logits, points).tolist() == [[3], [1]]
 
 
 # ---------------------------------------------------------------- attention
@@ -436,20 +341,23 @@ def test_scores_are_fp32(dtype, most):
 
     example = DynamicCache()
     example.update(keys(2, prompt), values(2, prompt), 0)
-    cache = kv_cache.SharedKVCache(example, rows)
-    cache.add_prompts(example, [prompt, prompt - 7], torch.tensor([[prompt], [prompt - 7]]))
+    cache = engine.Rows(example, rows)
+    groups = [
+        engine.Group([], shared=shared, behind=[shared], slot=slot) for slot, shared in enumerate((40, 33))
+    ]
+    for slot, group in enumerate(groups):
+        cache.add_prompt(example, slot, group)
     owners = [0, 1, 1, 0, 1, 1]
-    cache.add_rows(0, owners)
-    cache.begin_rows(0, rows, own)
+    samples = [engine.Sample(None, 0, groups[owner]) for owner in owners]
+    cache.begin(0, samples, [0] * rows, own)
     written = cache.update(keys(rows, own), values(rows, own), 0)
-    lengths = torch.tensor([9, 3, 5, 1, 8, 2])
-    cache.end_rows(0, lengths)
-    now = cache.begin_step(rows)
+    lengths = [9, 3, 5, 1, 8, 2]
+    now = cache.begin(0, samples, lengths, 1)
     query = torch.randn(rows, heads, 1, width).to(dtype)
     new = keys(rows, 1), values(rows, 1)
     module = SimpleNamespace(layer_idx=0)
-    out, _ = kv_cache.attend(module, query, *cache.update(*new, 0), now.mask)
-    for row, (owner, length) in enumerate(zip(owners, lengths.tolist())):
+    out, _ = engine.attend(module, query, *cache.update(*new, 0), now.mask)
+    for row, (owner, length) in enumerate(zip(owners, lengths)):
         parts = []
         for prompts, fresh, one in zip((example.layers[0].keys, example.layers[0].values), written, new):
             start = 7 * owner  # prompt 1 has 7 tokens of padding on the left
@@ -461,60 +369,144 @@ def test_scores_are_fp32(dtype, most):
         assert off < most
 
 
-def test_the_mask_is_repeated_once_a_pass(tiny_model, problems, monkeypatch):
-    made = []
-    mask_of = kv_cache.PromptPass.mask_of
+def deep_model(folder, init: float, dtype=torch.bfloat16):
+    """A Qwen2-VL of 28 layers."""
+    spec = str(tiny.make_model("qwen2_vl", folder))
+    config = common.load_model(spec, "cpu", torch.float32).config
+    text = config.get_text_config()
+    text.num_hidden_layers, text.initializer_range = 28, init
+    text.layer_types = ["full_attention"] * 28
+    text.hidden_size = config.vision_config.hidden_size = 128
+    text.rope_parameters["mrope_section"] = [4, 6, 6]
+    torch.manual_seed(0)
+    return AutoModelForImageTextToText.from_config(config, dtype=dtype).eval(), spec
 
-    def counted(self, heads):
-        made.append((id(self), id(mask := mask_of(self, heads)), self))
-        return mask
 
-    monkeypatch.setattr(kv_cache.PromptPass, "mask_of", counted)
-    texts(open_tiny(tiny_model("llava")), problems)
-    passes = {number for number, _, _ in made}
-    assert len(made) > len(passes) == len({(number, mask) for number, mask, _ in made})
+@pytest.mark.parametrize("init", [0.02, 0.15])
+def test_a_deep_model_in_bf16_is_held(init, tmp_path, capsys):
+    """What its own rounding does is no fault of the rows."""
+    model, spec = deep_model(tmp_path, init)
+    Engine(model, common.load_processor(spec), settings())
+    assert "engine: 64 rows" in capsys.readouterr().out
 
 
-def test_a_model_that_forgets_takes_the_plain_path(tiny_model, problems, capsys):
-    """Through generate(), with the attention that was loaded."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_rows_change_is_not_held(dtype, tmp_path, monkeypatch, capsys):
+    """As one that does not attend to all of its prompt."""
+    begin = engine.Rows.begin
+
+    def forgetful(self, *passed):
+        now = begin(self, *passed)
+        now.mask[..., : now.shared // 2] = -torch.inf
+        return now
+
+    monkeypatch.setattr(engine.Rows, "begin", forgetful)
+    model, spec = deep_model(tmp_path, 0.15, dtype)
+    Engine(model, common.load_processor(spec), settings())
+    assert "one request at a time by generate() (in rows its logits" in capsys.readouterr().out
+
+
+def test_a_model_that_forgets_is_decoded_by_generate(tiny_model, problems, capsys):
+    """With the attention that was loaded, and a line says so."""
     spec = str(tiny_model("llava_sliding"))
     generate = open_tiny(spec)
-    assert "engine: plain path, 64 rows (ValueError: not all its layers" in capsys.readouterr().out
-    text = generate.decoder.model.config.get_text_config()
-    assert text._attn_implementation == generate.decoder.model.config._attn_implementation == "sdpa"
+    assert "by generate() (not all its layers" in (printed := capsys.readouterr().out)
+    assert "--serve is faster" in printed
+    text = generate.model.config.get_text_config()
+    assert text._attn_implementation == generate.model.config._attn_implementation == "sdpa"
     assert only_texts(generate(requests(problems))) == generated(spec, requests(problems))
 
 
-def test_the_plain_path_decodes_batch_size_rows_at_most(tiny_model, problems, monkeypatch):
+def test_no_neighbour_cuts_a_reply(tiny_model, problems):
+    """Beside a prompt that leaves room for four tokens others have all of theirs."""
+    spec = str(tiny_model("llava_sliding"))
+    processor = common.load_processor(spec)
+    (bare,) = encoded(processor, requests([{"id": "long", "question": "", "images": []}]))
+    question = "a" * (2048 - 4 - bare["input_ids"].shape[1])
+    for kind in ("llava", "llava_sliding"):
+        replies = open_tiny(tiny_model(kind))(
+            requests([{"id": "long", "question": question, "images": []}, *problems])
+        )
+        assert {reply.row["id"]: reply.tokens for reply in replies} == {
+            "long": 4, "0": 12, "1": 12, "2": 12, "3": 12
+        }  # fmt: skip
+
+
+def test_generate_decodes_batch_size_rows_at_most(tiny_model, problems, monkeypatch):
     spec, rows = str(tiny_model("llava_sliding")), []
     expected = texts(open_tiny(spec, temperature=1.0), problems, 7)
+    assert len({expected["0", k][0] for k in range(7)}) > 1
     generate = open_tiny(spec, temperature=1.0, batch_size=5)
-    decode = type(generate.decoder).decode
+    own = generate.model.generate
 
-    def counted(self, batch, temperature):
-        rows.append(len(batch.samples))
-        return decode(self, batch, temperature)
+    def counted(**inputs):
+        rows.append(inputs["num_return_sequences"])
+        return own(**inputs)
 
-    monkeypatch.setattr(type(generate.decoder), "decode", counted)
+    monkeypatch.setattr(generate.model, "generate", counted)
     assert texts(generate, problems, 7) == expected
     assert max(rows) <= 5 and sum(rows) == 28
+
+
+# ---------------------------------------------------------------- the end of a reply
+
+
+def test_a_reply_ends_with_the_template_s_turn(tiny_model, problems, tmp_path):
+    """Also where tokenizer and generation_config name another token; a token that none names ends nothing."""
+    spec = shutil.copytree(tiny_model("qwen2_vl"), tmp_path / "model")
+    template = spec / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<eos>", "<end_of_utterance>"))
+    generate = open_tiny(spec)
+    assert generate.eos_ids == {tiny.SPECIAL.index(name) for name in ("<eos>", "<end_of_utterance>")}
+    assert generate.model.generation_config.eos_token_id == sorted(generate.eos_ids)
+
+
+@pytest.mark.parametrize("named", [None, "<eos>"])
+def test_a_tokenizer_without_eos(named, tiny_model, problems, tmp_path, capsys):
+    """If nothing else names an end, one line; else the reply ends with what is named."""
+    spec = shutil.copytree(tiny_model("qwen2_vl"), tmp_path / "model")
+    for name, change in (
+        ("tokenizer_config.json", {"eos_token": None, "pad_token": None}),
+        ("generation_config.json", {"eos_token_id": None}),
+        ("special_tokens_map.json", {"eos_token": None, "pad_token": None}),
+    ):
+        if (path := spec / name).exists():
+            path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    template = spec / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<eos>", named or ""))
+    if named:
+        assert len(texts(open_tiny(spec), problems)) == 4
+        return
+    with pytest.raises(SystemExit) as ended:
+        open_tiny(spec)
+    found = capsys.readouterr().err
+    assert ended.value.code == 2 and found.count("\n") == 1 and "name the eos_token" in found
+
+
+def test_a_processor_without_a_template_is_one_line(tiny_model, tmp_path, capsys):
+    spec = shutil.copytree(tiny_model("llava"), tmp_path / "model")
+    (spec / "chat_template.jinja").unlink()
+    with pytest.raises(SystemExit) as ended:
+        open_tiny(spec)
+    found = capsys.readouterr().err
+    assert ended.value.code == 2 and found.count("\n") == 1 and "chat template" in found
 
 
 # ---------------------------------------------------------------- faults of rows
 
 
-def test_a_batch_that_fails_in_the_model_is_halved(tiny_model, problems, monkeypatch):
-    """The faulty problem alone becomes a record for each of its candidates."""
-    read = Decoder.read
+def test_of_a_batch_that_fails_in_the_model_only_the_faulty_problem_fails(tiny_model, problems, monkeypatch):
+    """It becomes a record for each of its candidates."""
+    read, generate = Engine.read, open_tiny(tiny_model("llava"))
 
-    def broken(self, inputs, keep):
+    def broken(self, inputs, keep=1):
         # of tiny llava: the problem with two images
-        if "pixel_values" in inputs and len(inputs["pixel_values"]) > 1 and keep == 1:
+        if "pixel_values" in inputs and len(inputs["pixel_values"]) > 1:
             raise ValueError("no")
         return read(self, inputs, keep)
 
-    monkeypatch.setattr(Decoder, "read", broken)
-    replies = list(open_tiny(tiny_model("llava"))(judgements(problems)))
+    monkeypatch.setattr(Engine, "read", broken)
+    replies = list(generate(judgements(problems)))
     assert len(replies) == 12
     assert sorted(reply.row["id"] for reply in replies if reply.finish == "error") == ["2"] * 3
 
@@ -527,21 +519,33 @@ def test_a_prompt_that_fails_behind_the_shared_tokens_is_a_record(tiny_model, pr
     asked.append(replace(asked[5], seeds={9: 0}))
     expected = said(open_tiny(spec)(asked))
     generate = open_tiny(spec)
-    forward = Decoder.forward
+    forward = Engine.forward
 
-    def broken(self, first, tokens):
-        samples = self.live[first : first + len(tokens)]
-        if any(sample.request is asked[5] for sample in samples):
+    def broken(self, first, rows, tokens, *more):
+        if any(sample.request is asked[5] for sample in rows):
             raise IndexError("no")
-        return forward(self, first, tokens)
+        return forward(self, first, rows, tokens, *more)
 
-    monkeypatch.setattr(Decoder, "forward", broken)
+    monkeypatch.setattr(Engine, "forward", broken)
     found = said(generate(asked))
     for number in (asked[5].row["sample"], 9):
         key = asked[5].row["id"], number
         assert found.pop(key) == ("", "error", "IndexError: no")
         expected.pop(key)
     assert found == expected
+
+
+def test_a_candidate_that_is_too_long_is_a_record(tiny_model, problems):
+    """The others of its problem are as without it."""
+    spec, asked = str(tiny_model("llava")), judgements(problems)
+    expected = said(open_tiny(spec)(asked))
+    row = problems[0] | {"sample": 9, "response": "long " * 500}
+    for place in (0, 5):  # the first of its problem, and not
+        long = [*asked[:place], Request(row, judge_messages(row), {9: 0}), *asked[place:]]
+        found = said(open_tiny(spec)(long))
+        text, finish, reason = found.pop(("0", 9))
+        assert (text, finish) == ("", "error") and "in a context of 2048" in reason
+        assert found == expected
 
 
 def test_a_bad_image_is_a_record(tiny_model, problems, tmp_path):
@@ -599,49 +603,73 @@ DEVICE_FAULTS = [
 ]
 
 
+def judge_requests(count: int) -> list[Request]:
+    rows = [{"id": str(k // 4), "question": "1 + 1 = ?", "images": [], "sample": k} for k in range(count)]
+    rows = [row | {"response": f"It is {row['sample']}"} for row in rows]
+    return [Request(row, judge_messages(row), {0: 0}) for row in rows]
+
+
 @pytest.mark.parametrize("error, line", DEVICE_FAULTS)
-@pytest.mark.parametrize("method", ["read", "forward", "next_logits"])
-def test_a_device_that_fails_ends_the_stage(method, error, line, tiny_model, monkeypatch, capsys):
-    """Reading what prompts share, reading the rest, a step: one line, exit code 1, no error rows."""
+@pytest.mark.parametrize(
+    "method, asked", [("read", many_requests), ("forward", many_requests), ("forward", judge_requests)]
+)
+def test_a_device_that_fails_ends_the_stage(method, asked, error, line, tiny_model, monkeypatch, capsys):
+    """Reading what prompts share, a step, reading the rest: one line, exit code 1, no error rows."""
     generate = open_tiny(tiny_model("llava"), batch_size=8)
     capsys.readouterr()
-    monkeypatch.setattr(Decoder, method, fails_from(5, error, getattr(Decoder, method)))
+    monkeypatch.setattr(Engine, method, fails_from(1, error, getattr(Engine, method)))
     replies = []
     with pytest.raises(SystemExit) as ended:
-        replies.extend(generate(many_requests(80)))
+        replies.extend(generate(asked(80)))
     found = capsys.readouterr().err
     assert ended.value.code == 1 and line in found and found.count("\n") == 1
     assert all(reply.finish != "error" for reply in replies)
 
 
 @pytest.mark.parametrize("error, line", DEVICE_FAULTS)
-def test_a_device_that_fails_ends_the_plain_path_too(error, line, tiny_model, monkeypatch, capsys):
+def test_a_device_that_fails_ends_generate_too(error, line, tiny_model, monkeypatch, capsys):
     generate = open_tiny(tiny_model("llava_sliding"), batch_size=8)
-    model = generate.decoder.model
-    monkeypatch.setattr(model, "generate", fails_from(3, error, model.generate))
+    monkeypatch.setattr(generate.model, "generate", fails_from(3, error, generate.model.generate))
     replies = []
     with pytest.raises(SystemExit) as ended:
         for reply in generate(many_requests(80)):
             replies.append(reply)
-    assert ended.value.code == 1 and line in capsys.readouterr().err and len(replies) == 16
+    assert ended.value.code == 1 and line in capsys.readouterr().err and len(replies) == 2
 
 
-@pytest.mark.parametrize("kind, method", [("llava", "read"), ("llava", "forward"), ("llava_sliding", None)])
-def test_a_model_that_always_fails_ends_the_stage(kind, method, tiny_model, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "kind, place", [("llava", "prompts"), ("llava", "tails"), ("llava_sliding", "generate")]
+)
+def test_a_model_that_always_fails_ends_the_stage(kind, place, tiny_model, monkeypatch, capsys):
     """20 prompts in a row that fail for whatever reason: no output full of errors."""
-    generate = open_tiny(tiny_model(kind), batch_size=8)
-    place, name = (Decoder, method) if method else (generate.decoder.model, "generate")
-    monkeypatch.setattr(place, name, fails_from(5, ValueError("no"), getattr(place, name)))
+    generate, error = open_tiny(tiny_model(kind), batch_size=8), ValueError("no")
+    forward = Engine.forward
+    if place == "prompts":
+        monkeypatch.setattr(Engine, "read", fails_from(2, error, Engine.read))
+    elif place == "generate":
+        monkeypatch.setattr(generate.model, "generate", fails_from(5, error, generate.model.generate))
+    else:
+        tails = fails_from(2, error, forward)
+        steps = lambda *passed: (tails if not any(passed[-1]) else forward)(*passed)  # noqa: E731
+        monkeypatch.setattr(Engine, "forward", steps)
     replies = []
     with pytest.raises(SystemExit) as ended:
-        for reply in generate(many_requests(80)):
+        for reply in generate(judge_requests(120)):
             replies.append(reply)
     assert ended.value.code == 1 and "20 prompts in a row" in capsys.readouterr().err
-    assert 0 < sum(reply.finish == "error" for reply in replies) < 20
+    assert 0 < sum(reply.finish == "error" for reply in replies) < 20 * 4
+
+
+def test_a_processor_that_always_fails_ends_the_stage(tiny_model, monkeypatch, capsys):
+    generate = open_tiny(tiny_model("llava"), batch_size=8)
+    monkeypatch.setattr(engine, "encode_prompts", fails_from(5, TypeError("no"), engine.encode_prompts))
+    with pytest.raises(SystemExit) as ended:
+        list(generate(many_requests(80)))
+    assert ended.value.code == 1 and "20 prompts in a row" in capsys.readouterr().err
 
 
 def test_memory_that_lacks_while_a_model_is_tried_ends_the_stage(tiny_model, monkeypatch, capsys):
-    monkeypatch.setattr(Decoder, "read", fails_from(1, OUT_OF_MEMORY[0], Decoder.read))
+    monkeypatch.setattr(Engine, "read", fails_from(1, OUT_OF_MEMORY[0], Engine.read))
     with pytest.raises(SystemExit) as ended:
         open_tiny(tiny_model("llava"))
     assert ended.value.code == 1 and "--batch-size" in capsys.readouterr().err
@@ -652,7 +680,7 @@ def test_memory_that_lacks_while_a_model_is_tried_ends_the_stage(tiny_model, mon
 
 def test_requests_are_read_lazily(tiny_model):
     """Only a bounded number of requests is read ahead, in the main process and in their order."""
-    taken, window = [], 8 * batching.LOOK_AHEAD
+    taken, window = [], 8 * engine.WINDOW
 
     def asked():
         for request in many_requests(3 * window):
@@ -667,117 +695,26 @@ def test_requests_are_read_lazily(tiny_model):
     assert len(list(replies)) == 3 * window - 1 and len(taken) == 3 * window
 
 
-def workers_of(monkeypatch, count: int) -> list[int]:
-    """Let models encode in `count` workers; returns the process ids of those that will be started."""
-    made = []
-
-    class Watched(DataLoader):
-        def _get_iterator(self):
-            iterator = super()._get_iterator()
-            made.extend(worker.pid for worker in getattr(iterator, "_workers", []))
-            return iterator
-
-    monkeypatch.setattr(torch.utils.data, "DataLoader", Watched)
-    monkeypatch.setattr(opening, "worker_count", lambda device: count)
-    return made
-
-
-def test_workers_encode_the_same(tiny_model, problems, tmp_path, monkeypatch, capsys):
-    """The same replies, an image that cannot be read included; and a worker that is killed ends the stage
-    with a line.
-    """
+def test_a_thread_that_encodes_ahead_encodes_the_same(tiny_model, problems, tmp_path):
+    """The same replies, an image that cannot be read included."""
     spec, bad = str(tiny_model("idefics3")), tmp_path / "bad.png"
     bad.write_bytes(BAD_PNG)
     broken = {"id": "bad", "question": "q", "images": [str(bad)]}
     long = {"id": "long", "question": "word " * 3000, "images": []}
     asked = judgements([*problems, broken, long])
     here = said(open_tiny(spec)(asked))
-    workers = workers_of(monkeypatch, 2)
     generate = open_tiny(spec, batch_size=8)
+    generate.ahead = engine.AHEAD
     apart = said(generate(asked))
-    assert here == apart and len(workers) == 2
+    assert here == apart
     assert [apart[name, 0][1] for name in ("0", "bad", "long")] == ["length", "error", "error"]
-    replies = generate(judgements(problems, 60))
-    next(replies)
-    capsys.readouterr()
-    os.kill(workers[-1], signal.SIGKILL)
+
+
+def test_what_a_thread_raises_ends_the_stage(tiny_model, problems, monkeypatch):
+    """Also the line about the memory, which is the stage's last."""
+    generate = open_tiny(tiny_model("llava"))
+    generate.ahead = engine.AHEAD
+    monkeypatch.setattr(engine, "encode_prompts", fails_from(2, OUT_OF_MEMORY[0], engine.encode_prompts))
     with pytest.raises(SystemExit) as ended:
-        list(replies)
-    found = capsys.readouterr().err
-    assert ended.value.code == 1 and found.count("\n") == 1
-    assert "error: a process that prepares images and prompts was ended" in found
-
-
-def test_workers_hand_over_arrays(tiny_model, problems):
-    """Tensors would need /dev/shm."""
-    processor = common.load_processor(str(tiny_model("qwen2_vl")))
-    dataset = PromptDataset(processor, settings(), 2048)
-    (groups,) = gather(requests(problems), 64, alone=True)
-    (batch,) = dataset[groups]
-    assert batch.inputs and not any(isinstance(value, torch.Tensor) for value in batch.inputs.values())
-    (batch,) = load_batches(dataset, iter([groups]), 0)
-    inputs = batching.on_device(batch.inputs, torch.device("cpu"))
-    assert isinstance(inputs["pixel_values"], torch.Tensor)
-
-
-@pytest.mark.parametrize(
-    "device, cores, world, count",
-    [("cpu", 64, 1, 0), ("cuda", 64, 1, 4), ("cuda", 16, 8, 1), ("cuda", 1, 1, 0)],
-)
-def test_the_number_of_workers(device, cores, world, count, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores))
-    monkeypatch.setenv("WORLD_SIZE", str(world))
-    assert batching.worker_count(torch.device(device)) == count
-
-
-ENDED = """
-import argparse, signal, sys, time
-import common
-from mathse.chat import user_message
-from mathse.generate import Request
-from mathse.generate.batching import PromptDataset, gather, load_batches
-
-def main():
-    # a shell that runs the tests in the background ignores it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    args = argparse.Namespace(max_pixels=0, max_tokens=9)
-    dataset = PromptDataset(common.load_processor(sys.argv[1]), args, 2048)
-    rows = ({"id": str(index), "question": "x", "images": []} for index in range(10**7))
-    requests = (Request(row, user_message("x", []), {0: 0}) for row in rows)
-    for batch in load_batches(dataset, gather(requests, 64), 1):
-        print("going", flush=True)
-        time.sleep(60)
-
-if __name__ == "__main__":
-    main()
-"""
-
-
-def test_workers_end_with_their_parent(tiny_model, tmp_path):
-    """Ctrl-C ends all with one traceback; a parent that is killed leaves none behind."""
-    script = tmp_path / "ended.py"
-    script.write_text(ENDED)
-    command = [sys.executable, script, tiny_model("llava")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    parents = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]
-    for parent in parents:
-        assert parent.stdout.readline() == "going\n"
-    time.sleep(1)  # what was asked for ahead is done: the workers wait
-    os.killpg(parents[0].pid, signal.SIGINT)
-    parents[1].kill()
-    errors = [parent.communicate(timeout=60)[1] for parent in parents]
-    assert [parent.returncode for parent in parents] == [-signal.SIGINT, -signal.SIGKILL]
-    assert [error.count("Traceback") for error in errors] == [1, 0], errors[0]
-    deadline = time.monotonic() + 20
-    while any(alive(parent.pid) for parent in parents):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-        return True
-    except ProcessLookupError:
-        return False
+        list(generate(many_requests(80)))
+    assert ended.value.code == 1

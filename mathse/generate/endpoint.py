@@ -1,49 +1,72 @@
-"""An OpenAI-compatible endpoint: many requests in flight, failed ones tried again within bounds.
+"""An OpenAI-compatible server as a Generator: many requests in flight, failed ones tried again within bounds.
 
-A server is expected to limit rates, to fail, to hang and to answer junk. A request ends as an answer or,
-after TRIES tries or DEADLINE times `--timeout`, as a reply with finish `error`. An endpoint that answers
-nothing more, or a limit that is reached (`--max-requests`, `--max-cost`), stops the stage instead: what was
-answered is kept, and the same command goes on later.
+A server is expected to limit rates, to be gone for minutes, to fail, to hang and to answer junk. A request
+ends as an answer or as a reply with finish `error`: after TRIES tries or, while there is no server, after
+DEADLINE times `--timeout`. A server that answers nothing more, or a limit that is reached (`--max-requests`,
+`--max-cost`), stops the stage instead: what was answered is kept, and the same command goes on later.
 
 Samples of a problem that are drawn at a temperature are asked for in one request, so that its images are paid
 for once; those that the server does not give are asked for one by one.
 """
 
 import argparse
+import ipaddress
 import itertools
+import json
+import math
+import os
 import queue
 import random
+import re
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from mathse.chat import chat_parts
-from mathse.cli import PIXELS_A_TOKEN
-from mathse.generate.connection import OPTIONAL, Connection, Parameters
-from mathse.generate.reply import (
-    CHARACTERS_A_TOKEN,
-    PARAMETER_STATUS,
-    Choice,
-    ServerError,
-    estimated_tokens,
-    read_completion,
-    read_error,
-    read_usage,
-    shares,
-)
-from mathse.generate.spending import Budget
-from mathse.generate.types import Reply, Request
+from mathse.cli import PIXELS_A_TOKEN, price
+from mathse.generate.types import Generator, Reply, Request
 from mathse.images import MAX_PIXELS, data_url
 from mathse.records import fail
 
 CONCURRENCY = 32  # requests in flight, if --concurrency does not say
-TRIES = 8  # of one request
+TRIES = 8  # of one request, but for those that met no server
 DEADLINE = 3  # times --timeout: the longest that all tries of one request take together
-HOPELESS = 20  # requests that failed in a row, after which an endpoint is given up
+MAX_PAUSE = 120.0  # seconds between two tries, also where the server asks for more
+HOPELESS = 20  # requests that failed in a row, after which a server is given up
 MAX_REASON = 300  # characters
+MAX_REPLY = 32 << 20  # bytes
+KEY_VARIABLE = "OPENAI_API_KEY"
+CHARACTERS_A_TOKEN = 4  # where a server does not count
+AWAY_STATUS = {429, 503, 529}  # later, says the server: no fault of the request
+RETRY_STATUS = {408, 409, 425, 500, 502, 504}
+KEY_STATUS = {401, 402, 403}  # the key or the account, not the request, is refused
+PARAMETER_STATUS = {400, 422}
+# An account without money, by an error's code or type, and in words. (Words such as "check your plan and
+# billing details" also stand in refusals of too many requests a minute.)
+NO_MONEY_CODE = re.compile(r"insufficient_quota|billing|exceeded_current_quota")
+NO_MONEY_WORDS = re.compile(r"(?i)credit balance|insufficient (balance|credit|fund)")
+UNSUPPORTED = re.compile(
+    r"(?i)unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra|not (permitted|allowed)|deprecated"
+    r"|cannot both"
+)
+# How an error names `n`, which no row needs: also where its value alone is refused, one by one will do.
+SEVERAL = r"(?<!\\)\bn\b|one completion choice|candidate"
+# Parameters that a server may refuse, the one that is missed least first, and what is done then.
+OPTIONAL = {
+    **dict.fromkeys(("top_k", "top_p", "min_p", "repetition_penalty"), "the server's own holds from now on"),
+    "response_format": "replies keep to no schema from now on",
+    "seed": "left out from now on, and the rows' seed is null",
+    "n": "samples are asked for one by one from now on",
+    "max_tokens": "sent as max_completion_tokens from now on",
+    "temperature": "left out from now on: replies are drawn at the server's own, not at --temperature",
+}
 
 
 @dataclass
@@ -60,18 +83,12 @@ class Job:
     def singly(self) -> list["Job"]:
         return [Job(self.request, [sample]) for sample in self.samples]
 
-    def replies(self, **fields: object) -> list[Reply]:
-        return [Reply(self.request.row, sample, seed=self.seed, **fields) for sample in self.samples]
-
 
 @dataclass
 class Outcome:
-    """What came of a job. Its `kind`:
-
-    answer; row (its own image cannot be read); refused (by the server, or answered without a text); key
-    (refused by the server); again (one try failed); adapted (asked without a parameter from now on); down
-    (all tries failed); split (too much for one request); stopped (not asked to the end, because the stage
-    stops).
+    """What came of a job. Its `kind`: answer; row (its own image cannot be read); refused (or no text came);
+    key (the key is refused); away (no server was met); again (a try failed); adapted (asked without a
+    parameter from now on); down (all tries failed); split (too much for one request); stopped (by a limit).
     """
 
     kind: str
@@ -80,29 +97,19 @@ class Outcome:
     left: list[Job] = field(default_factory=list)  # still to be asked
 
 
-class Endpoint:
-    """A server as a Generator: see types.py."""
+class Endpoint(Generator):
+    """A server as a Generator."""
 
-    def __init__(
-        self,
-        spec: str,
-        args: argparse.Namespace,
-        logprobs: bool = False,
-        schema: dict | None = None,
-        starts: Callable[[], int] = lambda: 1,
-    ):
-        """Reach the server once. Ends the command if it cannot be reached or refuses the key.
-
-        `logprobs`: ask for token_logprobs. `schema`: the JSON schema of replies. `starts`: see Served.
-        """
+    def __init__(self, spec: str, args: argparse.Namespace, schema: dict | None = None):
+        """Reach the server once. `schema`: the JSON schema of replies."""
         self.spec = spec
         self.args = args
-        self.starts = starts
+        self.concurrency = args.concurrency or CONCURRENCY
         self.work = Counter()
-        self.budget = Budget(args)
         self.stop = threading.Event()  # nothing more is asked
-        self.connection = Connection(spec, args)
-        self.parameters = Parameters(spec.partition("#")[2], args, logprobs, schema, self.connection.is_vllm)
+        self.budget = Budget(args)
+        self.connection = Connection(spec, args.timeout, self.concurrency)
+        self.parameters = Parameters(spec.partition("#")[2], args, schema, self.connection.is_vllm)
 
     def spent(self) -> dict:
         return self.budget.spent()
@@ -110,63 +117,66 @@ class Endpoint:
     def close(self) -> None:
         self.connection.client.close()
 
-    # ------------------------------------------------------------ many requests
+    def starts(self) -> int:
+        """How often the server was started, as far as we know (Served)."""
+        return 1
 
-    def __call__(self, requests: Iterable[Request], temperature: float | None = None) -> Iterator[Reply]:
+    def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
         if self.stop.is_set():  # by an earlier call
             return
-        temperature = self.args.temperature if temperature is None else temperature
-        answered, given_up = False, False
-        failed = []  # since the last answer; held back, because the endpoint may be at fault
-        for outcome in self.outcomes(self.jobs(requests, temperature), temperature):
-            if outcome.kind == "answer":
-                answered = True
-                if not given_up:
-                    yield from replies_of(failed)
-                    failed = []
-                yield from outcome.replies
-            elif outcome.kind == "row" or (outcome.kind == "refused" and answered):
-                yield from outcome.replies
-            else:
-                failed.append(outcome)
-                hopeless = outcome.kind == "key" or len(failed) >= HOPELESS
-                if hopeless and not given_up:  # and take what is in flight
-                    self.give_up(failed, answered)
+        answered, given_up, in_a_row = False, False, 0
+        failed: list[Reply] = []  # since the last answer; held back, because the server may be at fault
+        for outcome in self.outcomes(self.jobs(requests)):
+            if outcome.kind not in ("answer", "row"):
+                failed += outcome.replies
+                in_a_row += 1
+                if not given_up and (outcome.kind == "key" or in_a_row == HOPELESS):
+                    why = (
+                        ""
+                        if outcome.kind == "key"
+                        else f"{HOPELESS} requests failed in a row, the last one: "
+                    )
+                    self.give_up(why + failed[-1].reason, answered)  # and take what is in flight
                     given_up = True
-        if failed and not answered and not self.stop.is_set() and not self.is_alive():
-            self.give_up(failed, answered)
+                continue
+            if outcome.kind == "answer":
+                answered, in_a_row = True, 0
+                yield from [] if given_up else failed
+                failed.clear()
+            yield from outcome.replies
+        if failed and not (answered or self.stop.is_set() or self.is_alive()):
+            self.give_up(f"{in_a_row} requests failed in a row, the last one: {failed[-1].reason}", answered)
         if not self.stop.is_set():
-            yield from replies_of(failed)
+            yield from failed
         elif not given_up:
             more = " with more" if self.args.spent else ""
             print(f"stopped: {self.budget.reached()}; call again{more} to go on", file=sys.stderr)
 
-    def jobs(self, requests: Iterable[Request], temperature: float) -> Iterator[Job]:
+    def jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
         """Without a temperature the samples of one request would be the same text."""
         for request in requests:
             job = Job(request, list(request.seeds))
-            together = temperature > 0 and "n" not in self.parameters.refused
+            together = self.args.temperature > 0 and "n" not in self.parameters.refused
             yield from [job] if together else job.singly()
 
-    def outcomes(self, todo: Iterator[Job], temperature: float) -> Iterator[Outcome]:
+    def outcomes(self, todo: Iterator[Job]) -> Iterator[Outcome]:
         """The outcomes of jobs as they come, --concurrency of them in flight."""
-        jobs, done = queue.SimpleQueue(), queue.SimpleQueue()
-        waiting = 0
+        jobs, done, waiting = queue.SimpleQueue(), queue.SimpleQueue(), 0
 
         def work() -> None:
             while (job := jobs.get()) is not None:
                 try:
-                    done.put(self.ask(job, temperature))
+                    done.put(self.ask(job))
                 except BaseException as error:  # shown by the main thread
                     done.put(error)
 
-        # daemons: a request in flight does not keep a command that ends
-        for _ in range(self.args.concurrency):
+        for _ in range(self.concurrency):  # daemons: a request in flight does not keep a command that ends
             threading.Thread(target=work, daemon=True).start()
         try:
+            left = []
             while True:
-                room = 0 if self.stop.is_set() else 2 * self.args.concurrency - waiting
-                for job in itertools.islice(todo, max(0, room)):
+                room = 0 if self.stop.is_set() else 2 * self.concurrency - waiting
+                for job in (*left, *itertools.islice(todo, max(0, room))):
                     jobs.put(job)
                     waiting += 1
                 if not waiting:
@@ -175,80 +185,69 @@ class Endpoint:
                 waiting -= 1
                 if isinstance(outcome, BaseException):
                     raise outcome
-                for job in outcome.left:
-                    jobs.put(job)
-                    waiting += 1
+                left = outcome.left
                 if outcome.kind == "stopped":
                     self.stop.set()
                 elif outcome.kind != "split":
                     yield outcome
         finally:
-            for _ in range(self.args.concurrency):
+            for _ in range(self.concurrency):
                 jobs.put(None)
 
-    def give_up(self, failed: list[Outcome], answered: bool) -> None:
-        """Stop the stage; end it if the endpoint has answered nothing."""
+    def give_up(self, why: str, answered: bool) -> None:
+        """Stop the stage; end it if the server has answered nothing."""
         self.stop.set()
-        reason = failed[-1].replies[-1].reason
-        in_a_row = f"{len(failed)} requests failed in a row, the last one: {reason}"
-        why = f"{reason if failed[-1].kind == 'key' else in_a_row}; call again when it works"
         if not answered:
-            model = "; is it the right model?" if reason.startswith("HTTP 404") else ""
-            fail(f"--model: {self.spec}: none was answered, {why}{model}")
-        print(f"stopped: --model: {self.spec}: {why}", file=sys.stderr)
+            model = "; is it the right model?" if "HTTP 404" in why else ""
+            fail(f"--model: {self.spec}: none was answered, {why}; call again when it works{model}")
+        print(f"stopped: --model: {self.spec}: {why}; call again when it works", file=sys.stderr)
 
     def is_alive(self) -> bool:
-        """Whether the endpoint answers a request of ours: then the rows that failed are themselves at
-        fault.
-        """
+        """Whether the server answers a question of ours: then the rows that failed are at fault."""
         test = Request({"images": []}, [{"role": "user", "content": "1 + 1 = ?"}], {0: 0})
-        kind = self.ask(Job(test, [0]), self.args.temperature).kind
+        kind = self.ask(Job(test, [0])).kind
         if kind == "stopped":  # a limit is reached: nobody knows
             self.stop.set()
         return kind in ("answer", "stopped")
 
-    # ------------------------------------------------------------ one request
-
-    def ask(self, job: Job, temperature: float) -> Outcome:
-        """Try one request until it is answered or refused, TRIES times at most."""
+    def ask(self, job: Job) -> Outcome:
+        """Try one request until it is answered or refused."""
         try:
             messages = self.messages(job.request)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow raises anything on a hostile file
             return self.failed("row", job, f"{type(error).__name__}: {error}")
-        deadline = time.monotonic() + DEADLINE * self.args.timeout
-        tries, starts = 0, self.starts()
+        deadline, starts = time.monotonic() + DEADLINE * self.args.timeout, self.starts()
+        tries, failures = 0, 0
         while True:
-            fields = self.parameters.of(job.seed, len(job.samples), temperature)
+            fields = self.parameters.of(job)
             if len(job.samples) > 1 and "n" not in fields:
                 return Outcome("split", left=job.singly())
             if self.stop.is_set() or not self.budget.take():
                 return Outcome("stopped")
             self.work["requests"] += 1
-            until = min(deadline, time.monotonic() + self.args.timeout)
-            outcome = self.try_once(job, fields | {"messages": messages}, until)
+            outcome = self.try_once(job, fields | {"messages": messages}, deadline)
             if outcome.kind == "adapted":
                 continue
-            if outcome.kind != "again":
+            if outcome.kind not in ("again", "away"):
                 return outcome
-            if (now := self.starts()) > starts:  # the server died and is back: no fault of the request
-                tries, starts, deadline = 0, now, time.monotonic() + DEADLINE * self.args.timeout
-                continue
+            if self.starts() > starts:  # the server died and is back: no fault of the request
+                return self.ask(job)
             tries += 1
-            pause = min(60.0, 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
+            failures += outcome.kind == "again"
+            pause = min(60.0, 2.0 ** min(tries - 1, 6)) * random.uniform(0.5, 1.0)
             if outcome.after is not None:
                 pause = outcome.after + random.uniform(0.0, 0.5)
-            if tries == TRIES or time.monotonic() + pause >= deadline:
+            if failures == TRIES or time.monotonic() + pause >= deadline:
                 reason = outcome.replies[0].reason[: MAX_REASON - 20]
                 return self.failed("down", job, f"{reason} ({tries} tries)")
             self.stop.wait(pause)
 
     def messages(self, request: Request) -> list[dict]:
-        """A request's messages, images as data URLs. Raises OSError or ValueError for an image."""
+        """A request's messages, images as data URLs."""
         urls = [{"url": data_url(image, self.args.max_pixels)} for image in request.row["images"]]
         chat = chat_parts(request.messages, urls)
         for part in (part for message in chat for part in message["content"] if part["type"] == "image"):
-            part["type"] = "image_url"
-            part["image_url"] = part.pop("image")
+            part |= {"type": "image_url", "image_url": part.pop("image")}
         return chat
 
     def try_once(self, job: Job, fields: dict, deadline: float) -> Outcome:
@@ -257,14 +256,18 @@ class Endpoint:
 
         used = 0, 0
         try:
-            status, after, content = self.connection.post(fields, deadline)
+            until = min(deadline, time.monotonic() + self.args.timeout)
+            status, after, content = self.connection.post(fields, until)
             if error := read_error(status, content):
                 return self.refused(job, fields, error, after)
-            choices, usage = read_completion(content)
-            used = self.tokens(job.request, choices, usage)
+            body = json.loads(content)
+            choices = [choice for choice in map(read_choice, body.get("choices") or []) if choice]
+            used = read_usage(body.get("usage"), self.estimate(job.request, choices))
             if not choices:
                 return self.failed("again", job, "a reply without a text")
-            return self.answered(job, fields, choices, used)
+            return self.answered(job, choices, used, fields.get("seed"))
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            return self.failed("away", job, type(error).__name__)
         except httpx.HTTPError as error:
             return self.failed("again", job, type(error).__name__)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -272,38 +275,35 @@ class Endpoint:
         finally:
             self.budget.add(*used)
 
-    def tokens(self, request: Request, choices: list[Choice], usage: object) -> tuple[int, int]:
-        """(tokens read, tokens written), estimated where the server does not count: by the characters of all
-        texts, the limit of tokens of a text that was cut off, and images as large as --max-pixels lets them.
+    def estimate(self, request: Request, choices: list["Choice"]) -> tuple[int, int]:
+        """(tokens read, tokens written) by the characters of all texts, the limit of those that were cut off,
+        and images as large as --max-pixels lets them; nothing where there is no text.
         """
         image = (self.args.max_pixels or MAX_PIXELS) // PIXELS_A_TOKEN
-        prompt = sum(len(message["content"]) for message in request.messages) // CHARACTERS_A_TOKEN
-        read = prompt + image * len(request.row["images"])
-        written = estimated_tokens(choices, self.args.max_tokens)
-        return read_usage(usage, (read, written) if choices else (0, 0))
+        read = sum(len(message["content"]) for message in request.messages) // CHARACTERS_A_TOKEN
+        whole = [choice.characters for choice in choices if choice.finish != "length"]
+        written = sum(math.ceil(count / CHARACTERS_A_TOKEN) for count in whole)
+        written += (len(choices) - len(whole)) * self.args.max_tokens
+        return (read + image * len(request.row["images"]), written) if choices else (0, 0)
 
-    def answered(self, job: Job, fields: dict, choices: list[Choice], used: tuple[int, int]) -> Outcome:
+    def answered(self, job: Job, choices: list["Choice"], used: tuple[int, int], seed: int | None) -> Outcome:
         """The texts, each with its share of the tokens. Samples that were not given are left."""
-        choices = choices[: len(job.samples)]
-        read = shares(used[0], [1] * len(choices))
+        choices, replies = choices[: len(job.samples)], []
         written = shares(used[1], [choice.characters + 1 for choice in choices])
-        replies = [
-            replace(
-                reply,
-                text=self.connection.hide(choice.text),
-                finish=choice.finish,
-                reason=choice.reason and self.reason(choice.reason),
-                prompt_tokens=prompt,
-                tokens=new,
-                seed=fields.get("seed"),
-                token_logprobs=choice.token_logprobs,
+        read = shares(used[0], [1] * len(choices))
+        for sample, choice, new, prompt in zip(job.samples, choices, written, read):
+            said = (
+                self.hide(choice.text),
+                choice.finish,
+                new,
+                prompt,
+                choice.reason and self.hide(choice.reason),
             )
-            for reply, choice, prompt, new in zip(job.replies(), choices, read, written)
-        ]
+            replies.append(Reply(job.request.row, sample, *said, seed))
         kind = "refused" if all(reply.finish == "error" for reply in replies) else "answer"
         return Outcome(kind, replies, left=job.singly()[len(choices) :])
 
-    def refused(self, job: Job, fields: dict, error: ServerError, after: float | None) -> Outcome:
+    def refused(self, job: Job, fields: dict, error: "ServerError", after: float | None) -> Outcome:
         """What an error means: less is asked of the server, or the request has failed."""
         if name := error.refused_parameter([name for name in OPTIONAL if name in fields]):
             self.parameters.refuse(name)
@@ -313,11 +313,308 @@ class Endpoint:
         return self.failed(error.kind(), job, f"HTTP {error.status}: {error.words}", after)
 
     def failed(self, kind: str, job: Job, reason: str, after: float | None = None) -> Outcome:
-        return Outcome(kind, job.replies(finish="error", reason=self.reason(reason)), after)
+        said = {"finish": "error", "reason": self.hide(reason)[:MAX_REASON], "seed": job.seed}
+        return Outcome(kind, [Reply(job.request.row, sample, **said) for sample in job.samples], after)
 
-    def reason(self, said: str) -> str:
-        return self.connection.hide(said)[:MAX_REASON]
+    def hide(self, text: str) -> str:
+        """Cut out the key, which a server may repeat. (A short one is a dummy, and a common word.)"""
+        return text.replace(self.connection.key, "***") if len(self.connection.key) >= 8 else text
 
 
-def replies_of(outcomes: Iterable[Outcome]) -> Iterator[Reply]:
-    return itertools.chain.from_iterable(outcome.replies for outcome in outcomes)
+# ---------------------------------------------------------------- the way to a server
+
+
+class Connection:
+    """A server at the address of a spec, `URL#model`. The key is read from the environment and is in no
+    message, log or file.
+    """
+
+    def __init__(self, spec: str, timeout: float, connections: int):
+        import httpx
+
+        self.key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not (self.key.isascii() and self.key.isprintable()):
+            fail(f"{KEY_VARIABLE}: holds a character that no key has; set it anew")
+        address = spec.partition("#")[0]
+        headers = {"Content-Type": "application/json"}
+        if self.key:  # Azure, whose addresses have an api-version, reads it from a header of its own
+            headers["Authorization"] = f"Bearer {self.key}"
+            is_azure = "api-version" in parse_qs(urlsplit(address).query)
+            headers |= {"api-key": self.key} if is_azure else {}
+        try:
+            self.client = httpx.Client(
+                timeout=httpx.Timeout(timeout, connect=10),
+                limits=httpx.Limits(max_connections=connections),
+                headers=headers,
+                verify=httpx.create_ssl_context(),  # by SSL_CERT_FILE, also without trust_env
+                trust_env=not is_loopback(address),  # HTTP_PROXY and its like
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # SOCKS needs a package of its own
+            fail(f"--model: {spec}: the proxy that the environment names cannot be used: {error}")
+        self.url = place(address, "/chat/completions")
+        try:  # many servers do not tell their models: only a refused key is a reason to stop
+            with self.client.stream("GET", place(address, "/models"), timeout=30) as answer:
+                status, content = answer.status_code, next(answer.iter_bytes(1 << 16), b"")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            problem = f"the endpoint cannot be reached ({type(error).__name__}); is the server running?"
+            fail(f"--model: {spec}: {problem}")
+        if status == 401:
+            fail(f"--model: {spec}: the endpoint refuses the key (HTTP 401); set {KEY_VARIABLE}")
+        self.is_vllm = b'"owned_by":"vllm"' in content.replace(b'": "', b'":"')
+
+    def post(self, fields: dict, deadline: float) -> tuple[int, float | None, bytes]:
+        """Ask for a chat completion: (status, seconds to wait by Retry-After, content).
+
+        Raises httpx.HTTPError, also past the deadline: a server may send for ever.
+        """
+        import httpx
+
+        with self.client.stream("POST", self.url, content=json.dumps(fields).encode()) as answer:
+            content = bytearray()
+            for chunk in answer.iter_bytes():
+                content += chunk
+                if len(content) > MAX_REPLY or time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("too long a reply")
+            return answer.status_code, retry_after(answer.headers.get("retry-after")), bytes(content)
+
+
+def place(address: str, path: str) -> str:
+    """The URL of `path` at a server. A query, such as Azure's api-version, stays behind it; an address that
+    names /chat/completions already means the server.
+    """
+    parts = urlsplit(address)
+    base = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    return parts._replace(path=base + path).geturl()
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a server is on this machine, where no proxy leads to."""
+    host = urlsplit(address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds to wait by a Retry-After header, which holds seconds or a date; None if it says nothing."""
+    try:
+        if re.fullmatch(r"[-+.\d]+", value or ""):
+            seconds = float(value)
+        else:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError):
+        return None
+    return min(MAX_PAUSE, max(0.0, seconds))
+
+
+# ---------------------------------------------------------------- what is asked, and what may be spent
+
+
+class Parameters:
+    """What a server is asked with. What it refuses once is not sent again; a line says so, once."""
+
+    def __init__(self, model: str, args: argparse.Namespace, schema: dict | None, is_vllm: bool):
+        self.always = {"model": model, "max_tokens": args.max_tokens, "temperature": args.temperature}
+        self.always |= {"top_p": args.top_p} | ({"top_k": args.top_k} if args.top_k else {})
+        if schema:
+            named = {"name": "reply", "strict": True, "schema": schema}
+            self.always["response_format"] = {"type": "json_schema", "json_schema": named}
+        if is_vllm:  # what is not said it takes from the model's folder: Qwen2-VL's says top_k 1
+            self.always |= {"top_k": args.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        self.refused = frozenset()
+        self.lock = threading.Lock()
+
+    def of(self, job: Job) -> dict:
+        """The fields of a request, but for its messages."""
+        refused = self.refused  # as they are now: another thread may add one
+        fields = self.always | {"seed": job.seed} | ({"n": len(job.samples)} if len(job.samples) > 1 else {})
+        if "max_tokens" in refused:
+            fields["max_completion_tokens"] = fields["max_tokens"]
+        return {name: value for name, value in fields.items() if name not in refused}
+
+    def refuse(self, name: str) -> None:
+        with self.lock:
+            if name not in self.refused:
+                self.refused |= {name}
+                print(f"endpoint: {name} is refused: {OPTIONAL[name]}", flush=True)
+
+
+class Budget:
+    """Requests sent and tokens used, within --max-requests and --max-cost. `--spent FILE` adds them up over
+    several calls: a line a request, prompt and new tokens.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.max_requests = args.max_requests
+        self.max_cost = args.max_cost
+        self.lock = threading.Lock()
+        self.prices = price("PRICE_IN"), price("PRICE_OUT")
+        if self.max_cost and not any(self.prices):
+            prices = "the price of a million tokens read and written"
+            fail(f"--max-cost: needs PRICE_IN and PRICE_OUT in the environment: {prices}")
+        self.requests, self.tokens, self.file = 0, [0, 0], None  # tokens read and written
+        if args.spent:
+            Path(args.spent).parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(args.spent, "a+b", buffering=0)
+            self.requests, self.tokens = read_spent(args.spent)
+        self.before = self.requests, self.cost()
+
+    def cost(self) -> float:
+        return sum(count * each for count, each in zip(self.tokens, self.prices)) / 1e6
+
+    def spent(self) -> dict:
+        """Requests and cost of this call."""
+        with self.lock:
+            return {"requests": self.requests - self.before[0], "cost": self.cost() - self.before[1]}
+
+    def reached(self) -> str | None:
+        """The limit that is reached, in words."""
+        if self.max_requests and self.requests >= self.max_requests:
+            return f"--max-requests {self.max_requests} is reached"
+        if self.max_cost and self.cost() >= self.max_cost:
+            return f"--max-cost {self.max_cost:g} is reached (spent: {self.cost():.4f})"
+        return None
+
+    def take(self) -> bool:
+        """Count one more request, if the limits allow it."""
+        with self.lock:
+            allowed = self.reached() is None
+            self.requests += allowed
+        return allowed
+
+    def add(self, prompt: int, new: int) -> None:
+        """Count the tokens of a request."""
+        with self.lock:
+            self.tokens = [self.tokens[0] + prompt, self.tokens[1] + new]
+            if self.file:
+                self.file.write(f"{prompt}\t{new}\n".encode())
+
+
+def read_spent(path: str | Path) -> tuple[int, list[int]]:
+    """(requests, [tokens read, tokens written]) that a file of --spent has counted."""
+    lines = [line.split() for line in Path(path).read_bytes().splitlines()]
+    counts = [(int(line[0]), int(line[1])) for line in lines if len(line) == 2]  # others are torn by a kill
+    return len(counts), [sum(column) for column in zip((0, 0), *counts)]
+
+
+# ---------------------------------------------------------------- what comes back
+
+
+@dataclass
+class Choice:
+    """One text of a reply. `finish`: as in Reply; `characters`: of all that was written, thoughts too."""
+
+    text: str
+    finish: str
+    reason: str | None
+    characters: int
+
+
+def read_choice(choice: object) -> Choice | None:
+    """A text, or the reason why there is none: it was paid and is final. None if the server broke it off.
+
+    Servers have many names for an end (`stop`, `eos`, `end_turn`, none at all), so text with any finish
+    reason is an answer. All tokens spent on thinking are a text of length 0 that was cut off.
+    """
+    message = choice.get("message") if isinstance(choice, dict) else None
+    said = str(choice.get("finish_reason") or "").lower() if isinstance(message, dict) else "error"
+    if said in ("error", "abort"):
+        return None
+    text = joined(message.get("content")).strip()
+    thoughts = joined(message.get("reasoning_content") or message.get("reasoning"))
+    characters = len(text) + len(thoughts)
+    if said in ("length", "max_tokens", "max_output_tokens"):
+        return Choice(text, "length", None, characters)
+    if text and said != "content_filter":
+        return Choice(text, "stop", None, characters)
+    refusal, only = joined(message.get("refusal")), ", only reasoning" if thoughts else ""
+    none = f"no text{only}, finish reason {said or None!r}"
+    return Choice("", "error", f"the model refuses: {refusal}" if refusal else none, characters)
+
+
+def joined(content: object) -> str:
+    """A content as one text: a string, or a list of strings and typed parts (thoughts are no text)."""
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        is_text = isinstance(part, dict) and part.get("type") in ("text", "output_text", None)
+        texts.append(part.get("text") if is_text else part)
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def read_usage(usage: object, estimate: tuple[int, int]) -> tuple[int, int]:
+    """(tokens read, tokens written) as a server counts them, or the estimate where it tells no number of
+    tokens: so --max-cost holds there as well.
+    """
+    told = usage if isinstance(usage, dict) else {}
+    read, written = (
+        count if type(count) is int and 0 < count < 1 << 32 else guess
+        for count, guess in zip((told.get("prompt_tokens"), told.get("completion_tokens")), estimate)
+    )
+    return read, written
+
+
+def shares(total: int, weights: list[int]) -> list[int]:
+    """A number in whole parts by weight. They add up to it."""
+    parts = [total * weight // sum(weights) for weight in weights]
+    return [parts[0] + total - sum(parts), *parts[1:]]
+
+
+@dataclass
+class ServerError:
+    """An error as a server tells it. `code`: its code and type; `parameter`: the one that it is about."""
+
+    status: int
+    words: str
+    code: str
+    parameter: object
+
+    def kind(self) -> str:
+        """What it means for the request: key, away, again or refused, as in Outcome."""
+        if self.status in KEY_STATUS or NO_MONEY_CODE.search(self.code) or NO_MONEY_WORDS.search(self.words):
+            return "key"
+        again = "again" if self.status in RETRY_STATUS else "refused"
+        return "away" if self.status in AWAY_STATUS else again
+
+    def refused_parameter(self, names: list[str]) -> str | None:
+        """The first of the names that is refused as a parameter, whatever its value."""
+        if self.status not in PARAMETER_STATUS:
+            return None
+        if not UNSUPPORTED.search(f"{self.code} {self.words}"):
+            names = [name for name in names if name == "n"]
+        if self.parameter in names:
+            return self.parameter
+        patterns = {name: SEVERAL if name == "n" else rf"\b{name}\b" for name in names}
+        return next((name for name in names if re.search(patterns[name], self.words)), None)
+
+
+def read_error(status: int, content: bytes) -> ServerError | None:
+    """The error in a reply, which may come as HTTP 200 too. None if there is none."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        body = None
+    body = body[0] if isinstance(body, list) and body else body
+    body = body if isinstance(body, dict) else {}
+    told = body.get("error") or (body if body.get("object") == "error" else None)
+    if status == 200 and (not told or body.get("choices")):
+        return None
+    fields = told if isinstance(told, dict) else body
+    if status == 200:
+        codes = str(fields.get("code")), str(fields.get("status"))
+        status = next((int(code) for code in codes if re.fullmatch(r"[45]\d\d", code)), 400)
+    words = error_words(fields, told) or content[:1000].decode("utf-8", "replace")
+    return ServerError(status, words, f"{fields.get('code')} {fields.get('type')}", fields.get("param"))
+
+
+def error_words(fields: dict, told: object) -> str:
+    """What an error says, without the request that some servers repeat in it; "" if that is not found."""
+    said = fields.get("message") or fields.get("detail") or told
+    said = said.get("detail") if isinstance(said, dict) else said
+    if isinstance(said, list):  # FastAPI: where in the request, and what
+        items = [item for item in said if isinstance(item, dict)]
+        said = "; ".join(f"{item.get('loc')}: {item.get('msg')}" for item in items)
+    if not isinstance(said, str):
+        return ""
+    more = fields.get("metadata")  # OpenRouter: what the server behind it said
+    return f"{said}: {more['raw']}" if isinstance(more, dict) and isinstance(more.get("raw"), str) else said

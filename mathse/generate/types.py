@@ -2,22 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 
 @dataclass
 class Request:
-    """A prompt and its samples. `seeds[k]` is the seed of sample k; `row` is the caller's.
-
-    `drafts`: how a reply may begin. A local model reads in one pass what they agree in, and keeps what it
-    would have written token by token: they change no reply, as far as floating point allows.
-    """
+    """A prompt and its samples. `seeds[k]` is the seed of sample k; `row` is the caller's."""
 
     row: dict
     messages: list[dict]
     seeds: dict[int, int]
-    drafts: tuple[str, ...] = ()
 
 
 @dataclass
@@ -25,7 +19,6 @@ class Reply:
     """`finish`: stop, length (cut off at the token limit) or error (`text` is empty, `reason` says why).
 
     `seed`: the one that the model was given; None if it takes none, the same for samples drawn together.
-    `token_logprobs`: each new token's text and log-probability at temperature 1, on request and where known.
     """
 
     row: dict
@@ -36,58 +29,25 @@ class Reply:
     prompt_tokens: int = 0
     reason: str | None = None
     seed: int | None = 0
-    token_logprobs: list[tuple[str, float]] = field(default_factory=list)
 
     def record(self, spec: str) -> dict:
         """The fields that a row gets (docs/RECORDS.md); `spec`: the model as the flag named it."""
-        fields = {
-            "sample": self.sample,
-            "response": self.text,
-            "finish": self.finish,
-            "tokens": self.tokens,
-            "prompt_tokens": self.prompt_tokens,
-            "model": spec,
-            "seed": self.seed,
-        }
+        fields = {"sample": self.sample, "response": self.text, "finish": self.finish, "tokens": self.tokens}
+        fields |= {"prompt_tokens": self.prompt_tokens, "model": spec, "seed": self.seed}
         return fields | ({"reason": self.reason} if self.reason else {})
 
 
-class Repeats:
-    """Notices that the samples of a problem are the same text, though they are drawn at a temperature: then
-    somebody decodes greedily, such as a server with the habits of a model's folder."""
+class Generator:
+    """An open model: requests in, a reply for each of their samples out, as it finishes, in any order."""
 
-    def __init__(self, temperature: float):
-        self.temperature = temperature
-        self.texts: dict[tuple, set[int]] = {}
-        self.counts: Counter = Counter()
+    work: Counter  # what was done
 
-    def see(self, key: tuple, text: str, finish: str) -> None:
-        if self.temperature and finish != "error":
-            self.texts.setdefault(key, set()).add(hash(text))
-            self.counts[key] += 1
+    def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        raise NotImplementedError
 
-    def warning(self) -> str:
-        """A part of the summary line; empty where nearly all problems have different texts."""
-        several = [key for key, count in self.counts.items() if count > 1]
-        same = sum(len(self.texts[key]) == 1 for key in several)
-        if len(several) < 3 or same < 0.9 * len(several):
-            return ""
-        return (
-            f"; all samples of {same} of {len(several)} problems are one text: is the model decoded greedily?"
-        )
+    def spent(self) -> dict:
+        """What a recipe notes: requests sent to an endpoint and their cost; of a local model nothing."""
+        return {}
 
-
-class Generator(Protocol):
-    """An open model: requests in, a reply for each of their samples out, as it finishes, in any order.
-
-    `work` counts what was done, `spent()` is what a recipe notes of it: requests sent to an endpoint, and
-    their cost. `close()` frees what it holds, before another model is opened.
-    """
-
-    work: Counter
-
-    def __call__(self, requests: Iterable[Request], temperature: float | None = None) -> Iterator[Reply]: ...
-
-    def spent(self) -> dict: ...
-
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what it holds, before another model is opened; a local model is gone with the stage."""

@@ -25,8 +25,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
 from mathse.chat import turn_end
-from mathse.jsonl import DISK_ERRORS, hold, meet, processes, refuse_held, remove
-from mathse.launch import launch, rank_count
+from mathse.jsonl import remove
+from mathse.launch import DISK_ERRORS, launch, meet, processes, rank_count
 from mathse.recipe import Recipe
 from mathse.records import fail
 from mathse.train.pack import ROUNDING, Batch, Packing, encode, prefetch, why_not
@@ -228,25 +228,24 @@ def run(args: Namespace, spec: str, recipe: Recipe, choose: Callable, make: Call
     """
     file = args.train_file or Path(f"{args.output}.train.jsonl")
     join_processes()
-    if processes()[0] == 0:
-        refuse_held(recipe.part)
-        write_training_file(file, args.input, args.limit, choose, make)
+    written = write_training_file(file, args.input, args.limit, choose, make) if processes()[0] == 0 else None
     recipe.start()
+    if written:  # only now: another call may be training on it
+        written.replace(file)
+    meet()
+    ranks = rank_count(args.processes, args.batch_size // LEAST_ROWS, spec, MEMORY)
+    launch(ranks, lambda: finish(recipe, train(TrainingRows(file), recipe.part)))
+
+
+def finish(recipe: Recipe, summary: dict) -> None:
+    meet()  # the folder gets its final name
     if processes()[0] == 0:
-        lock = (recipe.part / "lock").open("a")
-        hold(lock, recipe.part)
-
-    def work() -> None:
-        summary = train(TrainingRows(file), recipe.part)
-        if processes()[0] == 0:
-            recipe.complete(recipe.part, **summary)
-            remove_unneeded(recipe.output)  # only now: a kill in between leaves a whole model
-            counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}"
-            counts += f", {summary['rows_left_out']} rows left out, {recipe.made['seconds']} s"
-            print(f"{recipe.output}: {counts}")
-        meet()
-
-    launch(rank_count(args, args.batch_size // LEAST_ROWS, spec, MEMORY), work)
+        recipe.complete(recipe.part, **summary)
+        remove_unneeded(recipe.output)  # only now: a kill in between leaves a whole model
+        counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}"
+        counts += f", {summary['rows_left_out']} rows left out, {recipe.made['seconds']} s"
+        print(f"{recipe.output}: {counts}")
+    meet()
 
 
 # ---------------------------------------------------------------- devices

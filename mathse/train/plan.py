@@ -14,8 +14,8 @@ from mathse.jsonl import remove
 from mathse.records import IMAGE, derive_seed, fail, read_rows, relative_images, shown
 
 
-def write_training_file(path: Path, sources: list[str], limit: int, choose: Callable, make: Callable) -> None:
-    """Write the first `limit` (0: all) training rows in the order of the source files.
+def write_training_file(path: Path, sources: list[str], limit: int, choose: Callable, make: Callable) -> Path:
+    """Write the first `limit` (0: all) training rows, in the order of the source files, beside `path`; where.
 
     choose() -> {(source, id, sample)}; make(row) -> {"messages", "images"} and what else is noted of a row.
     Rows of a training file are taken as they are.
@@ -27,7 +27,7 @@ def write_training_file(path: Path, sources: list[str], limit: int, choose: Call
         fail(f"--train-file: {path}: is an input too; choose another")
     ready = "messages" in next(read_rows(sources[0], check=False, may_be_empty=True), {})
     chosen = None if ready else choose()
-    part, count = Path(f"{path}.part"), 0
+    part, count = Path(f"{path}.{os.getpid()}.part"), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with part.open("w", encoding="utf-8") as file:
         for source in sources:
@@ -45,8 +45,9 @@ def write_training_file(path: Path, sources: list[str], limit: int, choose: Call
                 file.write(json.dumps(relative_images(row, path.parent), ensure_ascii=False) + "\n")
                 count += 1
     if not count:
+        remove(part)
         fail(f"{sources[0]}: status: no row to train on; look at what 02 has verified")
-    part.replace(path)
+    return part
 
 
 def trace(row: dict, source: Path, folder: Path) -> dict:

@@ -155,24 +155,24 @@ def time_steps(local: Local, rows: list[dict], count: int, samples: int, tokens:
     problems = -(-count // samples)
     copies = [rows[index % len(rows)] | {"id": f"copy {index}"} for index in range(problems)]
     requests = sampling_requests(copies, samples)
-    decoder = local.decoder(count, tokens + 1)
-    times, once = [], decoder.step
+    engine = local.engine(count, tokens + 1)
+    times, once = [], engine.step
 
     def timed_step():
-        start, full = seconds(), len(decoder.live) == count
+        start, full = seconds(), len(engine.live) == count
         finished = once()
         if full:
             times.append(seconds() - start)
         return finished
 
-    decoder.step = timed_step
+    engine.step = timed_step
     for _ in range(2):  # the first warms up
         times.clear()
-        decoder.work.clear()
-        by_engine(local, decoder, requests, [tokens + 1] * (samples * problems), greedy=False)
-    work = decoder.work
+        engine.work.clear()
+        by_engine(engine, requests, [tokens + 1] * (samples * problems), greedy=False)
+    work = engine.work
     shared = work["prompt_tokens"] / work["prompts"]
-    own = work["tail_tokens"] / work["tails"] + tokens / 2
+    own = 1 + tokens / 2
     bound = step_of(local.model).bound(*ceilings, count, problems, shared, own)
     took = statistics.median(times)
     what = f"  {count:4} rows, {shared:.0f} + {own:.0f} tokens: {1e3 * took:8.2f} ms a step"
@@ -182,7 +182,7 @@ def time_steps(local: Local, rows: list[dict], count: int, samples: int, tokens:
     return found | {"shared": shared, "own": own, "steps": len(times)}
 
 
-def generation_task(task: str, local: Local, decoder, args, name: str, rows: list[dict], folder: Path, sizes):
+def generation_task(task: str, local: Local, engine, args, name: str, rows: list[dict], folder: Path, sizes):
     """Check that the arms of a task agree, then time them."""
     import torch
 
@@ -194,21 +194,21 @@ def generation_task(task: str, local: Local, decoder, args, name: str, rows: lis
         "judging": [verdict_tokens] * count,
     }[task]
     requests = judging_requests(rows, args.samples) if greedy else sampling_requests(rows, args.samples)
-    ours = by_engine(local, decoder, requests, lengths, True)
+    ours = by_engine(engine, requests, lengths, True)
     theirs = by_generate(local, requests, lengths, True)
     same = sum(one == other for one, other in zip(ours, theirs))
     if local.model.dtype == torch.float32 and same < count:
         sys.exit(f"{name}: {task}: only {same} of {count} greedy samples are the same; not timed")
-    decoder.work.clear()
-    by_engine(local, decoder, requests, lengths, greedy)
-    work = dict(decoder.work)
+    engine.work.clear()
+    by_engine(engine, requests, lengths, greedy)
+    work = dict(engine.work)
     arms = {
-        "engine": lambda: by_engine(local, decoder, requests, lengths, greedy),
+        "engine": lambda: by_engine(engine, requests, lengths, greedy),
         "generate()": lambda: by_generate(local, requests, lengths, greedy),
     }
     if task == "judging":
         alone = judging_requests(rows, args.samples, alone=True)
-        arms["engine, nothing shared"] = lambda: by_engine(local, decoder, alone, lengths, True)
+        arms["engine, nothing shared"] = lambda: by_engine(engine, alone, lengths, True)
     worker = None
     if task == "fixed" and args.swift:
         worker = start_swift(local, args, name, requests, folder, tokens)
@@ -306,11 +306,11 @@ def measure(name: str, args: argparse.Namespace, device: str, dtype, ceilings: t
             found["decode"] = [
                 time_steps(local, rows, count, args.samples, 2 * sizes[1], ceilings) for count in args.rows
             ]
-        decoder = local.decoder(args.problems * args.samples, 3 * sizes[1])
+        engine = local.engine(args.problems * args.samples, 3 * sizes[1])
         for task in ("fixed", "log-normal", "judging"):
             if task in args.tasks:
-                found[task] = generation_task(task, local, decoder, args, name, rows, folder, sizes)
-        del local, decoder
+                found[task] = generation_task(task, local, engine, args, name, rows, folder, sizes)
+        del local, engine
         if "round" in args.tasks:
             print(" round", flush=True)
             # all of its weights, with the optimizer's state, would need 133 GB

@@ -1,5 +1,5 @@
-"""Judging by a trained ORM, as 02_verify.py asks: with drafted verdicts and token by token, with prompts
-shared and each by itself, and by generate(). Seconds of the processor, one thread; equal replies.
+"""Judging by a trained ORM, as 02_verify.py asks: with prompts shared and each by itself, and by generate().
+Seconds of the processor, one thread; equal replies.
 
     bash run_rounds.sh
     python tests/bench/bench_judging.py --orm R/orm/model --paths R/round_1/samples.jsonl  # R: runs/default
@@ -27,7 +27,7 @@ from worker import versions
 import common
 from mathse.chat import encode_prompts, user_message
 from mathse.generate import Request
-from mathse.generate.open import LocalModel
+from mathse.generate.engine import Engine
 from mathse.records import read_rows
 
 ROWS = 128  # decoded together, by all arms
@@ -53,7 +53,7 @@ def judging_requests(path: str, count: int) -> list[Request]:
             break
         for row in rows:
             messages = user_message(verify.judge_prompt(row), row["images"])
-            requests.append(Request(row, messages, {0: 0}, verify.verdict_drafts(row["response"])))
+            requests.append(Request(row, messages, {0: 0}))
     return requests
 
 
@@ -78,14 +78,13 @@ def main() -> None:
     torch.set_num_threads(1)
     requests = judging_requests(args.paths, args.count)
     flags = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "max_tokens": args.max_tokens, "max_pixels": 0}
-    engine = LocalModel(*common.load(args.orm), argparse.Namespace(**flags, batch_size=ROWS))
+    engine = Engine(*common.load(args.orm), argparse.Namespace(**flags, batch_size=ROWS))
     plain, processor = (
         common.load_model(args.orm, "cpu", torch.float32).eval(),
         common.load_processor(args.orm),
     )
     alone = [replace(request, row=request.row | {"id": str(place)}) for place, request in enumerate(requests)]
-    arms = {"drafts": requests, "token by token": [replace(request, drafts=()) for request in requests]}
-    arms["nothing shared"] = [replace(request, drafts=()) for request in alone]
+    arms = {"engine": requests, "engine, nothing shared": alone}
 
     def by_engine(asked: list[Request]) -> list[str]:
         replies = {id(reply.row): reply.text for reply in engine(asked)}

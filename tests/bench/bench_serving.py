@@ -6,10 +6,9 @@ Writes: a table on stdout.
     bash tests/serving.sh VENV            # makes the environment with vLLM, once
     python tests/bench/bench_serving.py --vllm VENV/bin/vllm
 
-Arms: the engine in one process of one thread and in a process a core; generate(), one thread, all rows in one
-batch; vLLM, asked as --serve asks it: `n` samples a request, and a request a sample. Hardly a reply ends
-early: the folders' end token is that of videos. The arms take turns; figures are medians, ratios those of
-wall seconds to the first arm.
+Arms: the engine with one thread and with all; generate(), one thread, all rows in one batch; vLLM, asked as
+--serve asks it: `n` samples a request, and a request a sample. Hardly a reply ends early: the folders' end
+token is that of videos. The arms take turns; figures are medians, ratios those of wall seconds to the first.
 """
 
 import argparse
@@ -39,7 +38,7 @@ from worker import versions
 import common
 from mathse.cli import Parser, add_generation_flags
 from mathse.generate import open_model
-from mathse.generate.serve import Server
+from mathse.generate.serve import Served
 
 COMMAND = (
     "{vllm} serve {{model}} --port {{port}} --host 127.0.0.1 --dtype float32 --max-model-len 2048 "
@@ -73,11 +72,12 @@ def endless(folder: Path) -> Path:
     return folder
 
 
-def flags(max_tokens: int, temperature: float, processes: int, rows: int) -> argparse.Namespace:
+def flags(max_tokens: int, rows: int, **wanted: object) -> argparse.Namespace:
     parser = Parser("")
     add_generation_flags(parser, max_tokens=max_tokens)
-    wanted = {"temperature": temperature, "processes": processes, "batch_size": rows, "concurrency": 256}
-    return argparse.Namespace(**vars(parser.parse_args([])) | wanted)
+    return argparse.Namespace(
+        **vars(parser.parse_args([])) | {"batch_size": rows, "concurrency": 256} | wanted
+    )
 
 
 def processor_seconds(group: int | None) -> float:
@@ -114,37 +114,39 @@ def take_turns(arms: dict[str, Callable[[], int]], repeats: int, group: int, exp
         print(f"{line}, {wall / first:5.2f} x", flush=True)
 
 
-def measure_task(
-    task: str, spec: str, server: Server, served: str, args, rows: list[dict], most: int
-) -> None:
-    """Sampling or judging, `most` new tokens a reply. `spec`, `served`: the model here, and at the server."""
+def measure_task(task: str, spec: str, served: Served, args, rows: list[dict], most: int) -> None:
+    """Sampling or judging, `most` new tokens a reply."""
     import torch
 
     count, is_judging = args.problems * args.samples, task == "judging"
     requests = (judging_requests if is_judging else sampling_requests)(rows, args.samples)
     singly = [replace(each, seeds={k: seed}) for each in requests for k, seed in each.seeds.items()]
-    models = {"engine, 1 process": (spec, 1), "engine, a process a core": (spec, None), "vLLM": (served, 1)}
-    opened = {}
+    settings = flags(most, count, temperature=0.0 if is_judging else 1.0)
     with contextlib.redirect_stdout(io.StringIO()):
-        for name, (model, processes) in models.items():
-            settings = flags(most, 0.0 if is_judging else 1.0, processes, count)
-            opened[name] = open_model(model, settings, common.load)
-    torch.set_num_threads(1)
+        engine = open_model(spec, settings, common.load)
+    asked_of = {"engine, 1 thread": engine, "engine, all threads": engine}
+    asked_of["vLLM"] = open_model(served.spec, settings, common.load)
+    threads = {"engine, all threads": os.cpu_count()}
     local = Local(common.load_model(spec, "cpu", torch.float32).eval(), common.load_processor(spec))
 
     def answered(name: str, asked: list) -> Callable[[], int]:
-        return lambda: sum(reply.tokens for reply in opened[name](iter(asked)))
+        def work() -> int:
+            torch.set_num_threads(threads.get(name, 1))
+            return sum(reply.tokens for reply in asked_of[name](iter(asked)))
+
+        return work
 
     def generated() -> int:
+        torch.set_num_threads(1)
         with torch.inference_mode():
             return sum(map(len, by_generate(local, requests, [most] * count, is_judging)))
 
-    arms = {name: answered(name, requests) for name in opened}
+    arms = {name: answered(name, requests) for name in asked_of}
     if not is_judging:
         arms["vLLM, a request a sample"] = answered("vLLM", singly)
     arms["generate(), 1 thread"] = generated
     print(f" {task}: {args.problems} problems x {args.samples}, {most} tokens each", flush=True)
-    take_turns(arms, args.repeats, server.process.pid, most * count)
+    take_turns(arms, args.repeats, served.process.pid, most * count)
 
 
 def measure(name: str, args: argparse.Namespace, folder: Path) -> None:
@@ -152,13 +154,13 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> None:
     shutil.copytree(save(name, folder / "saved"), folder / "model", dirs_exist_ok=True)
     spec = str(endless(folder / "model"))
     rows = make_rows(folder, args.problems, side)
-    server = Server(COMMAND.format(vllm=args.vllm), spec, folder / "serve.log")
-    served = server.start()
+    command = COMMAND.format(vllm=args.vllm)
+    served = Served(spec, flags(tokens, 1, serve=command, output=folder / "served"))
     try:
-        measure_task("sampling", spec, server, served, args, rows, tokens)
-        measure_task("judging", spec, server, served, args, rows, verdict_tokens)
+        measure_task("sampling", spec, served, args, rows, tokens)
+        measure_task("judging", spec, served, args, rows, verdict_tokens)
     finally:
-        server.end()
+        served.close()
 
 
 def main() -> None:

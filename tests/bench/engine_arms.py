@@ -11,7 +11,6 @@ from worker import Channel, seconds
 
 import common
 from mathse.chat import chat_parts, encode_prompts
-from mathse.generate.batching import PromptDataset, gather
 from mathse.images import open_image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -65,12 +64,17 @@ class Local:
     model: object
     processor: object
 
-    def decoder(self, rows: int, max_tokens: int):
-        from mathse.generate.decoder import Decoder
-        from mathse.generate.open import make_probe
+    def engine(self, rows: int, max_tokens: int):
+        """An Engine whose replies no token ends."""
+        from mathse.generate.engine import Engine
 
-        args = argparse.Namespace(batch_size=rows, max_tokens=max_tokens, top_k=0, top_p=1.0)
-        return Decoder(self.model, make_probe(self.processor), args, set(), False)
+        settings = {"batch_size": rows, "max_tokens": max_tokens, "max_pixels": 0}
+        sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        engine = Engine(self.model, self.processor, argparse.Namespace(**settings, **sampling))
+        if engine.why_not:
+            sys.exit(engine.why_not)
+        engine.eos_ids = set()
+        return engine
 
 
 def build(name: str, device: str, dtype) -> Local:
@@ -156,23 +160,27 @@ def by_generate(local: Local, requests: list, lengths: list[int], greedy: bool) 
     return [row[prompt : prompt + length] for row, length in zip(out.tolist(), lengths)]
 
 
-def by_engine(local: Local, decoder, requests: list, lengths: list[int], greedy: bool) -> list[list[int]]:
-    """The same by the package's own encoding and decoder."""
-    args = argparse.Namespace(max_pixels=0, max_tokens=1 << 10)
-    dataset = PromptDataset(local.processor, args, context=1 << 20)
+def by_engine(engine, requests: list, lengths: list[int], greedy: bool) -> list[list[int]]:
+    """The same by the package's own engine."""
     keys = [(id(request), number) for request in requests for number in request.seeds]
-    limit = dict(zip(keys, lengths))
+    limit, done, own, warpers = dict(zip(keys, lengths)), {}, type(engine).samples, engine.warpers
 
-    def encoded(groups):
-        for batch in dataset[groups]:
-            for sample in batch.samples:
-                sample.limit = limit[id(sample.request), sample.number]
-            batch.join_twins = lambda same=batch.samples: same  # each is decoded, as generate() does
-            yield batch
+    def sharers(sample) -> list[tuple[int, int]]:
+        return [(id(request), k) for request, k in ((sample.request, sample.number), *sample.twins)]
 
-    batches = (batch for groups in gather(requests, decoder.rows) for batch in encoded(groups))
-    samples = decoder.serve(batches, encoded, 0.0 if greedy else 1.0)
-    done = {(id(sample.request), sample.number): sample.tokens for sample in samples}
+    def limited(group) -> list:
+        samples = own(engine, group)
+        for sample in samples:
+            sample.limit = max(limit[key] for key in sharers(sample))
+        return samples
+
+    def kept(sample) -> list:
+        done.update({key: sample.tokens[: limit[key]] for key in sharers(sample)})
+        return []
+
+    engine.samples, engine.replies, engine.warpers = limited, kept, [] if greedy else warpers
+    list(engine(requests))
+    engine.warpers = warpers
     return [done[key] for key in keys]
 
 
