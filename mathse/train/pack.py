@@ -98,9 +98,9 @@ class Group:
     replies: list[list[int]] = field(default_factory=list)
 
 
-def prefetch(micro_batches: list, workers: int, seed: int, **settings) -> Iterator[tuple[Batch | None, int]]:
+def prefetch(micro_batches: list, workers: int, seed: int, **encoding) -> Iterator[tuple[Batch | None, int]]:
     """encode() of the micro-batches in order, prepared ahead by `workers` processes."""
-    settings = {"collate_fn": partial(encode, **settings), "num_workers": workers}
+    settings = {"collate_fn": partial(encode, **encoding), "num_workers": workers}
     if workers:
         settings |= {"prefetch_factor": 4, "multiprocessing_context": "fork"}
         # a worker may wait for someone to take its batch, also when its training has been killed
@@ -151,7 +151,8 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
     if not groups:
         return [], {}
     try:
-        inputs = encode_prompts(processor, [asked(group.rows[0], group.images) for group in groups])
+        chats = [chat_parts(group.rows[0]["messages"][:-1], group.images) for group in groups]
+        inputs = encode_prompts(processor, chats)
     except ValueError:  # an image that this processor refuses, such as a strip of a few pixels
         if len(groups) == 1:
             return [], {}
@@ -171,11 +172,6 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
     return tokenize(processor, [group for group in groups if group.rows], max_length)
 
 
-def asked(row: dict, images: list | None = None) -> list[dict]:
-    """A row's messages without the reply."""
-    return chat_parts(row["messages"][:-1], images)
-
-
 def prompt_tokens(processor, group: Group, first: list[int]) -> list[list[int]]:
     """Tokens of each row's prompt; `first` are those of the first row's."""
     messages = [row["messages"][:-1] for row in group.rows]
@@ -183,8 +179,8 @@ def prompt_tokens(processor, group: Group, first: list[int]) -> list[list[int]]:
         return [first] * len(messages)
     if (tokens := encode_texts(processor, messages, first)) is not None:
         return tokens
-    chats = [asked(row, group.images) for row in group.rows]
-    return [encode_prompts(processor, [chat])["input_ids"][0].tolist() for chat in chats]
+    chats = ([chat_parts(message, group.images)] for message in messages)
+    return [encode_prompts(processor, chat)["input_ids"][0].tolist() for chat in chats]
 
 
 def reply_tokens(processor, group: Group) -> list[list[int]]:
@@ -194,7 +190,8 @@ def reply_tokens(processor, group: Group) -> list[list[int]]:
     """
     end, texts = end_mark(processor), []
     for row in group.rows:
-        reply, bare = row["messages"][-1]["content"].strip().removesuffix(end), asked(row)
+        bare, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"].strip()
+        reply = reply.removesuffix(end)
         head = processor.apply_chat_template(bare, add_generation_prompt=True)
         said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
         turn = processor.apply_chat_template([*bare, said])
@@ -390,9 +387,8 @@ class Packing:
         """Position ids (1, T) of a packed row; (K, 1, T) of a model that counts in K dimensions."""
         ids, seen = batch.prompts["input_ids"], batch.prompts["attention_mask"].bool()
         whole = self.model._prepare_position_ids_for_generation(ids, batch.prompts)
-        # (G, K, P)
         whole = whole.transpose(0, 1) if whole.ndim == 3 else whole.unsqueeze(1).expand(len(ids), -1, -1)
-        parts = []
+        parts = []  # of (G, K, P)
         for prompt, shown, start, answers in zip(whole, seen, batch.starts, batch.answers):
             begin = torch.cat([0 * prompt[:, :1] - 1, prompt[:, shown][:, :start]], 1)
             parts.append(begin[:, 1:])

@@ -38,7 +38,10 @@ def write_training_file(path: Path, sources: list[str], limit: int, choose: Call
                     if (source, row["id"], row["sample"]) not in chosen:
                         continue
                     row = make(row) | trace(row, Path(source), path.parent)
-                check_weight(row, source)
+                weight = row.get("weight", 1)
+                if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+                    problem = f"{shown(weight)} of {shown(row['id'])} is not a number of at least 0"
+                    fail(f"{source}: weight: {problem}")
                 file.write(json.dumps(relative_images(row, path.parent), ensure_ascii=False) + "\n")
                 count += 1
     if not count:
@@ -55,13 +58,6 @@ def trace(row: dict, source: Path, folder: Path) -> dict:
         verified_in = os.path.relpath(source.parent / draft["verified_in"], folder)
         found["draft_of"] = draft | {"verified_in": verified_in}
     return found
-
-
-def check_weight(row: dict, source: str) -> None:
-    weight = row.get("weight", 1)
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not (is_number and 0 <= weight < math.inf):
-        fail(f"{source}: weight: {shown(weight)} of {shown(row['id'])} is not a number of at least 0")
 
 
 class TrainingRows:
