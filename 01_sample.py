@@ -14,143 +14,121 @@ import argparse
 import hashlib
 import heapq
 import math
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from tqdm import tqdm
-
-from common import load, solve_prompt
+from common import CLOSING, load, solve_prompt
+from mathse import cli
 from mathse.chat import user_message
-from mathse.cli import (
-    Parser,
-    add_generation_flags,
-    add_output_flags,
-    check_model,
-    check_sampling,
-    print_plan,
-    real,
-    watch_references,
-    whole,
-)
-from mathse.generate import Repeats, Request, open_model
-from mathse.jsonl import Output, expected_length, processes, share, stage_end
-from mathse.recipe import Recipe
-from mathse.records import derive_seed, fail, listed, read_rows, row_key
+from mathse.generate import Generator, Reply, Request
+from mathse.jsonl import expected_length
+from mathse.launch import stage_end
+from mathse.records import derive_seed, fail, read_rows, row_key
+from mathse.stage import run_stage
+
+SOLUTIONS = "solutions"  # a --model: the problems' own, where there is no teacher
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    parser = cli.Parser(__doc__)
+    add, whole = parser.add_argument, cli.whole
     add("--input", nargs="+", required=True, help="problems.jsonl files")
     add("--output", required=True, help="samples.jsonl to write")
-    add("--model", required=True, help="model folder, hub id or http://host:port/v1#model-name")
+    spec = f"model folder, hub id or http://host:port/v1#model-name; {SOLUTIONS}: the problems' own"
+    add("--model", required=True, help=spec)
     add("--samples", type=whole(1), default=1, help="solutions a problem (default %(default)s)")
     add("--limit", type=whole(0), default=0, help="only the first N problems (default %(default)s: all)")
-    add(
-        "--draw",
-        type=real(),
-        default=0,
-        help="N problems drawn by the seed, or a share below 1 (0: all)",
-    )
+    drawn = "problems drawn by the seed: a number, a share below 1 such as 0.3, or all (default %(default)s)"
+    add("--draw", type=draw_count, default="all", metavar="N", help=drawn)
     add("--unsolved-in", nargs="*", default=[], help="verified.jsonl files; what they solve is left out")
     add("--origin", default="sample", help="name of these paths, for train.jsonl (default %(default)s)")
-    add_generation_flags(parser, max_tokens=2048)
-    add_output_flags(parser)
+    cli.add_generation_flags(parser, max_tokens=2048)
+    cli.add_output_flags(parser)
     return parser.parse_args()
 
 
+def draw_count(text: str) -> int | float | str:
+    """The type of --draw. 1 is one problem, never all; 0 and 1.0 could mean either."""
+    if text == "all" or (text.isdecimal() and int(text)):
+        return text if text == "all" else int(text)
+    if text.replace(".", "", 1).isdecimal() and 0 < float(text) < 1:
+        return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: must be a number of problems, a share between 0 and 1, or all")
+
+
+def drawn(draw: int | float | str, problems: int) -> int:
+    """How many of the problems --draw means."""
+    count = problems if draw == "all" else draw if draw >= 1 else math.ceil(draw * problems)
+    return min(count, problems)
+
+
 def read_problems(args: argparse.Namespace, check: bool) -> Iterator[dict]:
-    """The problems of all files, up to --limit."""
-    return islice((row for path in args.input for row in read_rows(path, check=check)), args.limit or None)
+    """The problems of all files, up to --limit; of those that are their own teacher, with a solution."""
+    rows = islice((row for path in args.input for row in read_rows(path, check=check)), args.limit or None)
+    return (row for row in rows if args.model != SOLUTIONS or row.get("solution"))
 
 
-def choose(args: argparse.Namespace) -> dict[str, int]:
-    """{id of a problem to sample: its expected length}. One pass, which also checks every row.
+def choose(args: argparse.Namespace, check: bool) -> dict[str, int]:
+    """{row_key() of a problem to sample: its expected length}.
 
     D0 is a draw (--draw); D_rem is what no file of --unsolved-in solves (Algorithm 1, lines 3 and 8).
     """
-    lengths = {}
-    for row in watch_references(read_problems(args, check=True), "--input"):
-        if row["id"] in lengths:
+    problems = {}
+    for row in cli.watch_references(read_problems(args, check), "--input"):
+        if row["id"] in problems:
             fail(f"--input: id {row['id']!r} is in more than one of the files; make it unique")
-        lengths[row["id"]] = expected_length(row)
+        problems[row["id"]] = expected_length(row)
+    if args.model == SOLUTIONS and not problems:
+        fail(f"--model: {SOLUTIONS}: no problem has a `solution`; write some, or name a teacher")
     solved = set()
     for path in args.unsolved_in:
-        rows = read_rows(path, ("id", "status"), may_be_empty=True)
+        rows = read_rows(path, ("id", "status"), check, may_be_empty=True)
         solved |= {row["id"] for row in rows if row["status"] == "correct"}
-    ids = list(lengths)
-    if args.draw:  # by a hash of the id: one problem more changes no other's luck
+    ids = list(problems)
+    if args.draw != "all":  # by a hash of the id: one problem more changes no other's luck
         rank = {name: hashlib.sha256(f"{args.seed}:{name}".encode()).digest() for name in ids}
         ids = heapq.nsmallest(drawn(args.draw, len(ids)), ids, key=rank.get)
-    return {name: lengths[name] for name in ids if name not in solved}
-
-
-def drawn(draw: float, problems: int) -> int:
-    """How many problems --draw means: all, a share or a number."""
-    count = math.ceil(draw * problems) if draw < 1 else int(draw)
-    return min(count, problems) if draw else problems
+    return {row_key({"id": name}): problems[name] for name in ids if name not in solved}
 
 
 def requests(args: argparse.Namespace, missing: dict[str, list[int]]) -> Iterator[Request]:
-    """A request for each problem of which samples are missing: {id: numbers of the samples}."""
+    """A request for each problem of which samples are missing: {key of the problem: their numbers}."""
     for row in read_problems(args, check=False):
-        if row["id"] in missing:
+        if numbers := missing.get(row_key(row)):
             prompt = solve_prompt(row)
-            seeds = {k: derive_seed(args.seed, args.origin, row["id"], k) for k in missing[row["id"]]}
+            seeds = {k: derive_seed(args.seed, args.origin, row["id"], k) for k in numbers}
             yield Request(row | {"prompt": prompt}, user_message(prompt, row["images"]), seeds)
 
 
-def write_samples(
-    args: argparse.Namespace, output: Output, generate, missing: dict[str, list[int]]
-) -> tuple[Counter, str]:
-    """Write a row for each reply; returns the number of replies by how they finished and of new tokens, and a
-    warning of texts that are all the same."""
-    counts, repeats = Counter(), Repeats(args.temperature)
-    replies = generate(requests(args, missing))
-    total = sum(map(len, missing.values()))
-    for reply in tqdm(replies, total=total, desc="sample", unit="path", disable=None):
-        output.write(reply.row | reply.record(args.model) | {"origin": args.origin})
-        counts.update({reply.finish: 1, "tokens": reply.tokens})
-        repeats.see((reply.row["id"],), reply.text, reply.finish)
-        if reply.reason and not counts["first error"]:
-            counts["first error"] = reply.reason
-    return counts, repeats.warning()
+def own_solutions(requests: Iterable[Request]) -> Iterator[Reply]:
+    """Each problem's own solution, closed as a model would close it."""
+    for request in requests:
+        text, answer = request.row["solution"].strip(), request.row["answer"]
+        text = text if CLOSING in text else f"{text}\n{CLOSING} {answer}."
+        yield from (Reply(request.row, number, text, seed=None) for number in request.seeds)
+
+
+def sample(args: argparse.Namespace, generate: Generator | None, missing: dict) -> Iterator[dict]:
+    asked = requests(args, missing)
+    for reply in generate(asked) if generate else own_solutions(asked):
+        yield reply.row | reply.record(args.model) | {"origin": args.origin}
 
 
 def main() -> None:
     args = parse_args()
-    check_sampling(args, "--samples", args.samples)
-    check_model(args, args.model)
-    if args.dry_run is not None:
-        print_plan(args, drawn(args.draw, args.dry_run) * args.samples)
-        return
-    recipe = Recipe(
-        args.output,
-        __file__,
+    cli.check_sampling(args, "--samples", args.samples)
+    if args.model != SOLUTIONS:
+        cli.check_model(args, args.model)
+    run_stage(
         args,
+        __file__,
+        load if args.model != SOLUTIONS else None,
         inputs=("input", "unsolved_in", "model"),
-        without={"batch_size", "processes"},
-        code=(choose, requests),
+        keys=lambda check: choose(args, check),
+        rows=lambda generate, missing: sample(args, generate, missing),
+        count=lambda problems: drawn(args.draw, problems),
+        samples=args.samples,
     )
-    if recipe.is_done():
-        return
-    chosen = choose(args)
-    output = Output(recipe)
-    keys = {name: [row_key({"id": name, "sample": k}) for k in range(args.samples)] for name in chosen}
-    missing = {
-        name: [k for k, key in enumerate(keys[name]) if key not in output.done] for name in share(chosen)
-    }
-    missing = {name: samples for name, samples in missing.items() if samples}
-    counts, warning, spent = Counter(), "", {}
-    if missing:
-        generate = open_model(args.model, args, load)
-        counts, warning = write_samples(args, output, generate, missing)
-        spent = generate.spent()
-    output.finish([key for name in chosen for key in keys[name]], **spent)
-    if processes()[0] == 0:
-        said = f"{len(chosen)} problems x {args.samples}; this process: {listed(counts)}{warning}"
-        print(f"{args.output}: {said}")
 
 
 if __name__ == "__main__":

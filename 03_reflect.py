@@ -4,8 +4,8 @@ Reads:  verified.jsonl    id, question, images, answer, prompt, sample, response
                           error_analysis
 Writes: reflected.jsonl   the problem with its solve prompt, sample (0 ... drafts-1), response (the new
                           one), draft (the wrong one), draft_of (its verified_in, a path relative to this
-                          file, its origin and sample), finish, tokens, prompt_tokens, model, seed, origin
-                          ("reflection"); goes through 02_verify.py again
+                          file, its origin and sample), finish, tokens, prompt_tokens, model, seed, origin;
+                          goes through 02_verify.py again
 
     python 03_reflect.py --input runs/default/round_1/verified.jsonl --output out/reflected.jsonl \\
         --model runs/default/round_1/model --limit 8
@@ -15,154 +15,129 @@ Writes: reflected.jsonl   the problem with its solve prompt, sample (0 ... draft
 
 import argparse
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tqdm import tqdm
-
-from common import load
+from common import CLOSING, load
+from mathse import cli
 from mathse.chat import fill, question_text, user_message
-from mathse.cli import Parser, add_generation_flags, add_output_flags, check_model, print_plan, whole
-from mathse.generate import Request, open_model
-from mathse.jsonl import Output, expected_length, processes, share, stage_end
-from mathse.recipe import Recipe
-from mathse.records import VERDICT_FIELDS, derive_seed, listed, read_rows, row_key, same_text
+from mathse.generate import Generator, Request
+from mathse.jsonl import expected_length
+from mathse.launch import stage_end
+from mathse.records import VERDICT_FIELDS, derive_seed, read_rows, row_key, same_text
+from mathse.stage import run_stage
 
-REFLECT_PROMPT = """You are an expert mathematics teacher. A student's solution of the problem below \
+REFLECT_PROMPT = f"""You are an expert mathematics teacher. A student's solution of the problem below \
 ends in a wrong answer.
 
-Problem: {question}
+Problem: {{question}}
 
 The student's solution:
-{response}
+{{response}}
 
-A reviewer says that this step is wrong: {error_step}
-The reviewer's analysis: {error_analysis}
+A reviewer says that this step is wrong: {{error_step}}
+The reviewer's analysis: {{error_analysis}}
 
 The reviewer may be mistaken about the step and the analysis, but the final answer of the solution is \
 certainly wrong. Look at the image again, think it all through once more, step by step, and give only the \
-reconsidered solution, without a word about the earlier one. End with the sentence "The answer to this \
-problem is" and the final result (for a multiple-choice problem, the letter of the choice)."""
+reconsidered solution, without a word about the earlier one. End with the sentence "{CLOSING}" and the final \
+result (for a multiple-choice problem, the letter of the choice)."""
 
 NEEDED = ("id", "question", "prompt", "sample", "response", "status")
 
 
 class Draft(NamedTuple):
-    """A wrong path; the smallest is reflected on first. `path`: number of its file, negative so that
-    late rounds lead.
-    """
+    """A wrong path. The smallest is reflected on first: one that is explained, of a late round."""
 
     unexplained: bool
-    path: int
+    rounds_back: int
     sample: int
+    file: str
     key: str
     length: int
     text: str
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    parser = cli.Parser(__doc__)
+    add, whole = parser.add_argument, cli.whole
     add("--input", nargs="+", required=True, help="verified.jsonl files; what they solve is left out")
     add("--output", required=True, help="reflected.jsonl to write")
     add("--model", required=True, help="who reflects: the teacher, another model or the student itself")
     add("--drafts", type=whole(1), default=1, help="wrong paths a problem, at most (default %(default)s)")
     add("--limit", type=whole(0), default=0, help="only N unsolved problems (default %(default)s: all)")
-    add_generation_flags(parser, max_tokens=2048)
-    add_output_flags(parser)
+    add("--origin", default="reflection", help="name of these paths, for train.jsonl (default %(default)s)")
+    cli.add_generation_flags(parser, max_tokens=2048)
+    cli.add_output_flags(parser)
     return parser.parse_args()
 
 
-def choose_drafts(args: argparse.Namespace) -> dict[tuple[int, str], tuple[dict, int]]:
-    """{(file number, key of a wrong path): ({id, sample} of its reflection, expected length)} of unsolved
-    problems.
+def choose_drafts(args: argparse.Namespace, check: bool) -> dict[str, tuple[int, Draft]]:
+    """{key of a reflection: (its number, the draft that it is about)}, of unsolved problems.
 
-    Different texts only; explained paths first, later rounds before earlier ones. A right answer that the
-    ORM rejected is left alone, because the prompt says that the answer is certainly wrong.
+    Different texts only. A right answer that the ORM rejected is left alone, because the prompt says that the
+    answer is certainly wrong.
     """
     solved, wrong = set(), defaultdict(list)
-    for number, path in enumerate(args.input):
-        for row in read_rows(path, NEEDED, may_be_empty=True):
+    for rounds_back, file in zip(range(len(args.input), 0, -1), args.input):
+        for row in read_rows(file, NEEDED, check, may_be_empty=True):
             if row["status"] == "correct":
                 solved.add(row["id"])
             elif row["status"] == "wrong" and row.get("answer_check") != "correct":
-                unexplained, text = not row.get("error_step"), same_text(row["response"])
-                draft = Draft(unexplained, -number, row["sample"], row_key(row), expected_length(row), text)
+                found = row_key(row), expected_length(row), same_text(row["response"])
+                draft = Draft(not row.get("error_step"), rounds_back, row["sample"], file, *found)
                 wrong[row["id"]].append(draft)
     chosen = {}
-    unsolved = [name for name in wrong if name not in solved]
-    for name in unsolved[: args.limit or None]:
-        best_of_text = {draft.text: draft for draft in sorted(wrong[name], reverse=True)}
-        for index, draft in enumerate(sorted(best_of_text.values())[: args.drafts]):
-            chosen[-draft.path, draft.key] = {"id": name, "sample": index}, draft.length
+    for name in [name for name in wrong if name not in solved][: args.limit or None]:
+        first_of_text = {draft.text: draft for draft in sorted(wrong[name], reverse=True)}
+        for number, draft in enumerate(sorted(first_of_text.values())[: args.drafts]):
+            chosen[row_key({"id": name, "sample": number})] = number, draft
     return chosen
 
 
-def requests(args: argparse.Namespace, mine: dict[tuple[int, str], dict]) -> Iterator[Request]:
-    """A request for each wrong path in `mine`: {its place: {id, sample} of the reflection}."""
-    for number, path in enumerate(args.input):
-        for row in read_rows(path, NEEDED, check=False, may_be_empty=True):
-            if (number, row_key(row)) not in mine:
+def requests(args: argparse.Namespace, samples: dict[tuple[str, str], int]) -> Iterator[Request]:
+    """A request for each draft: {(its file, its key): the number of its reflection}."""
+    for file in args.input:
+        for row in read_rows(file, NEEDED, check=False, may_be_empty=True):
+            if (sample := samples.get((file, row_key(row)))) is None:
                 continue
-            sample = mine[number, row_key(row)]["sample"]
-            prompt = fill(
-                REFLECT_PROMPT,
-                question=question_text(row),
-                response=row["response"],
-                error_step=row.get("error_step") or "not known",
-                error_analysis=row.get("error_analysis") or "none",
-            )
-            verified_in = os.path.relpath(path, os.path.dirname(args.output) or ".")
-            row["draft_of"] = {
-                "verified_in": verified_in,
-                "origin": row.get("origin"),
-                "sample": row["sample"],
-            }
-            seed = derive_seed(args.seed, "reflection", row["id"], sample)
-            yield Request(row, user_message(prompt, row["images"]), {sample: seed})
+            texts = {"question": question_text(row), "response": row["response"]}
+            texts["error_step"] = row.get("error_step") or "not known"
+            texts["error_analysis"] = row.get("error_analysis") or "none"
+            verified_in = os.path.relpath(file, os.path.dirname(args.output) or ".")
+            draft_of = {"verified_in": verified_in, "origin": row.get("origin"), "sample": row["sample"]}
+            seeds = {sample: derive_seed(args.seed, args.origin, row["id"], sample)}
+            messages = user_message(fill(REFLECT_PROMPT, **texts), row["images"])
+            yield Request(row | {"draft_of": draft_of}, messages, seeds)
 
 
-def write_reflections(args: argparse.Namespace, output: Output, generate, mine: dict) -> Counter:
-    """Write a row for each reply; returns the number of replies by how they finished, and of new tokens."""
-    counts = Counter()
-    replies = generate(requests(args, mine))
-    for reply in tqdm(replies, total=len(mine), desc="reflect", unit="path", disable=None):
+def reflect(args: argparse.Namespace, generate: Generator, drafts: list[tuple[int, Draft]]) -> Iterator[dict]:
+    """A row for each of the drafts, which come with the numbers of their reflections."""
+    samples = {(draft.file, draft.key): number for number, draft in drafts}
+    for reply in generate(requests(args, samples)):
         row = {name: value for name, value in reply.row.items() if name not in VERDICT_FIELDS | {"reason"}}
-        row |= {"draft": reply.row["response"], "origin": "reflection"}
-        output.write(row | reply.record(args.model))
-        counts.update({reply.finish: 1, "tokens": reply.tokens})
-    return counts
+        yield row | {"draft": row["response"], "origin": args.origin} | reply.record(args.model)
 
 
 def main() -> None:
     args = parse_args()
-    check_model(args, args.model)
-    if args.dry_run is not None:
-        print_plan(args, args.dry_run * args.drafts)
-        return
-    recipe = Recipe(
-        args.output,
-        __file__,
+    cli.check_model(args, args.model)
+    chosen = {}  # once the inputs have been read
+
+    def lengths(check: bool) -> dict[str, int]:
+        chosen.update(choose_drafts(args, check))
+        return {key: draft.length for key, (_, draft) in chosen.items()}
+
+    run_stage(
         args,
+        __file__,
+        load,
         inputs=("input", "model"),
-        without={"batch_size", "processes"},
-        code=(choose_drafts, requests),
+        keys=lengths,
+        rows=lambda generate, missing: reflect(args, generate, [chosen[key] for key in missing]),
+        count=lambda paths: (args.dry_run or paths) * args.drafts,
     )
-    if recipe.is_done():
-        return
-    drafts = choose_drafts(args)
-    output = Output(recipe)
-    keys = {row_key(reflection): place for place, (reflection, _) in drafts.items()}
-    todo = share({key: drafts[place][1] for key, place in keys.items()}) - output.done
-    counts, spent = Counter(), {}
-    if todo:
-        generate = open_model(args.model, args, load)
-        counts = write_reflections(args, output, generate, {keys[key]: drafts[keys[key]][0] for key in todo})
-        spent = generate.spent()
-    output.finish(keys, **spent)
-    if processes()[0] == 0:
-        print(f"{args.output}: {len(drafts)} drafts of unsolved problems; this process: {listed(counts)}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""Fine-tune a student on accepted responses, or (--orm) an outcome reward model on annotated ones.
+"""Fine-tune a student on accepted responses, or (--orm) an outcome reward model on explained ones.
 
-Reads:  verified.jsonl   id, question, images, sample, response, status, finish, origin, prompt; with --orm
-                         also judge_prompt, error_step, error_analysis
-        (or a training file: rows with messages, images, id, sample, origin)
+Reads:  verified.jsonl   id, question, images, sample, response, status, finish, origin, prompt; or a training
+                         file: rows with messages, images, id, sample, origin
+        annotated.jsonl  with --orm, beside verified.jsonl: + teacher_check, error_step, error_analysis
 Writes: OUTPUT/          a model folder that `from_pretrained` loads, with recipe.json (rows, steps, loss,
                          label_tokens, rows_left_out) and train_log.jsonl: step, loss, lr, grad_norm, tokens
-                         (learnt), left_out (rows), tokens_per_second (all that pass the model), mfu (null
-                         where the device's peak is not known), validation_loss (after an epoch)
+                         (learnt), left_out (rows), tokens_per_second (all that pass the model)
         train.jsonl      the rows trained on: messages and images as TRL, ms-swift and LLaMA-Factory read
-                         them, id, sample, origin, and where the response comes from: model, seed,
-                         verified_in (the file of its verdict), of reflections draft_of (the draft's
-                         verified_in, origin and sample); paths are relative to train.jsonl
+                         them, id, sample, origin, weight (if training_row() gives one), and where the
+                         response comes from: model, seed, verified_in (the file of its verdict), of
+                         reflections draft_of (the draft's); paths are relative to train.jsonl
+
+Correct rows are learnt; with --orm also the wrong ones that the teacher explains (teacher_check "wrong"), not
+what an ORM or the answer check alone calls wrong. A text counts once, in however many files it stands, and
+not as correct if the teacher finds it wrong in any.
 
     python 04_finetune.py --input verified.jsonl --output model --model toy/base --lr 1e-3 --batch-size 32
     torchrun --nproc_per_node 8 04_finetune.py --input verified.jsonl --output model \\
@@ -20,30 +23,31 @@ Writes: OUTPUT/          a model folder that `from_pretrained` loads, with recip
 import importlib.util
 import json
 import math
-import os
 import random
 from argparse import Namespace
+from array import array
 from collections import defaultdict
 from functools import partial
+from heapq import nsmallest
 from pathlib import Path
+from zlib import crc32
 
-from common import load_model, load_processor, setup_kernels
+from common import judge_prompt, load_model, load_processor, setup_kernels
 from mathse.chat import harmless, user_message
 from mathse.cli import Parser, add_output_flags, check_model, real, whole
 from mathse.images import MAX_PIXELS
-from mathse.jsonl import hold, meet, processes, refuse_held, stage_end
+from mathse.launch import stage_end
 from mathse.recipe import Recipe
 from mathse.records import fail, read_rows
 from mathse.replies import verdict_text
-from mathse.train.checkpoints import KEEP, LOCK, remove_checkpoints
-from mathse.train.cores import LEAST_ROWS, process_count, train_on_cores
-from mathse.train.rows import TrainingRows, write_training_file
+from mathse.train.plan import TrainingRows, remove_unneeded
 
-# AdamW as in the paper (Table 6): weight decay 0.05, cosine decay, global batch 128. Qwen2-VL: 1e-5 with
-# warm-up 0.1, CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
+# As in the paper (Table 6), with cosine decay and a global batch of 128. Qwen2-VL: 1e-5 with warm-up 0.1,
+# CogVLM2: 2e-5 with 0.01, InternVL2.5: 2e-5 with 0.03.
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
 SUBJECT_RATIO = 4  # see balanced()
-WITHOUT = ("train_file", "micro_batch", "recompute", "save_steps", "log_with", "processes")
+SHINGLES = 64  # see shingles()
+WITHOUT = "train_file micro_batch recompute save_steps log_with processes model previous".split()
 
 
 def parse_args() -> Namespace:
@@ -56,8 +60,7 @@ def parse_args() -> Namespace:
     add("--previous", help="the model of the round before, for --init previous")
     add("--init", choices=["base", "previous"], default="base", help="first weights (default %(default)s)")
     add("--orm", action="store_true", help="train a judge on correct and wrong responses")
-    ratio = "with --orm: wrong responses for each correct one (default 1, as in the paper)"
-    add("--wrong-ratio", type=real(0, above=True), default=1.0, metavar="N", help=ratio)
+    add("--wrong-ratio", type=real(0, above=True), default=1.0, help="of an ORM: wrong ones a correct one")
     add("--binary", action="store_true", help="with --orm: learn the status alone (ablation)")
     add("--per-problem", type=whole(1), default=4, help="responses a problem and status (default 4)")
     add("--epochs", type=real(0, above=True), default=1.0, help="passes over the rows (default %(default)s)")
@@ -69,17 +72,11 @@ def parse_args() -> Namespace:
     add("--max-pixels", type=whole(0), default=MAX_PIXELS, help="as in sampling (default %(default)s)")
     add("--freeze", choices=["vision"], help="train the language part only (default: all)")
     add("--lora", type=whole(0), default=0, metavar="RANK", help="adapters on the language part; needs peft")
-    add("--batches", choices=["packed", "padded"], default="packed", help="packed: no padding (default)")
-    recomputed = "share of layers to checkpoint, recomputed in backward (default: 1 on a GPU, 0 on a CPU)"
-    add("--recompute", type=real(0, 1), metavar="SHARE", help=recomputed)
-    held_out = "problems not trained on, or a share below 1: validation_loss after each epoch (default 0)"
-    add("--hold-out", type=real(), default=0, metavar="N", help=held_out)
-    saved = f"checkpoint every N steps, the last {KEEP} are kept; 0: none (default %(default)s)"
-    add("--save-steps", type=whole(0), default=200, metavar="N", help=saved)
+    add("--recompute", type=real(0, 1), help="share of layers computed again in backward (on a GPU 1)")
+    add("--save-steps", type=whole(0), default=200, help="steps a checkpoint; 0: none (default %(default)s)")
     add("--log-with", help="a tracker of accelerate, such as tensorboard, beside train_log.jsonl")
     add("--workers", type=whole(0), default=1, help="processes that prepare batches (default %(default)s)")
-    forked = "processes that train on a CPU (default: one a core, each with at least {} rows of a step)"
-    add("--processes", type=whole(1), metavar="N", help=forked.format(LEAST_ROWS))
+    add("--processes", type=whole(1), help="that train (default: as many as the machine has use for)")
     add("--limit", type=whole(0), default=0, help="the first N training rows (default: all)")
     add("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
     add("--seed", type=whole(0), default=0, help="of the order of the rows (default %(default)s)")
@@ -90,18 +87,25 @@ def parse_args() -> Namespace:
 # ---------------------------------------------------------------- which rows
 
 
-def likeness(some: set, others: set) -> float:
-    """Share of common word pairs (Jaccard). Numbers count as words: two ways to a result differ."""
-    return len(some & others) / (len(some | others) or 1)
-
-
-def pick_diverse(rows: list[tuple[object, str]], count: int) -> list:
-    """Keys of `count` of the (key, response) pairs: the first, then always the one least like those taken; no
-    text twice.
+def shingles(response: str) -> array:
+    """What is kept of a response, to tell how like two are: a digest of it, and the SHINGLES smallest of its
+    word pairs. Numbers count as words: two ways to a result differ.
     """
-    texts = {" ".join(response.split()): key for key, response in reversed(rows)}
-    words = [(key, text.split()) for text, key in reversed(texts.items())]
-    left = [(key, set(zip(text, text[1:]))) for key, text in words]
+    words = response.split()
+    pairs = {crc32(f"{first} {second}".encode()) for first, second in zip(words, words[1:])}
+    return array("I", [crc32(" ".join(words).encode()), *nsmallest(SHINGLES, pairs)])
+
+
+def pick_diverse(rows: list[tuple[object, array]], count: int) -> list:
+    """Keys of `count` of the (key, shingles), no text twice: the first, then always the one least like those
+    taken, by the share of common word pairs (Jaccard).
+    """
+
+    def likeness(some: set, others: set) -> float:
+        return len(some & others) / (len(some | others) or 1)
+
+    texts = {text: (key, {*pairs}) for key, (text, *pairs) in reversed(rows)}
+    left = [*reversed(texts.values())]
     taken = [left.pop(0)] if left else []
     while left and len(taken) < count:
         alike = [max(likeness(pairs, other) for _, other in taken) for _, pairs in left]
@@ -128,24 +132,26 @@ def balanced(keys: dict[tuple[str, str], list], seed: int, ratio: float = 1.0) -
 
 
 def is_usable(row: dict, orm: bool) -> bool:
-    """Whether a row may be trained on: a judge cannot learn from a wrong response why it is wrong unless
-    told.
-    """
-    explained = row["status"] == "correct" or (orm and row["status"] == "wrong" and row.get("error_analysis"))
-    return bool(explained and row.get("finish", "stop") == "stop" and row["response"].strip())
+    """Whether a row may be trained on: a judge cannot learn why a response is wrong unless it is told."""
+    told = orm and row["status"] == row.get("teacher_check") == "wrong" and row.get("error_analysis")
+    fit = row.get("finish", "stop") == "stop" and row["response"].strip()
+    return bool(fit and (told or row["status"] == "correct"))
 
 
 def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
     """The (file, id, sample) to train on, whatever the order of the rows in the files."""
-    required = ("id", "question", "sample", "response", "status", "judge_prompt" if args.orm else "prompt")
-    groups, subjects, chosen = defaultdict(list), {}, defaultdict(list)
+    required = ("id", "question", "sample", "response", "status", *(() if args.orm else ("prompt",)))
+    groups, subjects, doubted, chosen = defaultdict(list), {}, set(), defaultdict(list)
     for number, path in enumerate(args.input):
         for row in read_rows(path, required, may_be_empty=True):
+            if args.orm and row.get("teacher_check") == "wrong":
+                doubted.add(("correct", row["id"], shingles(row["response"])[0]))
             if is_usable(row, args.orm):
-                groups[row["status"], row["id"]].append((number, row["sample"], row["response"]))
+                groups[row["status"], row["id"]].append((number, row["sample"], shingles(row["response"])))
                 subjects[row["id"]] = str(row.get("subject"))
     for (status, name), rows in sorted(groups.items()):
-        texts = [((str(args.input[file]), name, sample), text) for file, sample, text in sorted(rows)]
+        rows = sorted(row for row in rows if (status, name, row[-1][0]) not in doubted)
+        texts = [((str(args.input[file]), name, sample), text) for file, sample, text in rows]
         chosen[status, subjects[name]] += pick_diverse(texts, args.per_problem)
     if args.orm:
         return {*balanced(chosen, args.seed, args.wrong_ratio)}
@@ -153,15 +159,17 @@ def choose_rows(args: Namespace) -> set[tuple[str, str, int]]:
 
 
 def training_row(row: dict, args: Namespace) -> dict:
-    """What a verified row teaches: its own prompt, and the reply to it."""
-    prompt, reply = row["judge_prompt" if args.orm else "prompt"], row["response"]
+    """What a verified row teaches: its prompt, or the judge's, and the reply to it. A "weight" beside them
+    counts for each label of the row: 2 is the row twice, the default is 1.
+    """
+    prompt, reply, more = row.get("prompt"), row["response"], {}
     if args.orm:
-        told = (row.get("error_step"), row.get("error_analysis")) if row["status"] == "wrong" else ()
+        prompt, more = judge_prompt(row), {"status": row["status"]}
+        told = (row["error_step"], row["error_analysis"]) if row["status"] == "wrong" else ()
         status = "WRONG" if told else "CORRECT"
         reply = json.dumps({"status": status}) if args.binary else verdict_text(status, *told)
     said = {"role": "assistant", "content": harmless(reply)}
-    made = {"messages": [*user_message(prompt, row["images"]), said], "images": row["images"]}
-    return made | ({"status": row["status"]} if args.orm else {})
+    return {"messages": [*user_message(prompt, row["images"]), said], "images": row["images"]} | more
 
 
 # ---------------------------------------------------------------- loss, optimizer, schedule
@@ -192,16 +200,14 @@ def make_optimizer(model):
     return AdamW([group for group in (matrices, vectors) if group["params"]], betas=BETAS, fused=True)
 
 
-# What decides the model, beside flags and inputs: an edit of it is noticed.
-CODE = (choose_rows, training_row, token_loss, learning_rate, make_optimizer)
-
-
 # ---------------------------------------------------------------- training
 
 
 def train(args: Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
-    """Train in the folder `part`, from its last checkpoint on; what the recipe tells of it."""
-    from mathse.train.session import Session
+    """Train in the folder `part`, from its last checkpoint on; what the recipe tells of it. A step's loss is
+    sum(weight * loss of a label) / sum(weight) over the labels of all processes.
+    """
+    from mathse.train.fit import Session
 
     device, _, attention = setup_kernels()
     session = Session(args, rows, part, device)
@@ -209,30 +215,20 @@ def train(args: Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
     model = session.load_weights(spec, load_model, attention)
     session.open(model, processor, make_optimizer, token_loss)
     for step in session.remaining():
-        batches, labels = session.take(step)
+        batches, weight = session.take(step)
         rate = learning_rate(step, session.steps, args.lr, args.warmup)
-        loss = session.zero()
+        loss = 0.0
         for batch in session.accumulate(batches):
-            part_loss = session.losses(batch).sum() / labels
+            part_loss = (session.losses(batch) * batch.weights).sum() / weight
             session.backward(part_loss)
             loss += part_loss.detach()
         norm, loss = session.clip(CLIP), session.sum(loss).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             remedy = f"look at the rows of this step, or remove {part} and start anew with a lower --lr"
             fail(f"step {step}: the loss is {loss}, the norm of its gradient {norm}; {remedy}")
-        session.update(step, rate)
+        session.update(rate)
         session.finish_step(step, {"step": step, "loss": loss, "lr": rate, "grad_norm": norm})
     return session.save(spec)
-
-
-def check(args: Namespace, spec: str) -> None:
-    check_model(args, spec, trained=True)
-    if args.lora and not importlib.util.find_spec("peft"):
-        fail("--lora: peft is not installed here; pip install peft")
-    if args.log_with:
-        from mathse.train.distributed import check_tracker
-
-        check_tracker(args.log_with)
 
 
 def main() -> None:
@@ -240,47 +236,22 @@ def main() -> None:
     source = "previous" if args.init == "previous" else "model"
     if not (spec := getattr(args, source)):
         fail("--previous: needed for --init previous; name the model folder of the round before")
-    check(args, spec)
-    if args.dry_run is not None:
-        return
-    without = (*WITHOUT, "model", "previous")
-    inputs = "input", source
-    constants = {"CLIP": str(CLIP)}
-    recipe = Recipe(args.output, __file__, args, inputs, without, constants, CODE, is_folder=True)
-    if recipe.is_done():
-        remove_checkpoints(args.output)
-        return
-    rank, world = processes()
-    if world > 1:
-        from mathse.train.distributed import join_processes
+    check_model(args, spec, trained=True)
+    if args.lora and not importlib.util.find_spec("peft"):
+        fail("--lora: peft is not installed here; pip install peft")
+    if args.log_with:
+        from mathse.train.fit import check_tracker
 
-        join_processes()
-    train_file = args.train_file or Path(f"{args.output}.train.jsonl")
-    places = [os.path.realpath(path) for path in args.input]
-    if len({*places}) < len(places):
-        fail("--input: a file is named twice; name each once")
-    if os.path.realpath(train_file) in places:
-        fail(f"--train-file: {train_file}: is an input too; choose another")
-    if rank == 0:
-        refuse_held(recipe.part)
-        choose, make = partial(choose_rows, args), partial(training_row, args=args)
-        write_training_file(train_file, args.input, args.limit, choose, make)
-        # refuses --hold-out before --force removes a model
-        TrainingRows(train_file, args.hold_out, args.seed)
-    count = process_count(args.processes, args.batch_size, spec)
-    recipe.start()
-    if rank == 0:
-        lock = (recipe.part / LOCK).open("a")
-        hold(lock, recipe.part)
-    rows = TrainingRows(train_file, args.hold_out, args.seed)
-    summary = train_on_cores(count, partial(train, args, spec, rows, recipe.part))
-    if rank == 0:
-        recipe.complete(recipe.part, **summary)
-        remove_checkpoints(args.output)  # only now: a kill in between leaves a whole model
-        loss, left_out, seconds = summary["loss"], summary["rows_left_out"], recipe.made["seconds"]
-        counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {loss:.3f}"
-        print(f"{args.output}: {counts}, {left_out} rows left out, {seconds} s")
-    meet()
+        check_tracker(args.log_with)
+    recipe = Recipe(args.output, __file__, args, ("input", source), WITHOUT, is_folder=True)
+    if args.dry_run is not None:
+        return recipe.stands()
+    if recipe.is_done():
+        return remove_unneeded(args.output)
+    from mathse.train.fit import run
+
+    choose, make = partial(choose_rows, args), partial(training_row, args=args)
+    run(args, spec, recipe, choose, make, partial(train, args, spec))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import importlib.util
 import os
 
 from mathse.chat import fill, question_text
-from mathse.jsonl import processes
+from mathse.launch import processes
 from mathse.records import fail
 
 # How a response states its answer: prompts ask for it, the answer check and the toy teacher know it.

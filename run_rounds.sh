@@ -1,125 +1,95 @@
 #!/usr/bin/env bash
 # MathSE, Algorithm 1: from a base model, round by round, to the model that has learnt from its reflections.
 #   bash run_rounds.sh                                      the toy world: two cores, no GPU, no key
-#   DRY_RUN=1 GPUS=8 MODEL=Qwen/Qwen2-VL-7B-Instruct TEACHER=https://api.openai.com/v1#gpt-4o \
+#   DRY_RUN=1 MODEL=Qwen/Qwen2-VL-7B-Instruct TEACHER=https://api.openai.com/v1#gpt-4o \
 #     DATA=problems.jsonl TEST=mathvision:MATH-V/testmini bash run_rounds.sh
 # A killed run goes on where it stopped. A changed setting is refused; FORCE=1 makes anew what depends on it.
-set -euo pipefail -o allexport
+{ set -euo pipefail -o allexport  # in braces, so that all is read before it runs: edit it at any time
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh
-RUN="${RUN:-default}"                # the run folder is runs/RUN
-TEACHER="${TEACHER:-toy}"            # http://host:port/v1#name or a model; toy: the problems' own solutions
-DATA="${DATA:-}"                     # the problems: problems.jsonl, x.parquet, NAME:FOLDER, hf:NAME:SPLIT
-TEST="${TEST:-}"                     # the test sets, separated by spaces
-FIELDS="${FIELDS:-}"                 # columns of a hub data set: "question=problem images=image"
-LIMIT="${LIMIT:-0}"                  # first N problems of DATA and of each test set; 0: all
-ROUNDS="${ROUNDS:-2}"                # K, self-evolving rounds
-SAMPLES="${SAMPLES:-8}"              # paths a problem and round
-DISTILL="${DISTILL:-0.3}"            # |D0|, problems that the teacher solves: a number, or a share below 1
-INIT="${INIT:-base}"                 # each fine-tuning starts from: base, previous (the last round's model)
-ACCEPT="${ACCEPT:-both}"             # who decides about a path: orm, answer, both
-REFLECT_ACCEPT="${REFLECT_ACCEPT:-$ACCEPT}"
-REFLECT="${REFLECT:-final}"          # final, every (round), none
-REFLECTOR="${REFLECTOR:-TEACHER}"    # TEACHER, student (the last round's model), another model
-ORM="${ORM:-}"                       # an existing ORM; empty: train one; none: no ORM, with ACCEPT=answer
-ORM_UPDATE="${ORM_UPDATE:-once}"     # the ORM learns: once, from M0's paths; every: from each round's paths too
-PAIRS="${PAIRS:-0}"                  # 1: it also learns from corrections of the problems that M0 does not solve
-AUDIT="${AUDIT:-0}"                  # 1: the teacher tells how often the ORM is right (needs --check-correct)
-MAX_PIXELS="${MAX_PIXELS:-1003520}"  # larger images are scaled down, in sampling and training alike
-SEED="${SEED:-0}"
-GPUS="${GPUS:-1}"                    # processes of a local model; on several nodes LAUNCH starts them
-SERVE="${SERVE:-}"                   # serves local models, but not to 04: "vllm serve {model} --port {port}"
-DRY_RUN="${DRY_RUN:-0}"              # 1: print every command with its calls, tokens and cost; run nothing
-FORCE="${FORCE:-0}"                  # 1: make anew what changed settings concern
-# More flags: SAMPLE_FLAGS (01, in the rounds), VERIFY_, EVALUATE_, FINETUNE_, REFLECT_, DISTILL_ (04: M0),
-# ORM_, ORM_SAMPLE_, ANNOTATE_FLAGS (04, 01, 02: the ORM), ORM_UPDATE_ (04), DATA_FLAGS, ENDPOINT_FLAGS (as --max-cost 50).
-check() { [[ ${!1} =~ ^($2)$ ]] || { echo "error: $1: ${!1}: must be $3" >&2; exit 2; }; }
-check RUN '[A-Za-z0-9_][A-Za-z0-9._-]*' "letters, digits, dots, dashes and underscores"
-check REFLECT 'final|every|none' "final, every or none"
-check ORM_UPDATE 'once|every' "once or every"
-for name in PAIRS AUDIT; do check $name '[01]' "0 or 1"; done; [[ $ORM != none ]] || AUDIT=0
-for name in ROUNDS SAMPLES GPUS; do check $name '[1-9][0-9]{0,5}' "a whole number of at least 1"; done
-for name in DATA TEST; do check $name '.*[^ ].*' "set, see run_rounds.sh"; done
-teacher=$TEACHER; [[ $TEACHER != toy ]] || teacher=http://127.0.0.1:1/v1#teacher  # its port comes later
-run=runs/$RUN same=(--max-pixels "$MAX_PIXELS" --seed "$SEED") force=($([[ $FORCE == 0 ]] || echo --force))
+: "${RUN:=default}"             # the run folder is runs/RUN
+: "${TEACHER:=solutions}"       # http://host:port/v1#name or a model; solutions: the problems' own, for D0
+: "${DATA:=}"                   # the problems: problems.jsonl, x.parquet, NAME:FOLDER, hf:NAME:SPLIT
+: "${TEST:=}"                   # the test sets, separated by spaces; quote one with a space in its name
+: "${FIELDS:=}"                 # columns of a hub data set: "question=problem images=image"
+: "${LIMIT:=0}"                 # first N problems of DATA and of each test set; 0: all
+: "${ROUNDS:=2}" "${SAMPLES:=8}"  # K, self-evolving rounds; paths a problem and round
+: "${DISTILL:=0.3}"             # |D0|, problems that the teacher solves: a number, a share as 0.3, or all
+: "${INIT:=base}"               # each fine-tuning starts from: base, previous (the last round's model)
+: "${ACCEPT:=both}" "${REFLECT_ACCEPT:=$ACCEPT}"  # who decides about a path, a reflection: orm, answer, both
+: "${REFLECT:=final}"           # final, every (round), none
+: "${REFLECTOR:=TEACHER}"       # TEACHER, student (the last round's model), another model
+: "${ORM:=}"                    # an existing ORM; empty: train one; none: no ORM, with ACCEPT=answer
+: "${ORM_UPDATE:=once}"         # the ORM learns: once, from M0's paths; every: from each round's paths too
+: "${PAIRS:=0}"                 # 1: it also learns from corrections of the problems that M0 does not solve
+: "${ERRORS:=0}"                # 1: the teacher names the error type of each wrong test answer (Figure 4)
+: "${MAX_PIXELS:=1003520}" "${SEED:=0}"  # larger images are scaled down, in sampling and training alike
+: "${SERVE:=}"                  # serves local models, but not to 04: "vllm serve {model} --port {port}"
+: "${LAUNCH:=}"                 # on several nodes, starts what loads a model: "srun ... torchrun ..."
+: "${DRY_RUN:=0}" "${FORCE:=0}"  # 1: only print commands, calls, tokens, cost; make anew what was changed
+# More flags: DATA_, SAMPLE_, VERIFY_, EVALUATE_, FINETUNE_, DISTILL_ (04: M0), ORM_ (04), ORM_UPDATE_ (04),
+# ANNOTATE_ (02 --annotate) and ENDPOINT_FLAGS (as --max-cost 50).
+source mathse/loop.sh "$@"  # checks the settings; stage SCRIPT FLAGS...: runs it, or plans it
+same=(--max-pixels "$MAX_PIXELS" --seed "$SEED")
 asked=("${same[@]}" --spent "$run/spent.tsv" ${ENDPOINT_FLAGS:-})
-rows=$(head -n "${LIMIT/#0/999999999}" "$DATA" 2> /dev/null | wc -l || true)  # what a dry run counts with
-[[ -f ${DATA%.parquet} ]] || rows=$([[ $LIMIT =~ ^[1-9] ]] && echo "$LIMIT" || echo 341346)  # MathVL's
-
-stage() {  # stage ROWS COMMAND...: name it to mathse.stages, with about how many input rows it has
-  local words=("${@:2}") launch=$PYTHON many="-m torch.distributed.run --standalone --nproc_per_node $GPUS"
-  if [[ " ${words[*]} " != *" --model "* || " ${words[*]} " == *" --model http"* ]]; then :  # no local model
-  elif [[ $SERVE && ${words[0]} != 04_* ]]; then words+=(--serve "$SERVE")
-  elif [[ $GPUS != 1 ]]; then launch=${LAUNCH:-$PYTHON $many}; fi
-  words+=("${force[@]}"); printf '%s\0' "$1" "$launch" "${#words[@]}" "${words[@]}"
+sample() {  # sample STAGE MODEL FLAGS...
+  stage 01_sample.py --input "$run/problems.jsonl" --output "$run/$1/samples.jsonl" --model "${@:2}"
 }
-sample() { stage "$rows" 01_sample.py --input "$D" --output "$run/$1/samples.jsonl" --model "$2" "${@:3}"; }
-verify() {  # verify ROWS STAGE INPUT OUTPUT POLICY FLAGS...
-  D_SFT+=("$run/$2/$4")
-  stage "$1" 02_verify.py --input "$run/$2/$3" --output "$run/$2/$4" --accept "$5" "${@:6}"
+verify() {  # verify STAGE INPUT OUTPUT POLICY FLAGS...
+  D_SFT+=("$run/$1/$3"); stage 02_verify.py --input "$run/$1/$2" --output "$run/$1/$3" --accept "${@:4}"
 }
-reflect() {  # reflect STAGE OUTPUT: on what is still wrong
-  local by=$REFLECTOR; [[ $by != TEACHER ]] || by=$teacher; [[ $by != student ]] || by=$M
-  stage "$rows" 03_reflect.py --input "${D_SFT[@]}" --output "$run/$1/reflected.jsonl" --model "$by" \
-    "${asked[@]}" ${REFLECT_FLAGS:-}
-  verify "$rows" "$1" reflected.jsonl "$2" "$REFLECT_ACCEPT" "${judge[@]}"
+annotate() {  # annotate STAGE INPUT OUTPUT FLAGS...: the teacher explains wrong paths
+  stage 02_verify.py --annotate --input "$run/$1/$2" --output "$run/$1/$3" --model "$teacher" "${asked[@]}" \
+    "${@:4}"
 }
-annotate() {  # annotate ROWS STAGE INPUT OUTPUT FLAGS...: the teacher explains wrong paths, for an ORM
-  D_ORM+=("$run/$2/$4")
-  stage "$1" 02_verify.py --annotate --input "$run/$2/$3" --output "$run/$2/$4" --model "$teacher" \
-    "${asked[@]}" ${ANNOTATE_FLAGS:-} "${@:5}"
+teach() { annotate "$@" ${ANNOTATE_FLAGS:-}; D_ORM+=("$run/$1/$3"); }  # ... and the ORM learns from them
+reflect() {  # reflect STAGE OUTPUT FLAGS...
+  stage 03_reflect.py --input "${D_SFT[@]}" "${@:3}" --output "$run/$1/$2" "${asked[@]}"
 }
-use_orm() { orm=$1 judge=(--model "$1" --retry-undecided 1 "${asked[@]}" ${VERIFY_FLAGS:-}); }
-train_orm() {  # train_orm STAGE FLAGS...: a few problems are kept out of it, to measure it on
-  finetune "$1" --orm --input "${D_ORM[@]}" --init "$INIT" --previous "$orm" --hold-out 0.1 ${ORM_FLAGS:-} \
-    "${@:2}"
-  use_orm "$run/$1/model"
+correct() {  # correct STAGE OUTPUT: the reflector thinks again about what is still wrong
+  local by=${REFLECTOR/#TEACHER/$teacher}
+  reflect "$1" reflected.jsonl --model "${by/#student/$M}" --origin "reflection-${REFLECTOR,,}"
+  verify "$1" reflected.jsonl "$2" "$REFLECT_ACCEPT" "${judge[@]}"
 }
-audit() { annotate "$1" "$2" verified.jsonl annotated.jsonl; }  # audit ROWS STAGE: is the ORM right?
-finetune() { stage 0 04_finetune.py --model "$MODEL" --output "$run/$1/model" \
-  --train-file "$run/$1/train.jsonl" "${same[@]}" ${FINETUNE_FLAGS:-} "${@:2}"; }
-student() { finetune "$1" --input "${D_SFT[@]}" --init "$INIT" --previous "$M" "${@:2}"; M=$run/$1/model; }
-evaluate() { stage 1000 05_evaluate.py --test $TEST --output "$run/$1/eval" --model "$M" --limit "$LIMIT" \
-  --fields "$FIELDS" "${asked[@]}" ${EVALUATE_FLAGS:+${EVALUATE_FLAGS//TEACHER/$teacher}}; }
-evolution() {  # Algorithm 1 and its line numbers. D_SFT: files, the correct rows count; M: last model
-  local D=$run/problems.jsonl D_SFT=() D_ORM=() M=$MODEL orm=$MODEL judge=(${VERIFY_FLAGS:-}) i
-  stage 0 -m mathse.problems --input "$DATA" --output "$D" --test $TEST --fields "$FIELDS" --limit "$LIMIT" \
-    ${DATA_FLAGS:-}
-  evaluate base
-  sample round_0 "$teacher" --draw "$DISTILL" --origin teacher "${asked[@]}"                        # 1
-  verify 0 round_0 samples.jsonl verified.jsonl answer
-  student round_0 ${DISTILL_FLAGS:-}; evaluate round_0                                              # 2
-  if [[ $ORM ]]; then [[ $ORM == none ]] || use_orm "$ORM"
-  else  # train one on paths of M0: wrong ones, explained by the teacher, and correct ones
-    sample orm "$M" --origin orm --draw 15000 --samples 4 --temperature 1.0 "${same[@]}" ${SAMPLE_FLAGS:-} \
-      ${ORM_SAMPLE_FLAGS:-}
-    annotate $((rows * 4)) orm samples.jsonl annotated.jsonl --add-correct "${D_SFT[@]}"
-    if [[ $PAIRS != 0 ]]; then
-      stage "$rows" 03_reflect.py --input "$run/orm/annotated.jsonl" --output "$run/orm/corrected.jsonl" \
-        --model "$teacher" "${asked[@]}" ${REFLECT_FLAGS:-}
-      annotate "$rows" orm corrected.jsonl corrected_annotated.jsonl
-    fi
-    train_orm orm
+finetune() {  # finetune STAGE FLAGS...
+  stage 04_finetune.py --model "$MODEL" --output "$run/$1/model" --train-file "$run/$1/train.jsonl" \
+    --init "$INIT" "${same[@]}" ${FINETUNE_FLAGS:-} "${@:2}"
+}
+student() { finetune "$1" --input "${D_SFT[@]}" --previous "$M" "${@:2}"; M=$run/$1/model; evaluate "$1"; }
+use_orm() { orm=$1 judge=(--model "$1" "${asked[@]}" ${VERIFY_FLAGS:-}); }
+train_orm() {
+  finetune "$1" --orm --input "${D_ORM[@]}" --previous "$orm" ${ORM_FLAGS:-} "${@:2}"; use_orm "$run/$1/model"
+}
+evaluate() {
+  stage 05_evaluate.py --test "${tests[@]}" --output "$run/$1/eval" --model "$M" --limit "$LIMIT" \
+    --fields "$FIELDS" "${asked[@]}" ${EVALUATE_FLAGS:-}
+  if [[ $ERRORS == 1 ]]; then annotate "$1/eval" predictions.jsonl errors.jsonl; fi
+}
+M=$MODEL orm=$MODEL judge=(${VERIFY_FLAGS:-}) D_SFT=()  # of the files in D_SFT the correct rows count
+stage -m mathse.problems --input "$DATA" --output "$run/problems.jsonl" --test "${tests[@]}" \
+  --fields "$FIELDS" --limit "$LIMIT" ${DATA_FLAGS:-}
+begin; evaluate base
+sample round_0 "$teacher" --draw "$DISTILL" --origin teacher "${asked[@]}"                         # 1
+verify round_0 samples.jsonl verified.jsonl answer
+student round_0 ${DISTILL_FLAGS:-}                                                                # 2
+if [[ ! $ORM ]]; then  # train one on paths of M0: wrong ones, explained by the teacher, and correct ones
+  sample orm "$M" --origin orm --draw 15000 --samples 4 --temperature 1.0 "${same[@]}" ${SAMPLE_FLAGS:-}
+  D_ORM=("${D_SFT[@]}"); teach orm samples.jsonl annotated.jsonl
+  if [[ $PAIRS == 1 ]]; then
+    reflect orm corrected.jsonl "$run/orm/annotated.jsonl" --model "$teacher" --origin reflection-teacher
+    teach orm corrected.jsonl corrected_annotated.jsonl
   fi
-  for ((i = 1; i <= ROUNDS; i++)); do                                                               # 4
-    sample "round_$i" "$M" --unsolved-in "${D_SFT[@]}" --samples "$SAMPLES" --temperature 1.0 \
-      --origin "round-$i" "${same[@]}" ${SAMPLE_FLAGS:-}                                            # 3, 5
-    verify $((rows * SAMPLES)) "round_$i" samples.jsonl verified.jsonl "$ACCEPT" "${judge[@]}"       # 6-9
-    if [[ $REFLECT == every ]]; then reflect "round_$i" reflected_verified.jsonl; fi
-    student "round_$i"; evaluate "round_$i"                                                         # 10
-    local again=$([[ $ORM || $ORM_UPDATE == once || $i$REFLECT == ${ROUNDS}none ]] || echo yes)
-    if [[ $again || $AUDIT != 0 ]]; then audit $((rows * SAMPLES)) "round_$i"; fi
-    if [[ $again ]]; then train_orm "orm_$i" ${ORM_UPDATE_FLAGS:-}; fi
-  done
-  if [[ $REFLECT == final ]]; then reflect final verified.jsonl; student final; evaluate final; fi  # 11-13
-  if [[ $REFLECT == final && $AUDIT != 0 ]]; then audit "$rows" final; fi
-}
-
-evolution | "$PYTHON" -m mathse.stages --check $([[ $DRY_RUN != 0 ]] || echo --quiet)
-[[ $DRY_RUN == 0 ]] || exit 0  # a wrong setting has been refused by now
-[[ $TEACHER != toy ]] ||
-  teacher=$("$PYTHON" toy/teacher.py --background $$ --seed "$SEED" --problems "$run/problems.jsonl" $TEST)
-[[ -e $run/config.json ]] || "$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
-evolution | "$PYTHON" -m mathse.stages
-"$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
-"$PYTHON" -m mathse.report "$run"
+  train_orm orm
+elif [[ $ORM != none ]]; then use_orm "$ORM"; fi
+for ((i = 1; i <= ROUNDS; i++)); do                                                               # 4
+  sample "round_$i" "$M" --unsolved-in "${D_SFT[@]}" --samples "$SAMPLES" --origin "round-$i" \
+    --temperature 1.0 "${same[@]}" ${SAMPLE_FLAGS:-}                                              # 3, 5
+  verify "round_$i" samples.jsonl verified.jsonl "$ACCEPT" "${judge[@]}"                          # 6-9
+  if [[ $REFLECT == every ]]; then correct "round_$i" reflected_verified.jsonl; fi
+  student "round_$i"                                                                              # 10
+  if [[ ! $ORM && $ORM_UPDATE == every && $i$REFLECT != ${ROUNDS}none ]]; then
+    teach "round_$i" verified.jsonl annotated.jsonl; train_orm "orm_$i" ${ORM_UPDATE_FLAGS:-}
+  fi
+done
+if [[ $REFLECT == final ]]; then correct final verified.jsonl; student final; fi                  # 11-13
+finish; exit; }

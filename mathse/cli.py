@@ -14,14 +14,16 @@ from typing import NoReturn
 
 from mathse.answers import is_readable
 from mathse.images import MAX_PIXELS
-from mathse.jsonl import processes
+from mathse.launch import processes
 from mathse.records import fail, is_endpoint, shown
 
 # For the dry run: what a prompt holds beside its image, and the length of a reply, in tokens. Assumed, not
 # measured.
 PROMPT_TOKENS, REPLY_TOKENS, PIXELS_A_TOKEN = 300, 500, 28 * 28
+TEST_ROWS = 1000
 KEY_IN_QUERY = re.compile(r"[?&]([^=&]*(key|token|secret|password)[^=&]*|sig)=", re.IGNORECASE)
 SEES = re.compile(r"vision|visual|image|patch|vit_|vq_")  # keys of a config.json that speak of images
+PROJECT = Path(__file__).parent.parent
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,93 +65,47 @@ def real(low: float = 0.0, high: float = math.inf, above: bool = False) -> Calla
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every command that writes an output."""
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--force",
-        action="store_true",
-        help="make anew an output of another recipe; the same recipe is skipped",
+    add = parser.add_argument_group("output").add_argument
+    add("--force", action="store_true", help="make an output of another recipe anew; the same one is skipped")
+    plan = (
+        "check, print model calls, tokens and cost, and end; ROWS: input rows, if no file tells (default 0)"
     )
-    group.add_argument(
-        "--dry-run",
-        type=whole(0),
-        metavar="ROWS",
-        help="check the flags, print model calls, tokens and cost for so many input rows, and end",
-    )
+    add("--dry-run", type=whole(0), nargs="?", const=0, metavar="ROWS", help=plan)
 
 
 def add_generation_flags(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     """The flags of every stage that generates text (01, 02, 03, 05)."""
-    group = parser.add_argument_group("generation")
-    add = group.add_argument
+    add = parser.add_argument_group("generation").add_argument
     add("--temperature", type=real(), default=0.0, help="0 is greedy (default %(default)s)")
+    nucleus = "nucleus sampling; 1 is off (default %(default)s)"
+    add("--top-p", type=real(0, 1, above=True), default=1.0, help=nucleus)
+    likeliest = "draw from the k likeliest tokens; 0 is off (default %(default)s)"
+    add("--top-k", type=whole(0), default=0, help=likeliest)
+    longest = "new tokens a reply, at most (default %(default)s)"
+    add("--max-tokens", type=whole(1), default=max_tokens, help=longest)
+    largest = "pixels; larger images are scaled down, 0: never (default %(default)s)"
+    add("--max-pixels", type=whole(0), default=MAX_PIXELS, help=largest)
+    together = "replies that a rank decodes together, local models (default %(default)s)"
+    add("--batch-size", type=whole(1), default=64, help=together)
     add(
-        "--top-p", type=real(0, 1, True), default=1.0, help="nucleus sampling; 1 is off (default %(default)s)"
-    )
-    add(
-        "--top-k",
-        type=whole(0),
-        default=0,
-        help="draw from the k likeliest tokens; 0 is off (default %(default)s)",
-    )
-    add(
-        "--max-tokens",
-        type=whole(1),
-        default=max_tokens,
-        help="new tokens a reply, at most (default %(default)s)",
-    )
-    add(
-        "--max-pixels",
-        type=whole(0),
-        default=MAX_PIXELS,
-        help="pixels; larger images are scaled down, 0: never (default %(default)s)",
-    )
-    add(
-        "--batch-size",
-        type=whole(1),
-        default=64,
-        help="replies decoded together, local models (default %(default)s)",
-    )
-    add(
-        "--processes",
-        type=whole(1),
-        help="processes of a local model, of one thread each; 1: one with all threads "
-        "(default: one a core, on a GPU 1)",
+        "--processes", type=whole(1), metavar="RANKS", help="of a local model (default: one a GPU, or a core)"
     )
     add("--seed", type=whole(0), default=0, help="the run's seed (default %(default)s)")
     add("--retry-errors", action="store_true", help="try the failed rows of a complete output again")
     add("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
-    group = parser.add_argument_group("endpoint")
-    add = group.add_argument
-    add(
-        "--serve",
-        metavar="COMMAND",
-        help="shell command that serves --model, as vllm serve {model} --port {port}: it is started, asked "
-        "and ended (default: the model is loaded here)",
-    )
+    add = parser.add_argument_group("endpoint").add_argument
+    served = "starts a server of --model, asks and ends it, as vllm serve {model} --port {port}"
+    add("--serve", metavar="COMMAND", help=served)
     add("--concurrency", type=whole(1), help="requests in flight (default: 32, with --serve 256)")
-    add(
-        "--timeout",
-        type=real(0, above=True),
-        default=600.0,
-        help="seconds a try; all tries of a request take three times as long at most (default %(default)s)",
+    waited = "seconds a try; all tries of a request take three times as long at most (default %(default)s)"
+    add("--timeout", type=real(0, above=True), default=600.0, help=waited)
+    asked = "stop after N requests, tries included, with exit code 3 (default %(default)s: no limit)"
+    add("--max-requests", type=whole(0), default=0, metavar="N", help=asked)
+    paid = (
+        "stop when so much is spent, with exit code 3, by PRICE_IN and PRICE_OUT (default %(default)s: never)"
     )
-    add(
-        "--max-requests",
-        type=whole(0),
-        default=0,
-        help="stop after N requests, tries included, with exit code 3 (default %(default)s: no limit)",
-    )
-    add(
-        "--max-cost",
-        type=real(),
-        default=0.0,
-        help="stop when so much is spent, with exit code 3, by the environment's PRICE_IN and PRICE_OUT, "
-        "the price of a million tokens (default %(default)s: no limit)",
-    )
-    add(
-        "--spent",
-        help="file that adds up the requests and tokens of several calls: the limits hold for their sum",
-    )
+    add("--max-cost", type=real(), default=0.0, help=paid)
+    add("--spent", help="file that adds up the requests and tokens of several calls: the limits hold for all")
 
 
 def check_sampling(args: argparse.Namespace, flag: str, count: int) -> None:
@@ -161,31 +117,31 @@ def check_sampling(args: argparse.Namespace, flag: str, count: int) -> None:
 # ---------------------------------------------------------------- models
 
 
-def check_model(args: argparse.Namespace, spec: str, flag: str = "--model", trained: bool = False) -> None:
+def check_model(args: argparse.Namespace, spec: str, trained: bool = False) -> None:
     """End the command if a spec cannot be a model. What a hub id holds is known only when it is loaded.
 
     `trained`: it is to be fine-tuned, so no endpoint. In a dry run a model of the same run may still be made.
     """
 
     def refuse(problem: str) -> NoReturn:
-        fail(f"{flag}: {spec}: {problem}")
+        fail(f"--model: {spec}: {problem}")
 
     if serve := getattr(args, "serve", None):
-        if flag == "--model" and (is_endpoint(spec) or "{model}" not in serve or "{port}" not in serve):
+        if is_endpoint(spec) or "{model}" not in serve or "{port}" not in serve:
             fail("--serve: needs a model folder or hub id as --model, and a command with {model} and {port}")
     if is_endpoint(spec):
         if trained:
             refuse("an endpoint cannot be fine-tuned; give a model folder or a hub id")
-        check_address(spec, flag)
-        return
+        return check_address(spec)
     folder = Path(spec)
     if not folder.is_dir():
         if args.dry_run is not None and folder.parent.parent == Path(args.output).parent.parent:
             return  # an earlier step of this run makes it
+        if (PROJECT / spec).is_dir():
+            refuse(f"no such folder from here; write {PROJECT / spec}")
         if folder.exists() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", spec):
-            refuse(
-                "no such folder; give a model folder, a hub id (owner/name) or http://host:port/v1#model-name"
-            )
+            kinds = "a model folder, a hub id (owner/name) or http://host:port/v1#model-name"
+            refuse(f"no such folder; give {kinds}")
         return
     if not (folder / "config.json").is_file():
         refuse("no config.json in it; is it a model folder?")
@@ -195,7 +151,8 @@ def check_model(args: argparse.Namespace, spec: str, flag: str = "--model", trai
         refuse(f"config.json: not JSON ({error}); download it again")
     if not isinstance(config, dict):
         refuse("config.json: not a JSON object; download it again")
-    if not reads_images(config):
+    # remote code (auto_map) may see without saying so
+    if "auto_map" not in config and not any(map(SEES.search, (*config, str(config.get("model_type"))))):
         name = (config.get("architectures") or ["model"])[0]
         refuse(f"a {name} that reads no images, by its config.json; give an image-text-to-text model")
     if not any(folder.glob("*.safetensors")):
@@ -204,21 +161,17 @@ def check_model(args: argparse.Namespace, spec: str, flag: str = "--model", trai
         refuse(f"no *.safetensors weights in it; {convert if pickles else 'is the download complete?'}")
 
 
-def check_address(spec: str, flag: str) -> None:
+def check_address(spec: str) -> None:
+    """End the command if an endpoint's address is none, or holds what must not be written to files."""
     address = spec.partition("#")[0]
     if "@" in address or KEY_IN_QUERY.search(address):  # the spec stands in records and messages
         remedy = "would be written to files; put the key into OPENAI_API_KEY"
-        fail(f"{flag}: a name or key in an endpoint's address {remedy}")
+        fail(f"--model: a name or key in an endpoint's address {remedy}")
     with contextlib.suppress(ValueError):  # a port that is no number, a broken IPv6 address
         parts = urllib.parse.urlsplit(spec)
         if parts.hostname and parts.fragment and (parts.port or True):
             return
-    fail(f"{flag}: {spec}: an endpoint is written http://host:port/v1#model-name")
-
-
-def reads_images(config: dict) -> bool:
-    """Whether a config.json speaks of images, or of remote code, which may see without saying so."""
-    return "auto_map" in config or any(SEES.search(name) for name in (*config, str(config.get("model_type"))))
+    fail(f"--model: {spec}: an endpoint is written http://host:port/v1#model-name")
 
 
 # ---------------------------------------------------------------- dry run
@@ -235,16 +188,28 @@ def price(name: str) -> float:
     return value
 
 
-def print_plan(args: argparse.Namespace, calls: int, spec: str | None = None) -> None:
-    """The line of a dry run: model calls, tokens by the assumptions above, and what an endpoint would
-    cost.
+def input_rows(args: argparse.Namespace) -> int:
+    """About how many rows a stage reads, up to --limit: the lines of its files and, for those that earlier
+    stages have yet to make, what --dry-run says. A test set that is no file counts as TEST_ROWS.
+    """
+    sources = getattr(args, "input", None) or args.test
+    files = [path for path in map(Path, sources) if path.is_file() and path.suffix == ".jsonl"]
+    rows = sum(line.count(b"\n") for path in files for line in path.open("rb"))
+    missing = len(sources) - len(files)
+    rows += args.dry_run if hasattr(args, "input") else missing * TEST_ROWS
+    return min(rows, args.limit * (1 if hasattr(args, "input") else len(sources))) if args.limit else rows
+
+
+def print_plan(args: argparse.Namespace, rows: int, calls: int) -> None:
+    """The line of a dry run: the rows to be made, model calls, tokens by the assumptions above, and what an
+    endpoint would cost.
     """
     image = (args.max_pixels or MAX_PIXELS) // PIXELS_A_TOKEN
     read, written = calls * (PROMPT_TOKENS + image), calls * min(args.max_tokens, REPLY_TOKENS)
-    prices = price("PRICE_IN"), price("PRICE_OUT")
-    cost = (read * prices[0] + written * prices[1]) / 1e6
-    paid = f", about ${cost:,.2f}" if any(prices) and is_endpoint(spec or args.model or "") else ""
-    print(f"    about {calls:,} model calls, {read:,} tokens in and {written:,} out{paid}", flush=True)
+    cost = (read * price("PRICE_IN") + written * price("PRICE_OUT")) / 1e6
+    paid = f", about ${cost:,.2f}" if cost and is_endpoint(args.model or "") else ""
+    asked = f"about {calls:,} model calls, {read:,} tokens in and {written:,} out{paid}"
+    print(f"    {rows:,} rows: {asked}", flush=True)
 
 
 # ---------------------------------------------------------------- references
@@ -259,8 +224,8 @@ def watch_references(rows: Iterable[dict], what: str) -> Iterator[dict]:
             unread.append(f"{shown(row['id'])}: {shown(row['answer'])}")
         yield row
     if unread and processes()[0] == 0:
-        effect = "of them only a response with the same text is right, all others stay undecided"
         first = "; ".join(unread[:3]) + ("; …" if len(unread) > 3 else "")
+        effect = "of them only a response with the same text is right, all others stay undecided"
         print(
             f"{what}: {len(unread)} of {total} answers are not read as values: {effect} ({first})",
             file=sys.stderr,

@@ -1,6 +1,9 @@
-# Sourced by run_rounds.sh and tests/run.sh. Sets PYTHON: the one given, that of an active environment, or
-# that of .venv, which is made from requirements.txt.
-if [[ -z ${PYTHON:-} && -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then PYTHON=python3; fi
+# Sourced by run_rounds.sh and tests/run.sh. Sets PYTHON: the one given, that of an active environment that has
+# the packages, or that of .venv, which is made from requirements.txt.
+has_packages() {
+  python3 -c 'from importlib.util import find_spec; exit(not all(map(find_spec, ("torch", "transformers"))))'
+}
+if [[ -z ${PYTHON:-} && -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]] && has_packages; then PYTHON=python3; fi
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=.venv/bin/python
   if [[ ! .venv/complete -nt requirements.txt ]]; then

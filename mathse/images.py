@@ -1,148 +1,202 @@
-"""Images: check, open, send, save. Nothing here imports the rest of the package."""
+"""Images: check, open, send, save, in one way for files, bytes and decoded ones. Nothing here imports the
+rest of the package."""
 
 import base64
 import hashlib
 import io
+import math
 import os
 import re
 import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "GIF",
-    "WEBP",
-    "BMP",
-    "TIFF",
-    "PPM",
-)  # to open some other formats Pillow starts a program
+# To open some other formats Pillow starts a program.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 1280 * 28 * 28  # 1,280 visual tokens of Qwen2-VL; larger images are scaled down
 MAX_IMAGE_PIXELS = 100_000_000  # refuse larger images: they decompress to gigabytes
+PNG, PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+BASE64 = re.compile(r"data:image/[\w.+-]+;base64,(.*)|((?:/9j/|iVBORw|R0lGOD|UklGR)[\w+/\s]{99,}=*\s*)", re.S)
+TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # by EXIF's orientation
+Source = str | Path | bytes | Image.Image
 
 
 def image_problem(path: Path) -> str | None:
-    """What is wrong with an image, judged by its header, or None.
-
-    The path may lead anywhere, through links too.
-    """
-    if re.search(r"(^|/)(https?|file|data):", str(path)):
-        return "an image is read from a file; download it and write its path"
+    """What is wrong with an image, judged by its header, or None."""
     try:
-        if not path.exists():
-            return "no such file; write its path relative to the file that names it, or absolute"
-        if not path.is_file():  # reading a pipe would block
-            return "not an image but a folder or a device"
-        if not path.stat().st_size:
-            return "not an image but an empty file; fetch it again"
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
-            (width, height), mode = image.size, image.mode
-    except UnidentifiedImageError:
-        return f"not an image that can be read; save it as one of {', '.join(FORMATS)}"
-    except Image.DecompressionBombError:
-        return f"more than {MAX_IMAGE_PIXELS} pixels; scale it down"
-    except (
-        Exception
-    ) as error:  # Pillow raises anything on a hostile file or a path with half a surrogate pair
-        return f"not an image that can be read ({type(error).__name__}); mend the file or its path"
-    if mode in ("I", "F"):
-        return "pixels of 32 bits, whose white is not known; save it with 8 or 16 bits"
-    return (
-        None if width * height <= MAX_IMAGE_PIXELS else f"more than {MAX_IMAGE_PIXELS} pixels; scale it down"
-    )
+        return read(path, lambda image: None)
+    except OSError as error:
+        return str(error)
 
 
-def open_image(path: str | io.BytesIO, max_pixels: int) -> Image.Image:
+def open_image(source: Source, max_pixels: int) -> Image.Image:
     """An image as RGB: first frame, turned as EXIF says, on white, scaled down to `max_pixels` (0: as it is).
 
-    Raises OSError, whatever the file holds.
+    Raises OSError in plain words, whatever the source holds.
     """
+    return read(source, lambda image: as_shown(image, max_pixels))
+
+
+def read(source: Source, work: Callable) -> object:
+    """work(image), with its header read. A PNG that Pillow refuses is tried without its texts."""
+    if isinstance(source, (str, Path)) and (problem := path_problem(str(source))):
+        raise OSError(problem)
     try:
-        return decode_image(path, max_pixels)
-    except OSError:
-        raise
+        if isinstance(source, Image.Image):
+            return work(source)
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            return work(image)
+    except Image.DecompressionBombError:
+        problem = f"more than {MAX_IMAGE_PIXELS} pixels; scale it down"
+    except UnidentifiedImageError:
+        problem = f"not an image that can be read; save it as one of {', '.join(FORMATS)}"
     except Exception as error:  # Pillow raises anything on a hostile file
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+        problem = f"not an image that can be read ({reason[:200]}); mend the file or its path"
+    if bare := bare_png(source):
+        return read(bare, work)
+    raise OSError(problem)
 
 
-def decode_image(path: str | io.BytesIO, max_pixels: int) -> Image.Image:
-    with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
-        if image.format == "JPEG" and max_pixels:  # decode a large photograph at a fraction of its size
-            scale = max(1.0, (image.width * image.height / max_pixels) ** 0.5)
-            image.draft("RGB", (int(image.width / scale), int(image.height / scale)))
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # convert() would clip at 255
-            image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
-        if "A" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-    if max_pixels and image.width * image.height > max_pixels:
-        scale = (max_pixels / (image.width * image.height)) ** 0.5
-        size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return image
+def path_problem(path: str) -> str | None:
+    """Why no image can be at a path, which may lead anywhere, through links too."""
+    if re.search(r"(^|/)(https?|file|data):", path):
+        return "an image is read from a file; download it and write its path"
+    if not os.path.exists(path):
+        return "no such file; write its path relative to the file that names it, or absolute"
+    if not os.path.isfile(path):  # reading a pipe would block
+        return "not an image but a folder or a device"
+    return None if os.path.getsize(path) else "not an image but an empty file; fetch it again"
+
+
+def bare_png(source: Source) -> bytes | None:
+    """A PNG without texts and colour profile, and without what pixels do not need if its checksum is wrong:
+    Pillow refuses what no viewer minds. None if there is nothing to leave out."""
+    if isinstance(source, Image.Image) or not (isinstance(source, bytes) or os.access(source, os.R_OK)):
+        return None
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        data = file.read() if file.read(len(PNG)) == PNG else b""
+    kept, place = [PNG], 0
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        kind, checksum = data[place + 4 : place + 8], zlib.crc32(data[place + 4 : end - 4]).to_bytes(4, "big")
+        if kind not in PNG_TEXTS and (kind[:1].isupper() or checksum == data[end - 4 : end]):
+            kept.append(data[place:end])
+        place = end
+    bare = b"".join(kept)
+    return bare if len(bare) < len(PNG + data) else None
+
+
+def as_shown(image: Image.Image, max_pixels: int) -> Image.Image:
+    scale = min(1.0, ((max_pixels or math.inf) / (image.width * image.height)) ** 0.5)
+    size = [max(1, int(side * scale)) for side in image.size]
+    if scale < 1:  # decode a large JPEG at a fraction of its size
+        image.draft("RGB", size)
+    image.load()
+    orientation = orientation_of(image)
+    if image.mode[0] in "IF":
+        image = gray(image)
+    elif image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    if image.has_transparency_data:
+        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    image = image.resize(size, Image.Resampling.BICUBIC) if scale < 1 else image
+    return turned(image, orientation)
+
+
+def orientation_of(image: Image.Image) -> object:
+    try:
+        return image.getexif().get(0x0112)
+    except Exception:  # EXIF that is broken: the pixels stand as they are
+        return None
+
+
+def turned(image: Image.Image, orientation: object) -> Image.Image:
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def gray(image: Image.Image) -> Image.Image:
+    """Pixels of 16 or 32 bits in 8. White is 65,535; of 32 bits the first of 1, 255 and 65,535 that no pixel
+    exceeds, else the brightest."""
+    import numpy
+
+    values = numpy.nan_to_num(numpy.asarray(image, numpy.float32))
+    is_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    white = next((white for white in (1, 255) if values.max() <= white and not is_16_bits), 65_535)
+    shades = Image.fromarray(numpy.uint8(values.clip(0) * (255 / max(white, values.max())) + 0.5))
+    if (clear := image.info.get("transparency")) is not None:
+        shades.putalpha(Image.fromarray(numpy.uint8(255 * (values != clear))))
+    return shades
 
 
 def data_url(path: str, max_pixels: int) -> str:
-    """An image as a data URL. Small PNG and JPEG files are sent as they are, others as PNG of what
-    open_image() shows.
+    """An image as a data URL: a small PNG or JPEG file as it is, others as PNG of what open_image() shows.
 
-    Raises OSError.
+    Raises OSError in plain words.
     """
-    with Image.open(path, formats=FORMATS) as image:
-        plain = image.mode in ("RGB", "L") and "transparency" not in image.info and not image.getexif()
-        small = image.width * image.height <= (max_pixels or 1 << 62)
-        kind = (image.format or "PNG").lower()
-        unchanged = plain and small and image.format in ("PNG", "JPEG")
-    data = Path(path).read_bytes()
-    if not unchanged:
-        buffer, kind = io.BytesIO(), "png"
-        open_image(path, max_pixels).save(buffer, "PNG")
-        data = buffer.getvalue()
+
+    def is_sent(image: Image.Image) -> bool:
+        image.load()
+        is_small = not max_pixels or image.width * image.height <= max_pixels
+        is_plain = (
+            image.mode in ("RGB", "L")
+            and not image.has_transparency_data
+            and orientation_of(image) in (None, 1)
+        )
+        return is_plain and is_small and image.format in ("PNG", "JPEG") and bool(image.filename)
+
+    data = Path(path).read_bytes() if read(path, is_sent) else png(open_image(path, max_pixels))
+    kind = "png" if data.startswith(PNG) else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def save_image(value: object, folder: Path) -> str:
-    """Save an image of a data set's row (PIL image, bytes, or a path) under its hash, once; return its path.
+def save_image(value: object, folder: Path, place: Path = Path()) -> str:
+    """Save an image of a data set's row under its hash, once; return its path, or a path as it is meant from
+    `place`. An image is decoded, bytes, base64 text, or {"bytes", "path"} as `datasets` stores it.
 
-    Raises ValueError if `value` is no image.
+    Raises ValueError if `value` is none.
     """
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path") or b""
     if isinstance(value, str):
-        return str(Path(value).absolute())
-    if isinstance(value, dict):  # as `datasets` stores an image
-        value = value.get("bytes")
-    if isinstance(value, bytes):
-        data, ending = value, ".img"
-    elif hasattr(value, "save"):
-        buffer, ending = io.BytesIO(), ".png"
-        value.save(buffer, "PNG")
-        data = buffer.getvalue()
-    else:
+        found = BASE64.fullmatch(value)
+        if not found:
+            return str((place / value).absolute())
+        value = base64.b64decode(found[1] or found[2])
+    if not isinstance(value, (bytes, Image.Image)):
         raise ValueError(f"a {type(value).__name__} is not an image")
-    path = folder / (hashlib.sha256(data).hexdigest()[:24] + ending)
-    if not path.exists():
-        write_whole(path, data)
-    return str(path.absolute())
+    if value == b"":
+        raise ValueError("an image without bytes and path")
+    data, ending = (value, ".img") if isinstance(value, bytes) else (png(open_image(value, 0)), ".png")
+    return write_once(folder / (hashlib.sha256(data).hexdigest()[:24] + ending), data)
 
 
 def blank_image(path: str, folder: Path) -> str:
     """A white image of the same size, saved once; return its path."""
-    with Image.open(path) as image:
-        size = image.size
-    blank = folder / f"blank_{size[0]}x{size[1]}.png"
-    if not blank.exists():
-        buffer = io.BytesIO()
-        Image.new("1", size, 1).save(buffer, "PNG")
-        write_whole(blank, buffer.getvalue())
-    return str(blank.absolute())
+    blank = read(path, lambda image: turned(Image.new("1", image.size, 1), orientation_of(image)))
+    return write_once(folder / f"blank_{blank.width}x{blank.height}.png", png(blank))
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that several processes may write the same one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_once(path: Path, data: bytes) -> str:
+    """Write a file so that several processes may write the same one; return its path."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(data)
+        part.replace(path)
+    return str(path.absolute())

@@ -2,13 +2,12 @@
 
 A stage called again with the same recipe skips its output, with another one it is refused, and with --force
 it makes the output anew. Inputs enter by a fingerprint of their content, so that what changes upstream is
-noticed downstream. While an output is made, its recipe stands in OUT.part/.
+noticed downstream. While an output is made, its recipe stands in OUT.part/, and what it replaces stays.
 """
 
 import ast
 import contextlib
 import hashlib
-import inspect
 import json
 import os
 import platform
@@ -16,34 +15,33 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mathse.jsonl import failed_rows, meet, processes, refuse_held, remove, replace, stage_end, write_json
+from mathse.jsonl import failed_rows, hold, remove, replace, write_json
+from mathse.launch import meet, processes, stage_end
 from mathse.records import fail, is_endpoint
 
 # Flags that do not change the output of any stage.
 WITHOUT_EFFECT = {
-    "output", "force", "dry_run", "retry_errors", "workers", "concurrency", "timeout",
-    "max_requests", "max_cost", "spent", "trust_remote_code",
+    "output", "force", "dry_run", "retry_errors", "workers", "concurrency", "timeout", "max_requests",
+    "max_cost", "spent", "trust_remote_code", "processes",
 }  # fmt: skip
 NO_CONTENT = {"recipe.json", "train_log.jsonl", "lock", "unused.json"}  # of a model folder: not the model
 BLOCKS, BLOCK = 256, 1 << 16  # bytes of a large weights file that are read: so many blocks, evenly spaced
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "math-verify", "pillow", "numpy")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lark", "mpmath", "pillow", "numpy")
+COMMON = Path(__file__).parent.parent / "common.py"
 
 
 class Recipe:
     """What decides an output, and what it took to make it.
 
     `inputs`: flags that name files, folders or models, of which the content counts, not the name.
-    `without`: further flags that do not change this stage's output.
-    `code`: functions that decide the output. With them count the functions and constants of the stages'
-    folder that they name, such as prompts; comments and layout do not.
-    `constants`: what else decides it: {name: text}.
+    `without`: further flags that do not change this stage's output. `constants`: what else decides it:
+    {name: text}. The code of the stage's own file counts, and what it takes from common.py.
     """
 
     def __init__(
@@ -54,7 +52,6 @@ class Recipe:
         inputs: Iterable[str] = (),
         without: Iterable[str] = (),
         constants: dict[str, str] | None = None,
-        code: Iterable[Callable] = (),
         is_folder: bool = False,
     ):
         self.output, self.part = Path(output), Path(f"{output}.part")
@@ -67,13 +64,11 @@ class Recipe:
         flags = {name: getattr(args, name) for name in sorted(decide)}
         self.content = {
             "stage": name_of(script),
-            "flags": {
-                name: str(value) if isinstance(value, Path) else value for name, value in flags.items()
-            },
+            "flags": {name: str(flag) if isinstance(flag, Path) else flag for name, flag in flags.items()},
             "inputs": {name: fingerprints(value) for name, value in given.items()},
             "constants": {name: digest(text) for name, text in (constants or {}).items()},
         }
-        self.content["constants"] |= code_digests(code)
+        self.content["constants"][f"the code of {name_of(script)} or common.py"] = code_digest(Path(script))
         self.begun = time.monotonic()
 
     def refuse_inside(self, name: str, specs: list) -> None:
@@ -85,26 +80,36 @@ class Recipe:
                 fail(f"--{name.replace('_', '-')}: {spec}: is the output too; choose another --output")
 
     def is_done(self) -> bool:
-        """Whether the output stands already, made by this recipe.
+        """Whether the output stands already, made by this recipe; then a line says so."""
+        if not self.stands():
+            return False
+        if processes()[0] == 0:
+            print(f"skip {self.output}", flush=True)
+            remove(self.part)  # begun with another recipe, and given up
+        return True
 
-        Another recipe ends the command, unless --force is given.
+    def stands(self) -> bool:
+        """is_done() without a word. An output of another recipe ends the command, unless --force is given, or
+        was when OUT.part was begun.
         """
+        begun, made = read_recipe(self.part / "recipe.json"), read_recipe(self.path)
+        goes_on = begun is not None and not self.differences(begun)
         if self.output.exists() and not is_empty_folder(self.output):
-            made_by = read_recipe(self.path)
-            if made_by is None:
+            if made and not self.differences(made):
+                return not (self.retry_errors and failed_rows(self.output))
+            if not goes_on and made:
+                self.refuse(self.output, made)
+            elif not goes_on:
                 self.refuse_foreign()
-                return False
-            if not self.is_same(made_by, self.output):
-                return False
-            if self.retry_errors and failed_rows(self.output):
-                return False
-            if processes()[0] == 0:
-                print(f"skip {self.output}", flush=True)
-                remove(self.part)
-            return True
-        if begun_by := read_recipe(self.part / "recipe.json"):
-            self.is_same(begun_by, self.part)
+        elif begun and not goes_on:
+            self.refuse(self.part, begun)
         return False
+
+    def refuse(self, place: Path, other: dict) -> None:
+        """End the command because of another recipe, unless --force is given."""
+        if not self.force:
+            remedy = "set it back, choose another --output, or make it anew with --force"
+            fail(f"{place}: was made with other settings: {'; '.join(self.differences(other))}; {remedy}")
 
     def refuse_foreign(self) -> None:
         """End the command on an output that no stage made; --force replaces a file, or a model folder."""
@@ -115,66 +120,46 @@ class Recipe:
             remedy = "choose another --output, remove it, or let --force replace it"
             fail(f"{self.output}: stands there, but not how it was made ({self.path.name}); {remedy}")
 
-    def is_same(self, other: dict, place: Path) -> bool:
-        """Whether another recipe is this one; if not, and without --force, the command ends."""
-        changed = self.differences(other)
-        if changed and not self.force:
-            remedy = "set it back, choose another --output, or make it anew with --force"
-            fail(f"{place}: was made with other settings: {'; '.join(changed)}; {remedy}")
-        return not changed
-
     def differences(self, other: dict) -> list[str]:
         """In words what another recipe has otherwise."""
         changed = []
-        if self.content["stage"] != other.get("stage"):
-            changed.append(f"stage was {other.get('stage')}, is {self.content['stage']}")
-        for name, before, now in self.pairs(other, "flags"):
-            changed.append(f"{name} was {before!r}, is {now!r}")
-        for name, before, now in self.pairs(other, "inputs"):
-            changed += input_changes(name, before or [], now or [])
-        for name, _, _ in self.pairs(other, "constants"):
-            changed.append(f"{name} was edited")
-        return changed
-
-    def pairs(self, other: dict, part: str) -> list[tuple[str, object, object]]:
-        """(name, before, now) of what differs in a part of the recipes."""
-        before, now = other.get(part, {}), self.content[part]
-        names = sorted(before.keys() | now.keys())
-        return [
-            (name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)
-        ]
+        for part, said in (("flags", "{} was {!r}, is {!r}"), ("constants", "{} was edited")):
+            before, now = other.get(part, {}), self.content[part]
+            names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+            changed += [said.format(name, before.get(name), now.get(name)) for name in names]
+        before, now = other.get("inputs", {}), self.content["inputs"]
+        for name in sorted(before.keys() | now.keys()):
+            changed += input_changes(name, before.get(name, []), now.get(name, []))
+        stages = other.get("stage"), self.content["stage"]
+        return changed if stages[0] == stages[1] else ["stage was {}, is {}".format(*stages), *changed]
 
     # ------------------------------------------------------------ while the output is made
 
-    def start(self, world: int | None = None) -> None:
-        """Make OUT.part ready: go on with what is there, or remove what --force replaces. Called by all
-        processes.
-        """
-        meet(world)
-        if processes()[0] == 0 or world == 1:
+    def start(self) -> None:
+        """Make OUT.part ready: go on with what is there, or begin. Called by all ranks of a launcher."""
+        meet()
+        if processes()[0] == 0:
             self.prepare()
-        meet(world)
+        meet()
         self.begun = time.monotonic()
 
     def prepare(self) -> None:
-        refuse_held(self.part)
+        self.part.mkdir(parents=True, exist_ok=True)
+        self.lock = hold(self.part)
         begun, standing = read_recipe(self.part / "recipe.json"), read_recipe(self.path)
         if begun is None or self.differences(begun):
-            remove(self.part)
+            remove(*(path for path in self.part.iterdir() if path.name != "lock"))
             begun = None
         retry = self.output.is_file() and standing is not None and not self.differences(standing)
-        if self.output.exists() and not retry:
-            print(f"{self.output}: is made anew", flush=True)
-            remove(self.output, self.path)
-        self.part.mkdir(parents=True, exist_ok=True)
         before = begun or (standing if retry else None) or {}
         taken = {name: before.get(name, 0) for name in ("seconds", "requests", "cost")}
-        command = shlex.join(["python", *name_of(sys.argv[0]).split(), *sys.argv[1:]])
-        print(f"+ {command}", flush=True)
-        self.made = {"command": command} | self.content | {"processes": processes()[1]} | provenance() | taken
+        command = shlex.join(["python", *name_of(sys.argv[0]).split(), *last_of_each(sys.argv[1:])])
+        why = "  # again, for rows that failed" if retry else "  # anew" if self.output.exists() else ""
+        print(f"+ {command}{why}", flush=True)
+        self.made = {"command": command} | self.content | {"folder": os.path.realpath(self.output.parent)}
+        self.made |= provenance() | taken
         write_json(self.part / "recipe.json", self.made)
         if retry:
-            print(f"{self.output}: tries again the rows that failed", flush=True)
             self.output.replace(self.part / "earlier.jsonl")
 
     def spend(self, requests: int = 0, cost: float = 0.0) -> None:
@@ -189,33 +174,34 @@ class Recipe:
         write_json(self.part / "recipe.json", self.made)
 
     def complete(self, joined: Path, requests: int = 0, cost: float = 0.0, **results: object) -> None:
-        """Put the finished file, or folder, in its place, with its recipe.
-
-        `results`: what was made, for people.
-        """
+        """Put the finished file, or folder, in its place, with its recipe. `results`: what was made."""
         self.spend(requests, cost)
         self.made |= results
-        if joined == self.part:
-            write_json(self.part / "recipe.json", self.made)
-            os.sync()
-            self.part.replace(self.output)
+        if joined != self.part:
+            replace(joined, self.output)  # a kill now leaves OUT.part, from which it is joined again
+            write_json(self.path, self.made)
+            remove(self.part)
             return
-        write_json(self.path, self.made)
-        replace(joined, self.output)
-        remove(self.part)
+        write_json(self.part / "recipe.json", self.made)
+        os.sync()
+        replaced = Path(f"{self.output}.replaced")
+        remove(replaced)
+        if self.output.exists():
+            self.output.rename(replaced)
+        self.part.rename(self.output)
+        remove(replaced)
 
 
 def input_changes(name: str, before: list[dict], now: list[dict]) -> list[str]:
-    """In words how the files of a flag differ; [] if only their names do."""
+    """In words how the files of a flag differ; [] if only their names do, or if one is still to be made."""
     if len(before) != len(now):
         return [f"{name} was {len(before)} files, is {len(now)}"]
     changed = []
     for old, new in zip(before, now):
-        if old["content"] != new["content"]:
+        if new["content"] is not None and old["content"] != new["content"]:
+            same = old["name"] == new["name"]
             other = f"{name} was {old['name']}, is {new['name']}"
-            changed.append(
-                f"{name} {new['name']} has another content" if old["name"] == new["name"] else other
-            )
+            changed.append(f"{name} {new['name']} has another content" if same else other)
     return changed
 
 
@@ -227,6 +213,17 @@ def name_of(script: str) -> str:
     """A stage as one calls it: 01_sample.py, or -m mathse.problems."""
     path = Path(script)
     return f"-m mathse.{path.parent.name}" if path.name == "__main__.py" else path.name
+
+
+def last_of_each(words: list[str]) -> list[str]:
+    """A command's words with each flag once, as the last one holds."""
+    flags = {"": []}
+    for word in words:
+        name = word if word.startswith("--") else next(reversed(flags))
+        if word == name:
+            flags.pop(name, None)
+        flags.setdefault(name, []).append(word)
+    return [word for group in flags.values() for word in group]
 
 
 def read_recipe(path: Path) -> dict | None:
@@ -244,26 +241,36 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def code_digests(functions: Iterable[Callable]) -> dict[str, str]:
-    """{name: digest} of functions and of what they reach by name in their own folder: functions by their
-    source without comments, layout and docstring, constants (in capitals) by their value."""
-    found, waiting = {}, [*functions]
+def code_digest(script: Path) -> str:
+    """A digest of a stage's file and of what it takes from common.py, by whatever way: comments, layout and
+    docstrings aside.
+    """
+    stage, common = ast.parse(script.read_text("utf-8")), ast.parse(COMMON.read_text("utf-8"))
+    defined = {name: node for node in common.body for name in names_defined(node)}
+    parts, waiting = {"": stage}, [stage]
     while waiting:
-        function = waiting.pop()
-        if (name := f"{function.__name__}()") in found:
-            continue
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-        if ast.get_docstring(tree.body[0]) is not None:
-            tree.body[0].body.pop(0)
-        found[name] = digest(ast.dump(tree))
-        folder = Path(inspect.getfile(function)).parent
-        for named in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}:
-            value = function.__globals__.get(named)
-            if inspect.isfunction(value) and Path(inspect.getfile(value)).parent == folder:
-                waiting.append(value)
-            elif named.isupper() and isinstance(value, str | int | float | tuple | dict | re.Pattern):
-                found[named] = digest(json.dumps(value, default=lambda some: getattr(some, "pattern", "")))
-    return dict(sorted(found.items()))  # the order of a set differs between processes
+        names = {node.id for node in ast.walk(waiting.pop()) if isinstance(node, ast.Name)}
+        new = names & defined.keys() - parts.keys()
+        parts |= {name: defined[name] for name in new}
+        waiting += [defined[name] for name in new]
+    return digest("\n".join(plain_code(parts[name]) for name in sorted(parts)))
+
+
+def names_defined(node: ast.stmt) -> list[str]:
+    """The names of a module's function, class or constants."""
+    targets = getattr(node, "targets", [])
+    return [target.id for target in targets if isinstance(target, ast.Name)] or [getattr(node, "name", "")]
+
+
+def plain_code(tree: ast.AST) -> str:
+    """Code as text, without comments, layout and docstrings."""
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+            and ast.get_docstring(node) is not None
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def fingerprints(value: object) -> list[dict]:
@@ -272,9 +279,9 @@ def fingerprints(value: object) -> list[dict]:
     return [{"name": str(spec), "content": fingerprint(str(spec))} for spec in specs]
 
 
-def fingerprint(spec: str) -> str:
-    """The content behind a spec: of a file, of a folder (also NAME:FOLDER), an endpoint's model name, or
-    the text.
+def fingerprint(spec: str) -> str | None:
+    """The content behind a spec: of a file, of a folder (also NAME:FOLDER), an endpoint's model name, or the
+    text. None for a file of a run that an earlier stage has yet to make.
     """
     if is_endpoint(spec):
         return "#" + spec.partition("#")[2]  # the same model at another address is the same model
@@ -285,7 +292,7 @@ def fingerprint(spec: str) -> str:
     if place and place.is_dir():
         files = [path for path in sorted(place.rglob("*")) if path.is_file() and is_content(path, place)]
         return digest(json.dumps([(str(path.relative_to(place)), content_of(path)) for path in files]))
-    return spec
+    return None if spec.count("/") > 1 and ":" not in spec else spec
 
 
 def is_content(path: Path, folder: Path) -> bool:
@@ -295,10 +302,7 @@ def is_content(path: Path, folder: Path) -> bool:
 
 
 def content_of(path: Path) -> str:
-    """A digest of a file.
-
-    Of large weights, size and evenly spaced blocks: a training changes nearly all of them.
-    """
+    """A digest of a file. Of large weights, size and evenly spaced blocks: a training changes nearly all."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if path.suffix != ".safetensors" or size <= BLOCKS * BLOCK:
@@ -311,34 +315,33 @@ def content_of(path: Path) -> str:
 
 
 def provenance() -> dict:
-    """Versions, and the commit of the code: dirty if files that git knows differ from it."""
-    versions = {"python": platform.python_version()}
+    """Versions, and the commit of the code: "-dirty" stands behind it if files that git knows differ."""
+    versions, commit = {"python": platform.python_version()}, None
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-
-    def git(*arguments: str) -> str | None:
-        with contextlib.suppress(OSError):
-            done = subprocess.run(
-                ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent
-            )
-            return done.stdout.strip() if done.returncode == 0 else None
-        return None
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    commit = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
-    return {"versions": versions} | commit
+    command = [
+        "git",
+        "-C",
+        str(COMMON.parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+    return {"versions": versions, "git_commit": commit}
 
 
 def write_settings(path: str, script: str) -> None:
-    """Write a run's config.json, for people and the report: the variables of the environment that
-    `script` sets.
+    """Write a run's config.json, for people and the report: the variables of the environment that `script`
+    sets.
     """
-    text = Path(script).read_text(encoding="utf-8")
-    names = ["MODEL", *re.findall(r"^([A-Z_]+)=", text, re.MULTILINE)]
-    names += sorted({*re.findall(r"[A-Z_]+_FLAGS", text)})
+    names = re.findall(r"\$\{([A-Z_]+)[:}]", Path(script).read_text(encoding="utf-8"))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_json(Path(path), {"settings": {name: os.environ.get(name, "") for name in names}})
+    write_json(Path(path), {"settings": {name: os.environ.get(name, "") for name in dict.fromkeys(names)}})
 
 
 if __name__ == "__main__":  # python -m mathse.recipe runs/NAME/config.json run_rounds.sh

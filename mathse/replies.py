@@ -1,74 +1,69 @@
-"""What a model's reply states behind its thinking: objects that are meant as JSON, or lines.
+"""What a judge's reply states behind its thinking: the last object that has a field, or lines.
 
-As it is meant are read: single quotes, quotes and apostrophes inside a text, commas too many or missing,
-unquoted names and words, Python's None, a cut-off end, and LaTeX whose backslashes nobody escaped. Nothing is
-evaluated, no text raises, and the time is linear in its length.
+json-repair reads what is nearly JSON: single quotes, quotes inside a text, commas too many or missing, names
+without quotes, a cut-off end. Ours is the strict part: nothing that it would smooth over decides, neither a
+value cut off, nor a name that stands twice, nor one of two alternatives. No text raises.
 """
 
+import itertools
 import json
 import re
 from typing import NamedTuple
 
+import json_repair
+
+MAX_OBJECT = (
+    6000  # characters from the first object on, for json-repair takes the square of them: 2 s at worst
+)
+REPLY_SCHEMA = {  # of an ORM's verdicts: a server that takes one keeps replies to it
+    "type": "object",
+    "properties": {
+        "status": {"type": "string", "enum": ["CORRECT", "WRONG"]},
+        "error_step": {"type": ["string", "null"]},
+        "error_analysis": {"type": ["string", "null"]},
+    },
+    "required": ["status", "error_step", "error_analysis"],
+    "additionalProperties": False,
+}
 THINKING = re.compile(  # the marks around what a model thinks first; one that ends it has a group
     r"[<◁]\|?(?:begin_of_|(/|end_of_))?(?:\w{1,20}:)?(?:think|thinking|thoughts?|reasoning|analysis|scratchpad)"
     r"\|?[>▷]|\[(/)?THINK\]|<\|channel\|>(?:analysis|(final))",
     re.IGNORECASE,
 )
-FIELD_NAME = r"""(?:"[\w \-]{1,40}"|'[\w \-]{1,40}'|[A-Za-z_]\w{0,40}+)\s*+:"""
-# Where a quote ends a text: before the end of the object, of the reply or of a fence, or before the next name
-# (perhaps cut off). Any other quote is part of the text, as in 'the triangle's side'. `*+` and `++` give
-# nothing back, so that no text takes long.
-ENDS = rf"\s*+(?:,\s*+)?+(?:[}}\]]|\Z|```|{FIELD_NAME}|[\"'][\w \-]{{0,40}}[\"']?\Z)"
-NESTED_ENDS = rf"{ENDS}|\s*+(?::|,\s*+(?:[\"'\[{{\d-]|null|None|true|True|false|False))"
-
-
-def text_in(quote: str, ends: str) -> str:
-    """The pattern of a text in quotes: its content, and its closing quote if it is not cut off.
-
-    An object that begins inside in the same quotes, unescaped, cuts it off too.
-    """
-    inner = rf"[^{quote}\\{{]++|\\(?:.|\Z)|\{{(?!\s*+{quote}\w{{1,40}}{quote}\s*+:)|{quote}(?!{ends})"
-    return rf"{quote}((?:{inner})*+)({quote})?+"
-
-
-BARE = r"""[^\s,{}\[\]"'][^,{}\[\]"'\n]*+"""
-BARE_WORD = re.compile(BARE)
-OBJECT = re.compile(rf"(?<!\\)\{{\s*+(?={FIELD_NAME})")
-OBJECT_END = re.compile(r"[\s,]*+\}")
-FIELD = re.compile(rf"[\s,]*+({FIELD_NAME})\s*+")
-QUOTED = {quote: re.compile(text_in(quote, ENDS), re.DOTALL) for quote in "\"'"}
-NESTED_TEXT = {quote: re.compile(text_in(quote, NESTED_ENDS), re.DOTALL) for quote in "\"'"}
-NESTED = re.compile(rf"[\s,:]*+([\[\]{{}}\"']|{BARE})")
-# Commands whose backslash and first letter would also be a line feed or a tab. Not \ni: `i` on a new line.
-LATEX_COMMANDS = (
-    r"(?:n(?:abla|cong|e|earrow|eg|eq|ewline|exists|geq|leq|mid|ot|otin|parallel|rightarrow|sim|subseteq|u"
-    r"|warrow)|t(?:an|anh|ag|au|ext[a-z]*|frac|heta|herefore|ilde|imes|o|op|riangle[a-z]*)|r[a-z]+)"
-    r"(?![A-Za-z])"
+# What json-repair carries through: a number behind each name, an apostrophe that is no quote.
+NUMBER, APOSTROPHE = re.compile("⸢[0-9]+⸣"), "⸥"
+# `*+` gives nothing back, so that no text takes long
+NAME = re.compile(r"""(?<!\\)(["']?)(?<!\w)([A-Za-z_][\w \-]{0,40}+)(\1\s*+:)""")
+OBJECT = re.compile(rf"(?<!\\)\{{\s*+(?={NAME.pattern})")
+ALTERNATIVE = re.compile(r"\}\s*+(?:or|[,/|])\s*+\{[^{}]*+\Z")  # behind an object, up to another's first name
+WORD = re.compile(  # behind a name: a text that is closed, and then the next name, or an end
+    r"""["']?\s*+:\s*+(?:(["'])([^"'\\{}\[\]]*)\1\s*+(?:\Z|```|(?=[,}]|["']?[\w \-]+⸢))"""
+    r"""|(\w+)\s*+(?=[,}\n]|["']?[\w \-]+⸢))"""
 )
-ESCAPE = re.compile(rf"\\(?:u([0-9a-fA-F]{{4}})|({LATEX_COMMANDS})|(.))", re.DOTALL)
-ESCAPED = {"n": "\n", "t": "\t", "r": "\r"} | {char: char for char in "\"'\\/"}
+LINE = re.compile(r"^[^\w\n{]{0,9}([A-Za-z][\w ]{0,40}+)[^\w\n]{0,9}:[^\w\n]{0,9}(.*)", re.MULTILINE)
+# Commands whose backslash and first letter would also be a line feed or a tab. Not \ni: `i` on a new line.
+LATEX = (
+    r"(?:n(?:abla|cong|e|earrow|eg|eq|ewline|exists|geq|leq|mid|ot|otin|parallel|rightarrow|sim|subseteq|u"
+    r"|warrow)|to|[tr][a-z]{2,})(?![A-Za-z])"
+)
+ESCAPE = re.compile(rf"\\(?:(u[0-9a-fA-F]{{4}}|[\"'\\]|(?!{LATEX})[ntr])|(/))?")
+NO_TEXT = {"", "-", "-1", "n/a", "na", "nil", "none", "null", "no error", "no errors", "[]", "{}", "false"}
 
 
-class Field(NamedTuple):
-    name: str  # letters and digits only, in lower case: "Error_Step" is errorstep
-    value: str | list[str] | None  # a list: the texts of a list or an object
-    start: int  # the value's place in the reply
-    end: int
-    whole: bool  # not cut off
+class Stated(NamedTuple):
+    """What a reply states. Names of fields are in lower case, letters and digits alone."""
 
+    words: list[str]  # of each field of the name that was asked for; "" where it is no text, or not certain
+    fields: list[tuple[str, object]]
 
-class Found(NamedTuple):
-    fields: list[Field]  # of the object itself, not of what is nested in it
-    start: int
-    end: int
-    whole: bool
-
-    def names(self) -> set[str]:
-        return {field.name for field in self.fields}
+    def text(self, name: str) -> str | None:
+        """The first text of a field; what a list or an object holds is joined. None if it says "none"."""
+        texts = (unmarked(", ".join(texts_in(value))) for field, value in self.fields if field == name)
+        return next((text for text in texts if text.strip(" .").lower() not in NO_TEXT), None)
 
 
 def verdict_text(status: str, error_step: str | None = None, error_analysis: str | None = None) -> str:
-    """A verdict in the form that 04 teaches an ORM, and that 02 foresees."""
+    """A verdict in the form that 04 teaches an ORM."""
     verdict = {"status": status, "error_step": error_step, "error_analysis": error_analysis}
     return json.dumps(verdict, ensure_ascii=False)
 
@@ -81,85 +76,67 @@ def thought_end(reply: str) -> int | None:
     return marks[-1].end() if marks else 0
 
 
-def find_lines(text: str, place: int, names: str) -> list[Field]:
-    """Fields that stand in lines, as in **Status:** WRONG; `names` is a pattern, a space also for `_`."""
-    name = names.replace(" ", "[ _]?")
-    line = re.compile(rf"^[^\w\n]{{0,9}}({name})[^\w\n]{{0,9}}:[^\w\n]{{0,9}}(.*)", re.IGNORECASE | re.M)
-    return [
-        Field(plain_name(found[1]), found[2].strip(" \r\"',*"), *found.span(2), True)
-        for found in line.finditer(text, place)
-    ]
+def last_object(reply: str, name: str) -> Stated:
+    """The last object behind the thinking that has a field `name`, with those to which it is an alternative;
+    of a reply without objects its lines (**Status:** WRONG). An object inside another one is not the reply's.
+    """
+    place = thought_end(reply)
+    begin = None if place is None else OBJECT.search(reply, place)
+    if place is None or (begin and len(reply) - begin.start() > MAX_OBJECT):
+        return Stated([], [])
+    if not begin:
+        lines = [(plain(line[1]), line[2].strip(" \r\"',*")) for line in LINE.finditer(reply, place)]
+        return Stated([text for field, text in lines if field == name], lines)
+    text = marked(reply[begin.start() :])
+    try:
+        objects = json_repair.loads(text)
+    except (ValueError, RecursionError):  # nested too deep
+        objects = []
+    last, start = [], 0
+    for found in reversed(objects if isinstance(objects, list) else [objects]):
+        if isinstance(found, dict) and name in map(plain, found):
+            last, start = [found, *last], max(text.find(next(iter(found))) - 1, 0)
+            if not ALTERNATIVE.search(text, 0, start):
+                break
+    fields = [(plain(key), value) for found in last for key, value in found.items()]
+    return Stated(words_of(last, name, text, start), fields)
 
 
-def plain_name(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).lower()
+def words_of(objects: list[dict], name: str, text: str, start: int) -> list[str]:
+    """What the fields `name` of objects say, which begin at `start` in a marked text: "" for all but a closed
+    text or a bare word, and "" more if another object may have begun inside."""
+    words, is_certain = [], True
+    for found in objects:
+        ends = {key: text.find(key) + len(key) for key in found if NUMBER.search(key)}
+        said = [WORD.match(text, ends[key]) if key in ends else None for key in found if plain(key) == name]
+        words += [(word[2] or word[3] or "") if word else "" for word in said]
+        is_certain &= len({text[end] for end in ends.values()}) == 1  # else prose was taken for a name
+    known = re.findall(r'(?<!\\)"[\w \-]*(⸢[0-9]+⸣)": ', json.dumps(objects, ensure_ascii=False))
+    told = re.findall(rf"[\"']{name}\W*(⸢[0-9]+⸣)[\"']", text[start:], re.IGNORECASE)
+    return words if is_certain and {*told} <= {*known} else [*words, ""]
 
 
-def find_objects(text: str, place: int = 0) -> list[Found]:
-    """The objects in a text from `place` on, in order; an object in a list counts, one in an object does
-    not."""
-    found = []
-    while begin := OBJECT.search(text, place):
-        fields, place = [], begin.end()
-        while name := FIELD.match(text, place):
-            value, span, whole, place = read_value(text, name.end())
-            fields.append(Field(plain_name(name[1]), value, *span, whole))
-        end = OBJECT_END.match(text, place)
-        place = end.end() if end else place
-        found.append(Found(fields, begin.start(), place, bool(end)))
-    return found
+def marked(text: str) -> str:
+    """A text for json-repair in which no two names are alike, and LaTeX is escaped."""
+    count = itertools.count()
+    text = re.sub(r"(?<=\w)'(?=\w)", APOSTROPHE, re.sub("[⸢⸣⸥]", "", text))
+    text = ESCAPE.sub(lambda match: match[2] or (match[0] if match[1] else r"\\"), text)
+    return NAME.sub(lambda match: f"{match[1]}{match[2]}⸢{next(count)}⸣{match[3]}", text)
 
 
-def read_value(text: str, place: int) -> tuple[str | list[str] | None, tuple[int, int], bool, int]:
-    """(value, its span, whether it is whole, the place behind it) of the value at `place`."""
-    first = text[place : place + 1]
-    if first and first in "[{":
-        values, whole, end = read_nested(text, place)
-        return values, (place, end), whole, end
-    if first in QUOTED:
-        found = QUOTED[first].match(text, place)
-        return unescape(found[1]), found.span(1), bool(found[2]), found.end()
-    if found := BARE_WORD.match(text, place):
-        return bare(found[0]), found.span(), found.end() < len(text), found.end()
-    return None, (place, place), False, place
+def unmarked(text: str) -> str:
+    """The text without the marks; two halves of a character become one, a half alone becomes U+FFFD."""
+    text = NUMBER.sub("", text).replace(APOSTROPHE, "'").strip()
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def read_nested(text: str, place: int) -> tuple[list[str], bool, int]:
-    """(its texts, whether it is whole, the place behind it) of a list or an object, however deep."""
-    values, depth = [], 0
-    while found := NESTED.match(text, place):
-        token, place = found[1], found.end()
-        if token in "[{":
-            depth += 1
-        elif token in "]}":
-            depth -= 1
-        elif token in QUOTED:
-            found = NESTED_TEXT[token].match(text, place - 1)
-            place = found.end()
-            is_name = text[place : place + 20].lstrip().startswith(":")
-            values += [] if is_name else [unescape(found[1])]
-        elif (value := bare(token)) is not None:
-            values.append(value)
-        if not depth:
-            return values, True, place
-    return values, False, place
+def plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", NUMBER.sub("", name)).lower()
 
 
-def bare(word: str) -> str | None:
-    """A value without quotes: a number or a word."""
-    return None if word.strip() in ("null", "None") else word.strip()
-
-
-def unescape(text: str) -> str:
-    """A text as JSON means it, except that `\\times`, `\\neq` and the like stay LaTeX; half a surrogate pair
-    becomes U+FFFD."""
-
-    def plain(match: re.Match) -> str:
-        if match[1]:
-            return chr(int(match[1], 16))
-        return match[0] if match[2] else ESCAPED.get(match[3], match[0])
-
-    text = ESCAPE.sub(plain, text)
-    if re.search(r"[\ud800-\udfff]", text):  # two halves become the character that they are
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+def texts_in(value: object) -> list[str]:
+    """The texts of a value, however deep, with their marks."""
+    if isinstance(value, (list, dict)):
+        parts = value.values() if isinstance(value, dict) else value
+        return [text for part in parts for text in texts_in(part)]
+    return [] if value is None else [str(value)]

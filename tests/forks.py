@@ -4,21 +4,24 @@ Reads a line of JSON a command: words (without the interpreter), environment, ou
 write), and the number of processes that a launcher would start. Answers with a line that holds the exit code.
 """
 
+import gc
 import json
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parent.parent)
-from mathse.generate.serve import free_port
-from mathse.jsonl import become, stage_end
-from mathse.stages import import_ahead, run
+from mathse.launch import free_port, stage_end
 
 
 def main() -> None:
     with stage_end():  # its settings stand before torch is imported
-        import_ahead()
+        import mathse.generate.engine
+        import mathse.train.fit  # noqa: F401
+
+        gc.freeze()  # else each fork copies and frees all of it when it ends
     for line in sys.stdin:
         command = json.loads(line)
         if command["processes"] > 1:
@@ -27,7 +30,8 @@ def main() -> None:
         for rank in range(command["processes"]):
             if not (process := os.fork()):
                 prepare(command, rank)
-                return run(command["words"])
+                sys.argv = command["words"]
+                return runpy.run_path(os.path.abspath(sys.argv[0]), run_name="__main__")
             started.add(process)
         print(end_of(started), flush=True)
 
@@ -38,7 +42,8 @@ def prepare(command: dict, rank: int) -> None:
     if command["processes"] > 1:
         import torch
 
-        become(rank, command["processes"])
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": command["processes"]}
+        os.environ.update({name: str(number) for name, number in names.items()})
         torch.set_num_threads(1)  # as a launcher's OMP_NUM_THREADS would
     for stream, name in enumerate((os.devnull, command["output"], command["errors"])):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), stream)

@@ -28,7 +28,6 @@ BUDGET = {
     "EVALUATE_FLAGS": "--max-tokens 96",
     "FINETUNE_FLAGS": "--epochs 1",
     "DISTILL_FLAGS": "--epochs 4",
-    "ORM_SAMPLE_FLAGS": "--draw 14 --samples 2",
     "ORM_FLAGS": "--epochs 1",
 }
 HANG = 900  # seconds after which a call is taken to hang

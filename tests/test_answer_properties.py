@@ -4,17 +4,13 @@ python -m pytest tests/test_answer_properties.py     30,000 pairs, the same at e
 """
 
 import random
-import time
 from itertools import pairwise
 
 import pytest
 
-from mathse.answers import AnswerChecker, check_answer
-from mathse.answers.compare import same_answer
-from mathse.answers.mathematics import equal_in_mathematics
-from mathse.answers.scalars import Rules
+from mathse.answers import check_answer
+from mathse.answers.same import same_answer
 
-RULES = Rules(equal_in_mathematics)
 LENGTHS = [("mm", 1), ("cm", 10), ("m", 1000), ("km", 10**6)]
 WORDS = "two three four five six seven eight nine".split()
 CHINESE = "二三四五六七八九"
@@ -26,7 +22,6 @@ WRAPPINGS = (
     "#### {}",
 )
 DRAWS = 40  # of each form
-ALGEBRA = {"line": 8, "quadratic": 8}  # draws of forms where a pair takes math-verify 30 ms
 
 
 def integer(draw):
@@ -337,20 +332,20 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS)
 def test_spellings_are_equal_and_changes_are_not(form):
     draw = random.Random(form.__name__)
-    for _ in range(ALGEBRA.get(form.__name__, DRAWS)):
+    for _ in range(DRAWS):
         spellings, others = form(draw)
         for one, two in pairwise([*spellings, spellings[0]]):
-            assert same_answer(one, two, RULES) is True, (one, two)
-            assert same_answer(one, one, RULES) is True, one
+            assert same_answer(one, two) is True, (one, two)
+            assert same_answer(one, one) is True, one
         for spelling in spellings[:2]:
             for other in others:
-                assert same_answer(spelling, other, RULES) is not True, (spelling, other)
-                assert same_answer(other, spelling, RULES) is not True, (other, spelling)
+                assert same_answer(spelling, other) is not True, (spelling, other)
+                assert same_answer(other, spelling) is not True, (other, spelling)
 
 
 def test_there_are_many_pairs():
     sizes = {form.__name__: [len(texts) for texts in form(random.Random(0))] for form in FORMS}
-    pairs = [ALGEBRA.get(name, DRAWS) * (2 * equal + 4 * other) for name, (equal, other) in sizes.items()]
+    pairs = [DRAWS * (2 * equal + 4 * other) for name, (equal, other) in sizes.items()]
     assert sum(pairs) >= 30_000
 
 
@@ -378,17 +373,5 @@ def test_no_content_raises():
             text[place : place + draw.randint(0, 2)] = draw.choices(alphabet, k=draw.randint(0, 3))
         wrapped = draw.choice(WRAPPINGS).format("".join(text))
         items.append((wrapped, {"answer": draw.choice(draw.choice(FORMS)(draw)[0])}, "stop"))
-    start = time.monotonic()
-    with AnswerChecker(seconds=5) as checker:
-        rules = {result["rule"] for result in checker.check_many(items)}
-    assert rules <= {
-        "sentence",
-        "boxed",
-        "answer-line",
-        "bare",
-        "conclusion",
-        "choice",
-        "none",
-        "no reference",
-    }
-    assert time.monotonic() - start < 300
+    rules = {check_answer(*item)["rule"] for item in items}
+    assert rules <= {"answer-line", "boxed", "bare", "conclusion", "choice", "none"}

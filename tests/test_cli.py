@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, finish, read_rows, write_rows
@@ -40,11 +42,6 @@ BAD = [
     ("01_sample.py", "--input p.jsonl", "the following arguments are required: --model"),
     ("02_verify.py", "--input p.jsonl", "--model: needed for --accept both"),
     ("02_verify.py", "--input p.jsonl --accept answer", "sample: missing"),
-    (
-        "02_verify.py",
-        "--input p.jsonl --accept answer --orm-threshold 0.5",
-        "--orm-threshold: needs an ORM",
-    ),
     ("02_verify.py", "--input p.jsonl --model toy/base --orm-samples 3", "--orm-samples: more than one"),
     ("03_reflect.py", "--input p.jsonl --model toy/base", "prompt: missing"),
     ("04_finetune.py", "--input p.jsonl --model toy", "no config.json"),
@@ -56,11 +53,8 @@ BAD = [
         "--input p.jsonl --model toy/base --log-with nothing",
         "--log-with: nothing: not installed here",
     ),
-    (
-        "05_evaluate.py",
-        "--test p.jsonl --model toy/base --judge no/such/judge",
-        "--judge: no/such/judge: no such folder",
-    ),
+    ("01_sample.py", "--input p.jsonl --model solutions", "no problem has a `solution`"),
+    ("01_sample.py", "--input p.jsonl --model toy/base --draw 1.0", "argument --draw: 1.0: must be"),
     ("05_evaluate.py", "--test p.jsonl", "both are needed"),
     ("05_evaluate.py", "--test nobench:p --model toy/base", "nobench:p: no such file"),
     ("05_evaluate.py", "--test mathvision:none --model toy/base", "no folder none"),
@@ -120,39 +114,29 @@ def test_answers_alone_need_no_model(run, tmp_path, image):
     assert again.stdout.startswith("skip ")
 
 
-REAL = {
-    "DRY_RUN": "1",
-    "RUN": "dry",
-    "MODEL": "Qwen/Qwen2-VL-7B-Instruct",
-    "TEACHER": "https://example.org/v1#gpt-4o",
-    "DATA": "toy/train.jsonl",
-    "TEST": "toy/test.jsonl",
-    "GPUS": "8",
-}
+def test_a_folder_of_the_project_is_no_hub_id_from_elsewhere(tmp_path, image):
+    write_rows(tmp_path / "p.jsonl", [problem()])
+    command = [sys.executable, ROOT / "01_sample.py", "--input", "p.jsonl", "--output", "s.jsonl"]
+    done = subprocess.run([*command, "--model", "toy/base"], cwd=tmp_path, capture_output=True, text=True)
+    said = f"error: --model: toy/base: no such folder from here; write {ROOT / 'toy' / 'base'}\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
-def test_dry_run_prints_every_command_and_runs_nothing(run, toy_data):
-    done = run("run_rounds.sh", PRICE_IN="2.5", PRICE_OUT="10", **REAL)
-    assert done.returncode == 0, done.stderr
-    for word in (
-        "mathse.problems",
-        "01_sample.py",
-        "02_verify.py --annotate",
-        "03_reflect.py",
-        "--orm --input",
-    ):
-        assert word in done.stdout
-    for word in ("05_evaluate.py", "--nproc_per_node 8", "round_2", "runs/dry/final/eval"):
-        assert word in done.stdout
-    assert "about 360 model calls" in done.stdout  # 30 % of 1,200 problems are distilled
-    assert len(re.findall(r"model calls, [\d,]+ tokens in and [\d,]+ out, about \$", done.stdout)) >= 3
-    assert not (ROOT / "runs" / "dry").exists()
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--train", "-1"], "argument --train: -1: must be a whole number of at least 1"),
+        (["--trian", "3"], "unrecognized arguments: --trian 3"),
+    ],
+)
+def test_the_toy_refuses_in_one_line(flags, said):
+    done = finish("toy/problems.py", *flags)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and said in done.stderr
 
 
-def test_an_endpoint_is_asked_by_one_process(run, toy_data):
-    """Several would multiply --concurrency, and count --max-requests each for itself."""
-    done = run("run_rounds.sh", ORM="https://example.org/v1#orm", ROUNDS="1", **REAL)
-    asking = [line for line in done.stdout.splitlines() if "--model 'https" in line]
-    assert len(asking) == 4 and not [line for line in asking if "torch.distributed" in line], done.stdout
-    local = [line for line in done.stdout.splitlines() if "04_finetune.py" in line]
-    assert len(local) == 3 and all("--nproc_per_node 8 04_finetune.py" in line for line in local)
+def test_a_dry_run_counts_the_files_that_are_there(run, tmp_path, image):
+    write_rows(tmp_path / "p.jsonl", [problem(id=str(k)) for k in range(5)])
+    flags = ["--input", tmp_path / "p.jsonl", "--output", tmp_path / "s.jsonl", "--model", "toy/base"]
+    done = run("01_sample.py", *flags, "--samples", 4, "--temperature", 1, "--dry-run")
+    assert done.returncode == 0 and "20 rows: about 20 model calls" in done.stdout
+    assert not (tmp_path / "s.jsonl.part").exists()

@@ -1,12 +1,11 @@
 """05_evaluate.py and its statistics (mathse/report/statistics.py)."""
 
 import json
-import shutil
 
 import pytest
 from conftest import read_rows, write_rows
 from PIL import Image
-from server import Server
+from server import Server, completion
 
 from mathse import answers
 from mathse.report import statistics
@@ -164,34 +163,20 @@ SAID = {
     "Which?": "The answer to this problem is A.",
     "Lost?": "Let me see",
 }
-EXTRACTED = {"How many?": "6", "What is 1 + 1?": "2", "Which?": "A", "Lost?": "NONE"}
-EXTRACTING, CLASSIFYING = "Reply with the final answer", "which type it is"
 
 
 def behave(number, body):
-    """A model that answers QUESTIONS, finds what is said, or classifies errors, as the prompt asks."""
+    """A model that answers QUESTIONS."""
     parts = body["messages"][0]["content"]
     text = "".join(part["text"] for part in parts if part["type"] == "text")
-    question = next(name for name in QUESTIONS if name in text)
-    reply = SAID[question]
-    if EXTRACTING in text:
-        reply = EXTRACTED[question]
-    elif CLASSIFYING in text:
-        reply = '```json\n{"error_type": "vision"}\n```'
+    reply = next(SAID[name] for name in QUESTIONS if name in text)
     choice = {"message": {"content": reply}, "finish_reason": "stop"}
     return 200, {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 4}}, {}
 
 
-def asked(server, words):
-    """The bodies of the server's requests that hold these words."""
-    return [body for _, body in server.seen if words in str(body)]
-
-
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, run):
-    """(folder with a test set and its evaluation, with judge and classifier, on a server; the server; the
-    finished process)
-    """
+    """(folder with a test set and its evaluation, on a server; the server; the finished process)"""
     folder, server = tmp_path_factory.mktemp("evaluated"), Server(behave)
     Image.new("RGB", (30, 20), "red").save(folder / "x.png")
     rows = [
@@ -200,8 +185,7 @@ def evaluated(tmp_path_factory, run):
     ]
     rows[2]["options"] = ["3", "4"]
     write_rows(folder / "set.jsonl", rows)
-    judges = "--judge", server.spec, "--classify", server.spec
-    done = run("05_evaluate.py", *flags_of(folder, "eval", server), *judges)
+    done = run("05_evaluate.py", *flags_of(folder, "eval", server))
     assert done.returncode == 0, done.stderr
     return folder, server, done
 
@@ -210,142 +194,53 @@ def flags_of(folder, name, server):
     return ["--test", folder / "set.jsonl", "--output", folder / name, "--model", server.spec]
 
 
-def test_judge_and_error_types(evaluated):
+def test_scores_stand_with_their_conditions(evaluated):
     folder, _, done = evaluated
-    metrics = json.loads((folder / "eval" / "metrics.json").read_text())
-    figures = metrics["benchmarks"]["set"]
+    figures = json.loads((folder / "eval" / "metrics.json").read_text())["benchmarks"]["set"]
     predicted = read_rows(folder / "eval" / "predictions.jsonl")
-    by_rules = {row["id"]: row["answer_check"] for row in predicted}
-    judged = {row["id"]: row for row in read_rows(folder / "eval" / "judged.jsonl")}
-    assert (by_rules["0"], by_rules["2"], by_rules["3"]) == ("correct", "wrong", "undecided")
-    checks = [judged[name]["judge_check"] for name in "0123"]
-    assert checks == ["correct", "correct", "wrong", "undecided"] and judged["1"]["judge_tokens"] == [10, 4]
-    assert figures["judge"]["accuracy"] == 0.5 and figures["judge"]["unparsed"] == 0.25
-    assert figures["accuracy"] == sum(check == "correct" for check in by_rules.values()) / 4
-    errors = read_rows(folder / "eval" / "errors.jsonl")
-    assert {row["id"] for row in errors} == {name for name, check in by_rules.items() if check == "wrong"}
-    assert figures["error_types"]["vision"] == len(errors)
-    for word in ("conditions: ", "greedy", "math-verify", "no answer found", "answers extracted by"):
+    checks = {row["id"]: row["answer_check"] for row in predicted}
+    assert (checks["0"], checks["2"], checks["3"]) == ("correct", "wrong", "undecided")
+    assert figures["accuracy"] == sum(check == "correct" for check in checks.values()) / 4
+    for word in ("conditions: ", "greedy", "answers ", "no answer found"):
         assert word in done.stdout
+    assert [row["id"] for row in predicted] == ["0", "1", "2", "3"]
+    assert all(row["prompt"].startswith(f"Problem: {row['question']}") for row in predicted)
 
 
-def test_rows_are_in_the_order_of_the_test_set_and_carry_their_prompt(evaluated):
-    folder, _, _ = evaluated
-    for name in ("predictions.jsonl", "judged.jsonl"):
-        assert [row["id"] for row in read_rows(folder / "eval" / name)] == ["0", "1", "2", "3"]
-    for row in read_rows(folder / "eval" / "predictions.jsonl"):
-        assert row["prompt"].startswith(f"Problem: {row['question']}")
-
-
-def test_a_judge_sees_no_image_and_is_not_asked_again(evaluated, run):
+def test_an_evaluation_that_stands_is_neither_made_nor_told_again(evaluated, run):
     folder, server, _ = evaluated
-    before = asked(server, EXTRACTING)
-    assert len(before) == 4 and "image_url" not in str(before)
     count = server.count
-    again = run("05_evaluate.py", *flags_of(folder, "eval", server), "--judge", server.spec)
-    assert again.stdout.startswith("skip ") and server.count == count
-    assert f"skip {folder / 'eval'}\n" in again.stdout
-    plain = flags_of(folder, "plain", server)
-    other = run("05_evaluate.py", *plain)
-    later = run("05_evaluate.py", *plain, "--judge", server.spec)
-    assert other.returncode == later.returncode == 0
-    assert "judge" in json.loads((folder / "plain" / "metrics.json").read_text())["benchmarks"]["set"]
-    assert len(asked(server, "expert mathematics teacher")) == 8  # answers are not asked for again
-    changed = run("05_evaluate.py", *plain, "--classify", server.spec, "--max-tokens", 7)
+    again = run("05_evaluate.py", *flags_of(folder, "eval", server))
+    assert again.stdout == f"skip {folder / 'eval' / 'predictions.jsonl'}\n" and server.count == count
+    changed = run("05_evaluate.py", *flags_of(folder, "eval", server), "--max-tokens", 7)
     assert changed.returncode == 2 and "max_tokens was 2048, is 7" in changed.stderr
-    fewer = run("05_evaluate.py", *plain, "--classify", server.spec, "--limit", 2)
-    assert fewer.returncode == 2 and "limit was 0, is 2" in fewer.stderr
 
 
-def test_another_classifier_leaves_the_answers(evaluated, run):
-    """Refused by name; with --force the errors alone are asked about anew."""
-    folder, server, _ = evaluated
-    shutil.copytree(folder / "eval", folder / "classified")
-    flags = [*flags_of(folder, "classified", server), "--classify", server.spec + "2"]
-    refused = run("05_evaluate.py", *flags)
-    assert refused.returncode == 2 and "errors.jsonl" in refused.stderr and "model was" in refused.stderr
-    server.seen = []
-    done = run("05_evaluate.py", *flags, "--force")
-    assert done.returncode == 0, done.stderr
-    errors = read_rows(folder / "classified" / "errors.jsonl")
-    assert len(server.seen) == len(asked(server, CLASSIFYING)) == len(errors)
-    assert {row["judge_model"] for row in errors} == {server.spec + "2"}
-    for name in ("predictions.jsonl", "judged.jsonl"):
-        assert (folder / "classified" / name).read_bytes() == (folder / "eval" / name).read_bytes()
-
-
-def test_answers_made_anew_make_old_replies_stale(evaluated, run):
-    """They are not in the figures, and with --force the judge is asked about the new answers."""
-    folder, server, _ = evaluated
-    shutil.copytree(folder / "eval", folder / "anew")
-    flags = [*flags_of(folder, "anew", server), "--limit", 3, "--force"]
-    assert run("05_evaluate.py", *flags).returncode == 0
-    figures = json.loads((folder / "anew" / "metrics.json").read_text())["benchmarks"]["set"]
-    assert figures["n"] == 3 and "judge" not in figures and "error_types" not in figures
-    server.seen = []
-    assert run("05_evaluate.py", *flags, "--judge", server.spec).returncode == 0
-    assert len(server.seen) == len(read_rows(folder / "anew" / "judged.jsonl")) == 3
-    figures = json.loads((folder / "anew" / "metrics.json").read_text())["benchmarks"]["set"]
-    assert figures["judge"]["n"] == 3
-
-
-@pytest.fixture
-def refusing():
-    """(a server that refuses requests about "Which?", what it refuses: "judge", "answer")"""
-    refused = []
+def test_a_failed_answer_is_asked_for_again_and_counted_anew(evaluated, run):
+    folder, fails = evaluated[0], [True]
 
     def refuse(number, body):
-        kind = "judge" if EXTRACTING in str(body) else "answer"
-        if "Which?" in str(body) and kind in refused:
-            return 400, {"error": "no"}, {}
-        return behave(number, body)
+        return (400, {"error": "no"}, {}) if fails[0] and "Which?" in str(body) else behave(number, body)
 
-    return Server(refuse), refused
-
-
-def test_a_reply_of_a_judge_that_failed_is_asked_for_again(evaluated, refusing, run):
-    folder, (server, refused) = evaluated[0], refusing
-    flags = [*flags_of(folder, "again", server), "--judge", server.spec, "--concurrency", 1]
-    refused[:] = ["judge"]
-    assert run("05_evaluate.py", *flags).returncode == 0
-    refused[:], server.seen = [], []
-    assert run("05_evaluate.py", *flags, "--retry-errors").returncode == 0 and len(server.seen) == 1
-    judged = {row["id"]: row for row in read_rows(folder / "again" / "judged.jsonl")}
-    assert len(judged) == 4 and judged["2"]["judge_extracted"] == "A"
+    server, errors = Server(refuse), []
+    for flags in ([], ["--retry-errors"]):
+        assert run("05_evaluate.py", *flags_of(folder, "retried", server), *flags).returncode == 0
+        metrics = json.loads((folder / "retried" / "metrics.json").read_text())
+        errors.append(metrics["benchmarks"]["set"]["errors"])
+        fails[0], server.count = False, 0 if fails[0] else server.count
+    assert errors == [1, 0] and server.count == 1
 
 
-def test_after_a_failed_answer_the_judge_is_asked_about_the_new_one_alone(evaluated, refusing, run):
-    """Also if the call that tries the answer again does not ask the judge."""
-    folder, (server, refused) = evaluated[0], refusing
-    for name, judge_at_once in (("once more", True), ("later", False)):
-        flags, judge = flags_of(folder, name, server), ["--judge", server.spec]
-        refused[:] = ["answer"]
-        assert run("05_evaluate.py", *flags, *judge).returncode == 0
-        assert len(read_rows(folder / name / "judged.jsonl")) == 3
-        refused[:], server.seen = [], []
-        done = run("05_evaluate.py", *flags, "--retry-errors", *(judge if judge_at_once else []))
-        assert done.returncode == 0, done.stderr
-        done = run("05_evaluate.py", *flags, *judge)
-        assert done.returncode == 0, done.stderr
-        assert len(server.seen) == 2 and len(read_rows(folder / name / "judged.jsonl")) == 4
-        figures = json.loads((folder / name / "metrics.json").read_text())["benchmarks"]["set"]
-        assert figures["errors"] == 0 and figures["judge"]["n"] == 4
-
-
-def test_a_judge_that_stops_ends_a_launch_of_two_processes(evaluated, run, run_two):
-    """Process 0 alone asks an endpoint, and the other waits for it."""
-    folder, server, _ = evaluated
-    flags = flags_of(folder, "stops", server)
-    assert run("05_evaluate.py", *flags).returncode == 0
-    server.seen = []
-    flags += ["--judge", server.spec]
-    done = run_two("05_evaluate.py", *flags, "--max-requests", 1)
-    assert done.returncode == 1 and "--max-requests 1 is reached" in done.stderr
-    (part,) = (folder / "stops" / "judged.jsonl.part").glob("rank_*.jsonl")
-    assert part.name == "rank_0.jsonl" and len(read_rows(part)) == 1
-    done = run_two("05_evaluate.py", *flags)
-    assert done.returncode == 0, done.stderr
-    assert len(server.seen) == len(read_rows(folder / "stops" / "judged.jsonl")) == 4
+def test_a_teacher_names_the_type_of_each_error(evaluated, run):
+    """02 --annotate on predictions: the paper's Figure 4."""
+    folder, _, _ = evaluated
+    verdict = {"status": "WRONG", "error_step": "s", "error_analysis": "a", "error_type": "vision"}
+    server = Server(lambda number, body: (200, completion(json.dumps(verdict)), {}))
+    flags = ["--input", folder / "eval" / "predictions.jsonl", "--output", folder / "eval" / "errors.jsonl"]
+    assert run("02_verify.py", "--annotate", *flags, "--model", server.spec).returncode == 0
+    types = {row["id"]: (row["answer_check"], row["error_type"]) for row in read_rows(flags[-1])}
+    assert types["2"] == ("wrong", "vision") and types["0"] == ("correct", None)
+    assert server.count == sum(check == "wrong" for check, _ in types.values())
 
 
 def test_blank_image_and_against(evaluated, run):
@@ -376,16 +271,15 @@ def test_against_an_evaluation_under_other_conditions(evaluated, run):
 
 
 def test_dry_run(evaluated, run):
-    """It checks test sets and models, prints the calls and writes nothing."""
+    """It checks test sets and the model, counts the problems, prints the calls and writes nothing."""
     folder, server, _ = evaluated
     count = server.count
-    flags = ["--output", folder / "dry", "--model", server.spec, "--judge", server.spec, "--dry-run", 10]
+    flags = ["--output", folder / "dry", "--model", server.spec, "--dry-run"]
     done = run("05_evaluate.py", "--test", folder / "set.jsonl", *flags)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("about 10 model calls") == 2 and not (folder / "dry").exists()
-    for wrong in (["--classify", "no-model"], ["--samples", 2]):
-        done = run("05_evaluate.py", "--test", folder / "set.jsonl", *flags, *wrong)
-        assert done.returncode == 2 and wrong[0] in done.stderr
+    assert "4 rows: about 4 model calls" in done.stdout and not (folder / "dry").exists()
+    done = run("05_evaluate.py", "--test", folder / "set.jsonl", *flags, "--samples", 2)
+    assert done.returncode == 2 and "--samples" in done.stderr
     done = run("05_evaluate.py", "--test", folder / "gone.jsonl", *flags)
     assert done.returncode == 2 and "gone.jsonl" in done.stderr
     assert server.count == count

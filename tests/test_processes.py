@@ -1,92 +1,205 @@
-"""Stages split among processes: the same keys, and greedily the same content, as in one; a process that
-dies stops the stage.
-"""
+"""Several ranks: the same rows as one; a rank that dies ends the stage; a stage that dies leaves no rank."""
 
-import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, read_rows, write_rows
 
-from mathse.generate import Reply, Request
-from mathse.generate.processes import SMALL, Dealer, Forked, end_with_parent
-from mathse.jsonl import processes, share
-from mathse.train import cores, vision_cache
-from mathse.train.cores import LEAST_ROWS, process_count, train_on_cores
+from mathse import launch
+from mathse.jsonl import share
+from mathse.records import fail, row_key
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 LOCAL = ["--model", "toy/base", "--max-tokens", "24"]
-
-
-def begin_two(*arguments: object) -> subprocess.Popen:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*LAUNCH, *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-@pytest.fixture
-def one(stage, monkeypatch):
-    """A stage in this process: torch need not be imported again."""
-
-    def call(script: str, *arguments: object) -> None:
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        stage(script.removesuffix(".py")).main()
-
-    return call
-
-
-def rows_of(path: Path) -> list[dict]:
-    return sorted(read_rows(path), key=lambda row: (row["id"], row.get("sample", 0)))
+BASE = ROOT / "toy" / "base"
 
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.fixture
-def forked():
-    """The processes that the test has forked and that are there."""
-    before = {*children(os.getpid())}
-    return lambda: {*children(os.getpid())} - before
-
-
 def descendants(pid: int) -> list[int]:
     return [found for child in children(pid) for found in (child, *descendants(child))]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_shares_are_balanced_and_whole(monkeypatch, world):
-    lengths, shares = {f"p{index}": 50 + 37 * index % 900 for index in range(200)}, []
-    monkeypatch.setenv("WORLD_SIZE", str(world))
-    for rank in range(world):
+# ---------------------------------------------------------------- how many, and who gets what
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_shares_are_balanced_and_whole_and_keep_problems_together(monkeypatch, ranks):
+    rows = [{"id": f"p, {index // 2}", "sample": index % 2} for index in range(200)]
+    lengths = {row_key(row): 50 + 37 * index % 900 for index, row in enumerate(rows)}
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    shares = []
+    for rank in range(ranks):
         monkeypatch.setenv("RANK", str(rank))
         shares.append(share(lengths))
     assert sorted(key for part in shares for key in part) == sorted(lengths)
     loads = [sum(lengths[key] for key in part) for part in shares]
-    assert max(loads) - min(loads) <= max(lengths.values())
+    assert max(loads) - min(loads) <= 2 * max(lengths.values())
+    owners = {}
+    for rank, part in enumerate(shares):
+        for key in part:
+            owners.setdefault(key.rpartition(", ")[0].rpartition(", ")[0], set()).add(rank)
+    assert len(owners) == 100 and all(len(ranks) == 1 for ranks in owners.values())
 
 
-def test_a_process_that_dies_stops_the_stage_and_the_rerun_goes_on(toy_world, tmp_path, one):
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine of 64 cores and 64 GiB, and the limits of its container."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    monkeypatch.setattr(launch, "CGROUPS", tmp_path)
+
+    def limit(**files: str) -> None:
+        for name, text in files.items():
+            (tmp_path / name.replace("_", ".")).write_text(text)
+
+    return limit
+
+
+@pytest.mark.parametrize(
+    "quota, count", [("max 100000", 64), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1)]
+)
+def test_cores_obey_a_container(machine, quota, count):
+    machine(cpu_max=f"{quota}\n")
+    assert launch.cores() == count
+
+
+def test_memory_obeys_a_container(machine):
+    free = launch.free_memory()
+    machine(memory_max="max", memory_current="7", memory_stat="inactive_file 5")
+    assert 0.8 * free < launch.free_memory() < 1.2 * free
+    machine(memory_max="1000", memory_current="600", memory_stat="anon 1\ninactive_file 100\n")
+    assert launch.free_memory() == 500
+
+
+def test_ranks_follow_from_cores_memory_and_rows(machine, monkeypatch):
+    def count(asked=None, most=1000, spec=str(BASE)):
+        return launch.rank_count(asked, most, spec, 4)
+
+    size = sum(path.stat().st_size for path in BASE.glob("*.safetensors"))
+    machine(memory_max=str(4 * size * 1000), memory_current="0", memory_stat="inactive_file 0")
+    machine(cpu_max="600000 100000")
+    assert count() == 6 and count(asked=3) == 3
+    assert [count(most=most) for most in (0, 1, 3)] == [1, 1, 3]
+    machine(memory_max=str(int(4 * size * 2.5)))
+    assert count() == 2
+    assert count(spec="http://host/v1#m") == count(spec=None) == count(spec="hub/id") == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert count() == count(asked=3) == 1
+
+
+# ---------------------------------------------------------------- how a launch ends
+
+
+def test_each_rank_is_as_a_launcher_would_have_started_it(tmp_path):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+    def work() -> None:
+        (tmp_path / os.environ["RANK"]).write_text(" ".join(os.environ[name] for name in names))
+
+    launch.launch(3, work)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        str(rank): f"{rank} {rank} 3 3 127.0.0.1" for rank in range(3)
+    }
+    assert "RANK" not in os.environ
+    launch.launch(1, lambda: (tmp_path / "here").write_text(str(os.getpid())))
+    assert (tmp_path / "here").read_text() == str(os.getpid())
+
+
+@pytest.mark.parametrize("failing", [{0}, {1}, {0, 1}])
+@pytest.mark.parametrize(
+    "fault, code, said",
+    [
+        (lambda: fail("no such thing; get one"), 2, "error: no such thing; get one\n"),
+        (lambda: {}["gone"], 1, "\nKeyError: 'gone'\n"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 1, "ended by SIGKILL, perhaps out of memory"),
+        (lambda: os.mkdir("/proc"), 1, "error: /proc: File exists"),
+    ],
+    ids=["user error", "fault", "killed", "disk"],
+)
+def test_a_launch_ends_as_its_first_rank_that_fails(failing, fault, code, said, capfd):
+    """The others would work on: they are ended. What is wrong is said once."""
+
+    def work() -> None:
+        if launch.processes()[0] in failing:
+            fault()
+        time.sleep(300)
+
+    before = {*children(os.getpid())}
+    with pytest.raises(SystemExit) as ended:
+        launch.launch(2, work)
+    errors = capfd.readouterr().err
+    assert ended.value.code == code and errors.count(said) == 1, errors
+    assert not {*children(os.getpid())} - before
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_rank_whose_parent_is_gone_before_it_asks_ends_too(gone):
+    """As when a stage is interrupted while its ranks are being forked."""
+    context = multiprocessing.get_context("fork")
+    parent = os.getpid() + gone  # another one than that which forks
+    process = context.Process(target=launch.end_with_parent, args=[parent])
+    process.start()
+    process.join(60)
+    assert process.exitcode == gone
+
+
+def test_a_stage_that_is_killed_leaves_no_rank(toy_world, tmp_path):
+    same = ["--model", "toy/base", "--processes", 2]
+    sample = ["01_sample.py", "--input", toy_world / "train.jsonl", "--samples", 64, "--temperature", 2]
+    lesson = [{"role": "user", "content": "<image>Q?"}, {"role": "assistant", "content": "A."}]
+    image = str(next((toy_world / "images").glob("*.png")))
+    rows = [{"id": str(k), "sample": 0, "images": [image], "messages": lesson} for k in range(16)]
+    train = ["04_finetune.py", "--input", write_rows(tmp_path / "t.jsonl", rows), "--epochs", 10_000]
+    commands = {  # a rank that trains has a process that prepares its batches
+        signal.SIGKILL: (train, 4),
+        signal.SIGTERM: (sample + ["--max-tokens", "400"], 2),
+        signal.SIGINT: (train, 4),
+    }
+    for number, (command, count) in commands.items():
+        words = [sys.executable, *map(str, [*command, *same, "--output", tmp_path / f"{number}"])]
+        process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while len(forked := descendants(process.pid)) < count:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        try:
+            errors = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+        if number == signal.SIGINT:
+            assert process.returncode == 130 and "Traceback" not in errors
+            assert errors.splitlines()[-1].startswith("error: interrupted; what is complete is kept")
+        while alive := [pid for pid in forked if Path(f"/proc/{pid}").exists()]:
+            assert time.monotonic() < deadline, alive
+            time.sleep(0.02)
+
+
+# ---------------------------------------------------------------- stages
+
+
+def begin_two(*arguments: object) -> subprocess.Popen:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*TORCHRUN, *map(str, arguments)], cwd=ROOT, env=environment, **pipes)
+
+
+def test_a_process_of_a_launcher_that_dies_stops_the_stage_and_the_rerun_goes_on(toy_world, tmp_path, run):
     flags = ["--input", toy_world / "train.jsonl", "--limit", 8, *LOCAL]
-    one("01_sample.py", *flags, "--output", tmp_path / "one.jsonl")
+    assert run("01_sample.py", *flags, "--output", tmp_path / "one.jsonl").returncode == 0
     output = tmp_path / "two.jsonl"
     launcher = begin_two("01_sample.py", *flags, "--output", output)
     deadline = time.monotonic() + 120
-    part = Path(f"{output}.part") / "rank_1.jsonl"
+    part = Path(f"{output}.part") / "recipe.json"
     while not part.exists() or len(workers := children(launcher.pid)) < 2:
         assert time.monotonic() < deadline and launcher.poll() is None
         time.sleep(0.02)
@@ -96,219 +209,55 @@ def test_a_process_that_dies_stops_the_stage_and_the_rerun_goes_on(toy_world, tm
     again = begin_two("01_sample.py", *flags, "--output", output)
     printed = again.communicate(timeout=120)[0]
     assert again.returncode == 0, printed[-3000:]
-    assert rows_of(output) == rows_of(tmp_path / "one.jsonl") and len(rows_of(output)) == 8
+    assert output.read_text() == (tmp_path / "one.jsonl").read_text() and len(read_rows(output)) == 8
 
 
-def test_other_stages_give_the_same_with_two_processes(toy_world, tmp_path, one, run_two):
+def test_a_rank_that_is_killed_keeps_the_rows_so_far(toy_world, tmp_path, run):
+    flags = ["--input", toy_world / "train.jsonl", "--samples", 8, "--temperature", 1, *LOCAL]
+    assert run("01_sample.py", *flags, "--output", tmp_path / "one.jsonl", "--processes", 1).returncode == 0
+    output = tmp_path / "two.jsonl"
+    flags += ["--output", output, "--processes", 2]
+    words = [sys.executable, "01_sample.py", *map(str, flags), "--batch-size", "8"]
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    part = Path(f"{output}.part") / "rank_1.jsonl"
+    while not part.exists() or not part.stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 1 and errors[-1].startswith("error: ") and "SIGKILL" in errors[-1], errors
+    kept = part.read_bytes().count(b"\n")
+    again = run("01_sample.py", *flags)
+    assert kept and again.returncode == 0, again.stderr
+    assert output.read_text() == (tmp_path / "one.jsonl").read_text()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_all_stages_write_the_same_by_one_rank_and_by_several(toy_world, tmp_path, run, ranks):
     problems = read_rows(toy_world / "train.jsonl")[:6]
+    said = "It is {}.\nThe answer to this problem is {}."
     rows = [
-        row
-        | {
-            "prompt": "Q",
-            "sample": k,
-            "response": f"It is {k}.\nThe answer to this problem is {k}.",
-            "finish": "stop",
-        }
+        row | {"prompt": "Q", "sample": k, "response": said.format(k, k), "finish": "stop"}
         for row in problems
         for k in range(2)
     ]
     for row in rows:
         row["images"] = [str(toy_world / image) for image in row["images"]]
+    wrong = {"status": "wrong", "error_step": "It is", "error_analysis": "no"}
     samples = write_rows(tmp_path / "samples.jsonl", rows)
-    wrong = write_rows(
-        tmp_path / "wrong.jsonl",
-        [row | {"status": "wrong", "error_step": "It is", "error_analysis": "no"} for row in rows],
-    )
+    drafts = write_rows(tmp_path / "drafts.jsonl", [row | wrong for row in rows])
     cases = {
-        "02_verify.py": (["--input", samples, "--accept", "both", "--retry-undecided", "1"], "out.jsonl"),
-        "03_reflect.py": (["--input", wrong], "out.jsonl"),
-        "05_evaluate.py": (["--test", toy_world / "test.jsonl", "--limit", "6"], "predictions.jsonl"),
+        "01_sample.py": ["--input", samples.parent / "p.jsonl", "--samples", 3, "--temperature", 1],
+        "02_verify.py": ["--input", samples, "--accept", "both"],
+        "03_reflect.py": ["--input", drafts, "--drafts", "2"],
+        "05_evaluate.py": ["--test", toy_world / "test.jsonl", "--limit", "6"],
     }
-    for script, (flags, name) in cases.items():
-        folders = [tmp_path / f"{script[:2]}-{count}" for count in (1, 2)]
-        outputs = folders if script.startswith("05") else [folder / name for folder in folders]
-        one(script, *flags, *LOCAL, "--output", outputs[0])
-        done = run_two(script, *flags, *LOCAL, "--output", outputs[1])
-        assert done.returncode == 0, done.stderr[-3000:]
-        first, second = read_rows(folders[0] / name), read_rows(folders[1] / name)  # in the same order
-        assert first == second and len(first) >= 6, script
-    metrics = [(tmp_path / f"05-{count}" / "metrics.json").read_text() for count in (1, 2)]
-    assert metrics[0] == metrics[1]
-
-
-# ---------------------------------------------------------------- processes of one model
-
-
-class Echo:
-    """A model that says which process answered; `fault` is raised at the request whose text is "fault"."""
-
-    def __init__(self, fault: BaseException | None = None):
-        self.work, self.fault = Counter(), fault
-
-    def __call__(self, requests, temperature=None):
-        for request in requests:
-            if request.messages == "fault":
-                if self.fault is None:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                raise self.fault
-            for number in request.seeds:
-                self.work["samples"] += 1
-                yield Reply(request.row, number, text=f"{os.getpid()} {request.messages}")
-
-    def spent(self):
-        return {}
-
-
-def questions(count: int, samples: int = 1) -> list[Request]:
-    """Three requests a problem, apart from each other."""
-    rows = [{"id": f"p{index % (count // 3)}", "images": [], "kept": index} for index in range(count)]
-    return [Request(row, str(row["kept"]), dict.fromkeys(range(samples), 0)) for row in rows]
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_each_sample_is_answered_once_and_a_problem_by_one_process(count):
-    generate = Forked(Echo(), count)
-    for _ in range(2):  # a model may be called again
-        replies = list(generate(iter(questions(300, 2))))
-        assert sorted((reply.row["kept"], reply.sample) for reply in replies) == [
-            (index, sample) for index in range(300) for sample in range(2)
-        ]
-        assert all(reply.text.split()[1] == str(reply.row["kept"]) for reply in replies)
-        by = {}
-        for reply in replies:
-            by.setdefault(reply.row["id"], set()).add(reply.text.split()[0])
-        assert all(len(answered) == 1 for answered in by.values())
-        assert len(set.union(*by.values())) == count
-    assert generate.work["samples"] == 1200
-
-
-def test_a_few_samples_are_not_worth_a_second_process():
-    few = list(Forked(Echo(), 2)(questions(SMALL - SMALL % 3 - 3)))
-    assert {reply.text.split()[0] for reply in few} == {str(os.getpid())}
-
-
-def test_who_gets_what_does_not_depend_on_who_asks_first():
-    def dealt(order: list[int]) -> list[list[int]]:
-        dealer, taken = Dealer(iter(questions(600)), 2), [[], []]
-        while any(more := [dealer.take(place) for place in order]):
-            for place, requests in zip(order, more):
-                taken[place] += [int(request.messages) for request in requests]
-        return taken
-
-    assert dealt([0, 1]) == dealt([1, 0]) and sum(map(len, dealt([0, 1]))) == 600
-
-
-@pytest.mark.parametrize(
-    "fault, ends, printed",
-    [
-        (SystemExit(1), SystemExit, ""),
-        (KeyError("gone"), RuntimeError, "KeyError: 'gone'"),
-        (None, SystemExit, "was ended from outside"),
-    ],
-)
-def test_a_process_that_ends_ends_the_stage(forked, fault, ends, printed, capfd):
-    asked = questions(300)
-    asked[150].messages = "fault"
-    with pytest.raises(ends) as error:
-        list(Forked(Echo(fault), 2)(asked))
-    assert printed in capfd.readouterr().err + str(error.value)
-    assert ends is not SystemExit or error.value.code == 1
-    assert not forked()
-
-
-def test_a_stage_that_is_killed_leaves_no_process(toy_world, tmp_path):
-    same = ["--model", "toy/base", "--processes", 2]
-    sample = ["01_sample.py", "--input", toy_world / "train.jsonl", "--samples", 64, "--temperature", 2]
-    lesson = [{"role": "user", "content": "<image>Q?"}, {"role": "assistant", "content": "A."}]
-    image = str(next((toy_world / "images").glob("*.png")))
-    rows = [{"id": str(k), "sample": 0, "images": [image], "messages": lesson} for k in range(16)]
-    train = ["04_finetune.py", "--input", write_rows(tmp_path / "t.jsonl", rows), "--epochs", 10_000]
-    commands = {  # a training process has one that prepares its batches
-        signal.SIGKILL: (train, 4),
-        signal.SIGTERM: (sample + ["--max-tokens", "400"], 2),
-        signal.SIGINT: (train, 4),
-    }
-    for number, (command, count) in commands.items():
-        flags = [*same, "--output", tmp_path / f"{number}"]
-        process = subprocess.Popen([sys.executable, *map(str, command + flags)], cwd=ROOT)
-        deadline = time.monotonic() + 120
-        while len(forked := descendants(process.pid)) < count:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(number)
-        try:
-            process.wait(60)
-        finally:
-            process.kill()
-        while alive := [pid for pid in forked if Path(f"/proc/{pid}").exists()]:
-            assert time.monotonic() < deadline, alive
-            time.sleep(0.02)
-
-
-@pytest.mark.parametrize("gone", [False, True])
-def test_a_process_whose_parent_is_gone_before_it_asks_ends_too(gone):
-    """As when a stage is interrupted while its processes are being forked."""
-    context = multiprocessing.get_context("fork")
-    parent = os.getpid() + gone  # another one than that which forks
-    process = context.Process(target=end_with_parent, args=[parent])
-    process.start()
-    process.join(60)
-    assert process.exitcode == (-signal.SIGKILL if gone else 0)
-
-
-def test_one_process_and_two_write_the_same(toy_world, tmp_path, one):
-    flags = ["--input", toy_world / "train.jsonl", "--samples", 3, "--temperature", "1", *LOCAL]
-    for count in (1, 2):
-        one("01_sample.py", *flags, "--output", tmp_path / f"{count}.jsonl", "--processes", count)
-    assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
-    assert "processes" not in json.loads((tmp_path / "2.jsonl.recipe.json").read_text())["flags"]
-
-
-# ---------------------------------------------------------------- a training in several processes
-
-
-def test_a_training_takes_a_process_a_core_of_a_step_s_rows(monkeypatch):
-    model = str(ROOT / "toy/base")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
-    assert [process_count(None, rows, model) for rows in (1, 2 * LEAST_ROWS, 100)] == [1, 2, 6]
-    assert process_count(3, 1, model) == 3
-    assert process_count(None, 100, "a/hub-id") == 1
-    size = (ROOT / "toy/base/model.safetensors").stat().st_size
-    monkeypatch.setattr(vision_cache, "free_memory", lambda: 3.5 * cores.COPIES * size)
-    assert process_count(None, 100, model) == 3
-    monkeypatch.setenv("WORLD_SIZE", "2")  # by a launcher
-    assert process_count(None, 100, model) == process_count(3, 100, model) == 1
-
-
-def test_the_first_process_s_result_is_returned(forked):
-    assert train_on_cores(3, lambda: {"rank": processes()[0], "world": processes()[1]}) == {
-        "rank": 0,
-        "world": 3,
-    }
-    assert processes() == (0, 1) and not forked()
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(
-    "fault, ends, printed",
-    [
-        (SystemExit(2), SystemExit, ""),
-        (KeyError("gone"), RuntimeError, "KeyError: 'gone'"),
-        (None, SystemExit, "was ended from outside"),
-    ],
-)
-def test_a_training_ends_as_its_first_process_that_fails(forked, rank, fault, ends, printed, capfd):
-    """The others wait for it, or train on: they are ended."""
-
-    def train() -> dict:
-        if processes()[0] != rank:
-            time.sleep(300)
-        if fault is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise fault
-
-    with pytest.raises(ends) as error:
-        train_on_cores(2, train)
-    assert printed in capfd.readouterr().err + str(error.value)
-    assert ends is not SystemExit or error.value.code == (1 if fault is None else 2)
-    assert not forked()
+    write_rows(tmp_path / "p.jsonl", [row | {"sample": 0} for row in rows[::2]])
+    for script, flags in cases.items():
+        made = []
+        for count in (1, ranks):
+            output = tmp_path / f"{script}-{count}"
+            done = run(script, *flags, *LOCAL, "--output", output, "--processes", count)
+            assert done.returncode == 0, done.stderr[-3000:]
+            made.append((output / "predictions.jsonl" if output.is_dir() else output).read_text())
+        assert made[0] == made[1] and made[0].count("\n") >= 6, script

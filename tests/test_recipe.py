@@ -2,7 +2,6 @@
 with --force.
 """
 
-import importlib
 import json
 import shutil
 
@@ -10,7 +9,6 @@ import pytest
 from conftest import ROOT, read_rows, write_rows
 from server import Server, completion, good
 
-import common
 from mathse import recipe
 
 SAMPLE = {"question": "What?", "images": [], "answer": "1", "finish": "stop"}
@@ -42,21 +40,10 @@ def test_the_same_recipe_is_skipped(verify, samples):
     assert verify().returncode == 0
     made = json.loads((samples.parent / "v.jsonl.recipe.json").read_text())
     assert made["stage"] == "02_verify.py" and made["flags"]["accept"] == "answer" and made["rows"] == 4
-    assert {
-        "command",
-        "versions",
-        "git_commit",
-        "processes",
-        "seconds",
-        "tokens",
-        "requests",
-        "cost",
-    } <= made.keys()
+    names = {"command", "versions", "git_commit", "seconds", "tokens", "requests", "cost", "folder"}
+    assert names <= made.keys()
     output = samples.parent / "v.jsonl"
-    assert (
-        verify().stdout == f"skip {output}\n"
-        and verify("--workers", 2, "--force").stdout == f"skip {output}\n"
-    )
+    assert verify().stdout == verify("--timeout", 2, "--force").stdout == f"skip {output}\n"
     assert not list(samples.parent.glob("*.part"))
 
 
@@ -106,32 +93,70 @@ def test_the_same_model_at_another_address_is_the_same(samples, run, tmp_path):
     assert one_line(run("01_sample.py", *flags, other.spec.replace("#m", "#n")), "model was", "#n")
 
 
-def test_a_prompt_that_was_edited_is_noticed(samples, tmp_path, stage, monkeypatch, capsys):
-    """The same command after an edit of SOLVE_PROMPT in common.py."""
-    server, module = Server(good, seconds=0.0), stage("01_sample")
-    flags = ["--input", samples, "--output", tmp_path / "s.jsonl", "--model", server.spec]
-    monkeypatch.setattr("sys.argv", ["01_sample.py", *map(str, flags)])
-    module.main()
-    monkeypatch.setattr(common, "SOLVE_PROMPT", "Solve: {question}")
-    with pytest.raises(SystemExit) as ended:
-        module.main()
-    assert ended.value.code == 2 and "SOLVE_PROMPT was edited" in capsys.readouterr().err
+COMMON = """
+def load(spec):
+    \"\"\"A docstring.\"\"\"
+    return LIMIT  # a comment
 
 
-def test_an_edit_of_what_decides_is_noticed(samples, tmp_path, stage, monkeypatch, capsys):
-    """Another decide() makes other verdicts; a comment does not."""
-    module = stage("02_verify")
-    flags = ["--input", samples, "--output", tmp_path / "v.jsonl", "--accept", "answer"]
-    monkeypatch.setattr("sys.argv", ["02_verify.py", *map(str, flags)])
-    module.main()
+LIMIT = 5
+PROMPT = f"Solve {LIMIT}."
+OTHER = "of another stage"
 
-    def decide(policy: str, answer_check: str | None, orm_check: str | None) -> str:
-        return "correct"
 
-    monkeypatch.setattr(module, "decide", decide)
-    with pytest.raises(SystemExit):
-        module.main()
-    assert "decide() was edited" in capsys.readouterr().err
+def solve(row):
+    return PROMPT
+"""
+STAGE = """
+from common import load, solve
+
+
+class Draft:
+    def text(self):
+        return solve(self)
+
+
+def main():
+    print(load)  # not before
+"""
+
+
+@pytest.mark.parametrize(
+    "file, old, new, noticed",
+    [
+        ("stage", "return solve(self)", "return solve(self) + '!'", True),  # a method
+        ("stage", "print(load)", "print(load, 1)", True),  # main() itself
+        ("common", "Solve", "Answer", True),  # a constant that a function which the stage names names
+        ("common", "LIMIT = 5", "LIMIT = 6", True),
+        ("common", "return PROMPT", "return PROMPT + row", True),
+        ("common", "of another stage", "edited", False),
+        ("common", "a comment", "another", False),
+        ("common", "A docstring.", "Another.", False),
+        ("stage", "# not before", "", False),
+        ("stage", "print(load)", "print(\n        load\n    )", False),
+    ],
+)
+def test_every_edit_of_a_stage_and_of_what_it_takes_from_common_is_noticed(
+    tmp_path, monkeypatch, file, old, new, noticed
+):
+    paths = {"stage": tmp_path / "stage.py", "common": tmp_path / "common.py"}
+    monkeypatch.setattr(recipe, "COMMON", paths["common"])
+    paths["stage"].write_text(STAGE)
+    paths["common"].write_text(COMMON)
+    before = recipe.code_digest(paths["stage"])
+    assert old in paths[file].read_text()
+    paths[file].write_text(paths[file].read_text().replace(old, new))
+    assert (recipe.code_digest(paths["stage"]) != before) == noticed
+
+
+def test_an_edited_stage_is_refused_in_words(verify, samples, tmp_path):
+    assert verify().returncode == 0
+    path = samples.parent / "v.jsonl.recipe.json"
+    made = json.loads(path.read_text())
+    (name,) = (name for name in made["constants"] if "code" in name)
+    made["constants"][name] = "another"
+    path.write_text(json.dumps(made))
+    assert one_line(verify(), "the code of 02_verify.py or common.py was edited")
 
 
 def test_another_answer_check_is_noticed(samples, tmp_path, stage, monkeypatch, capsys):
@@ -146,23 +171,36 @@ def test_another_answer_check_is_noticed(samples, tmp_path, stage, monkeypatch, 
     assert "answer check was edited" in capsys.readouterr().err
 
 
-def test_comments_are_no_edit(tmp_path, monkeypatch):
-    texts = {
-        "one": 'def f(a):\n    """A docstring."""\n    return a + 1  # a comment\n',
-        "two": "def f(a):\n    return (a +\n        1)\n",
-        "three": "def f(a):\n    return a + 2\n",
-        "four": "def f(a):\n    return g(a)\n\n\ndef g(a):\n    return a + B\n\n\nB, C = 1, 2\n",
-    }
-    monkeypatch.syspath_prepend(tmp_path)
-    for name, text in texts.items():
-        (tmp_path / f"module_{name}.py").write_text(text)
-    modules = {name: importlib.import_module(f"module_{name}") for name in texts}
-    one, two, three, four = (recipe.code_digests([module.f]) for module in modules.values())
-    assert one == two != three
-    assert four.keys() == {"f()", "g()", "B"}  # what f names counts too
-    monkeypatch.setattr(modules["four"], "B", 3)
-    edited = recipe.code_digests([modules["four"].f])
-    assert {name for name in four if four[name] != edited[name]} == {"B"}
+def test_what_force_replaces_stays_until_it_is_replaced(samples, run, tmp_path):
+    """An edit that is forced, interrupted and undone costs nothing; not undone, it goes on."""
+    server = Server(good, seconds=0.0)
+    flags = ["--input", samples, "--output", tmp_path / "s.jsonl", "--model", server.spec]
+    assert run("01_sample.py", *flags).returncode == 0
+    before, limit = (tmp_path / "s.jsonl").read_text(), ["--max-requests", 2, "--concurrency", 1]
+    assert run("01_sample.py", *flags, "--top-p", 0.5, "--force", *limit).returncode == 3
+    assert (tmp_path / "s.jsonl").read_text() == before
+    for undone in (True, False):
+        count = server.count
+        if undone:
+            assert run("01_sample.py", *flags).stdout.startswith("skip ") and server.count == count
+            assert run("01_sample.py", *flags, "--top-p", 0.5, "--force", *limit).returncode == 3
+        else:
+            assert run("01_sample.py", *flags, "--top-p", 0.5).returncode == 0 and server.count == count + 2
+    assert one_line(run("01_sample.py", *flags), "top_p was 0.5, is 1.0")
+
+
+def test_a_dry_run_refuses_what_would_be_refused(verify, samples):
+    assert verify().returncode == 0
+    assert "4 rows: about 0 model calls" in verify("--dry-run").stdout
+    assert one_line(verify("--limit", 2, "--dry-run"), "limit was 0, is 2")
+    assert verify("--limit", 2, "--dry-run", "--force").returncode == 0
+    samples.unlink()  # an earlier stage makes it again
+    assert verify("--dry-run", 7).returncode == 0
+
+
+def test_a_recorded_command_has_each_flag_once():
+    words = "--input a b --lr 1 --orm --epochs 3 --lr 2 --input c --lr 3".split()
+    assert recipe.last_of_each(words) == "--orm --epochs 3 --input c --lr 3".split()
 
 
 def test_force_removes_nothing_that_no_stage_made(verify, samples, run):

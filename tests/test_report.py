@@ -13,46 +13,43 @@ from browser import Browser, find_chromium
 from conftest import ROOT, read_rows, write_rows
 from PIL import Image
 
+from mathse.recipe import content_of
 from mathse.report import gallery, metrics, statistics
+from mathse.report.__main__ import report
 
 EVIL = (
     '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">">'
     "<svg onload='window.hacked = 1'>{{ 7 * 7 }}</div></details>"
 )
 CHECKS = {"base": "ccwwu", "round_0": "cwcwc", "round_1": "cwcwc", "final": "cwccc"}  # of five test problems
+IMAGES = ("x.png", "photo.jpg", "gone.png", "x.png")  # of the training problems
 NAMES = {"c": "correct", "w": "wrong", "u": "undecided"}
-TEACHER, JUDGE = "http://teacher/v1#t", "http://judge/v1#j"
+TEACHER = "http://teacher/v1#t"
+STAGES = {
+    "samples.jsonl": "01_sample.py", "verified.jsonl": "02_verify.py", "reflected.jsonl": "03_reflect.py",
+    "model": "04_finetune.py", "predictions.jsonl": "05_evaluate.py",
+}  # fmt: skip
 SETTINGS = {
     "MODEL": EVIL, "TEACHER": TEACHER, "ORM": "", "DATA": "d.jsonl", "ROUNDS": "1", "SAMPLES": "2",
-    "ACCEPT": "both", "REFLECT": "final", "SEED": "0",
+    "ACCEPT": "both", "REFLECT": "final", "ERRORS": "1", "SEED": "0",
 }  # fmt: skip
 
 
 def path_row(problem, sample, answer_check, orm_check, **more):
     accepted = (answer_check, orm_check) == ("correct", "correct")
-    verdict = {
-        "answer_check": answer_check, "extracted": EVIL, "rule": "number", "orm_check": orm_check,
-        "status": "correct" if accepted else "wrong", "error_step": EVIL, "error_line": 1,
-        "error_analysis": EVIL, "judge_reply": EVIL, "judge_tokens": [60, 20], "orm_confidence": 0.75,
-    }  # fmt: skip
-    path = {
-        "sample": sample,
-        "response": f"Step 1: {EVIL}",
-        "finish": "stop",
-        "tokens": 10,
-        "prompt_tokens": 50,
-    }
-    return problem | path | {"model": "student", "seed": 1, "origin": "round-1"} | verdict | more
+    return problem | {
+        "sample": sample, "response": f"Step 1: {EVIL}", "finish": "stop", "tokens": 10, "prompt_tokens": 50,
+        "model": "student", "seed": 1, "origin": "round-1", "answer_check": answer_check, "extracted": EVIL,
+        "rule": "number", "orm_check": orm_check, "status": "correct" if accepted else "wrong",
+        "error_step": EVIL, "error_analysis": EVIL, "judge_reply": EVIL, "judge_tokens": [60, 20],
+    } | more  # fmt: skip
 
 
-def write_recipe(path, model, seconds, tokens=None):
+def write_recipe(path, model, seconds, tokens=None, flags=(), **inputs):
     """The recipe beside an output, or in a folder."""
-    recipe = {
-        "stage": "0",
-        "flags": {},
-        "inputs": {"model": [{"name": model, "content": "x"}]},
-        "seconds": seconds,
-    }
+    inputs = {name: [{"name": str(source), "content": content_of(source)}] for name, source in inputs.items()}
+    recipe = {"stage": STAGES.get(path.name, "02_verify.py"), "flags": dict.fromkeys(flags, True)}
+    recipe |= {"inputs": inputs | {"model": [{"name": model, "content": "x"}]}, "seconds": seconds}
     recipe |= {"versions": {"torch": "2"}, "git_commit": "abc"} | ({"tokens": tokens} if tokens else {})
     path = path / "recipe.json" if path.is_dir() else path.with_name(path.name + ".recipe.json")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,51 +59,47 @@ def write_recipe(path, model, seconds, tokens=None):
 def write_evaluation(folder, checks):
     """eval/ of a stage."""
     (folder / "eval").mkdir(parents=True)
-    rows = []
-    for index, check in enumerate(checks):
-        image = "../../images/gone.png" if index == 1 else "../../images/photo.jpg"
-        rows.append({
-            "id": f"t{index} {EVIL}", "question": f"Test {index}? {EVIL}", "images": [image], "answer": "1",
-            "options": [EVIL, "2"], "subject": f"s{index % 2}{EVIL}", "benchmark": "set", "sample": 0,
-            "response": f"{folder.name} says {EVIL}", "finish": "stop", "tokens": 7, "prompt_tokens": 30,
-            "model": "student", "answer_check": NAMES[check], "extracted": EVIL, "rule": "number",
-        })  # fmt: skip
+    rows = [
+        {
+            "id": f"t{index} {EVIL}", "question": f"Test {index}? {EVIL}", "images": [], "answer": "1",
+            "subject": f"s{index % 2}{EVIL}", "benchmark": "set", "sample": 0, "finish": "stop", "tokens": 7,
+            "response": f"{folder.name} says {EVIL}", "prompt_tokens": 30, "model": "student",
+            "answer_check": NAMES[check], "extracted": EVIL, "rule": "number",
+        }
+        for index, check in enumerate(checks)
+    ]  # fmt: skip
     write_rows(folder / "eval" / "predictions.jsonl", rows)
     write_recipe(folder / "eval" / "predictions.jsonl", "student", 60.4, [150, 35])
-    correct, final = checks.count("c"), folder.name == "final"
+    correct = checks.count("c")
     figures = {"n": 5, "correct": correct, "accuracy": correct / 5, "interval": statistics.wilson(correct, 5)}
-    figures |= {"unparsed": 0, "truncated": 0, "errors": 0, "official": None, "splits": {"subject": {}}}
-    if final:
-        figures["judge"] = {
-            "model": JUDGE,
-            "n": 5,
-            "accuracy": 0.8,
-            "interval": [0.376, 0.964],
-            "unparsed": 0.0,
-        }
+    figures |= {"unparsed": 0, "truncated": 0, "errors": 0, "official": None}
+    parts = {f"s0{EVIL}": {"n": 3, "accuracy": 0.5}, "s1": {"n": 2, "accuracy": 0.25}}
+    figures["splits"] = {"subject": {}} if folder.name == "base" else {"subject": parts}
     conditions = {
-        "model": EVIL, "temperature": 0.0, "samples": 1, "max_tokens": 64 if final else 128, "max_pixels": 9,
-        "prompt": "solve 1", "rule": "r",
+        "model": EVIL, "temperature": 0.0, "samples": 1, "max_tokens": 64 if folder.name == "final" else 128,
+        "max_pixels": 9, "prompt": "solve 1", "rule": "r",
     }  # fmt: skip
+    if folder.name == "round_1":
+        figures["official"] = {"n": 5, "accuracy": 0.8, "interval": [0.376, 0.964]}
     evaluation = {"conditions": conditions, "benchmarks": {"set": figures}}
     (folder / "eval" / "metrics.json").write_text(json.dumps(evaluation))
+
+
+def write_errors(folder):
+    """errors.jsonl of an evaluation: its predictions, as the teacher annotates them."""
+    rows = read_rows(folder / "eval" / "predictions.jsonl")
+    for row, kind in zip(rows, ["vision", "vision", None, EVIL, None]):
+        row |= {"status": row["answer_check"], "teacher_check": "wrong", "error_type": kind}
+    write_rows(folder / "eval" / "errors.jsonl", rows)
+    predictions = folder / "eval" / "predictions.jsonl"
+    write_recipe(folder / "eval" / "errors.jsonl", TEACHER, 1, [7, 1], ["annotate"], input=predictions)
 
 
 def write_training(folder, rows):
     """model/ and train.jsonl of a stage."""
     (folder / "model").mkdir()
-    steps = [
-        {
-            "step": step,
-            "loss": 2 / (step + 1),
-            "lr": 0,
-            "grad_norm": 1,
-            "tokens_per_second": 4321.0,
-            "mfu": None,
-        }
-        for step in range(4)
-    ]
-    steps[3]["validation_loss"] = 0.789
+    logged = {"lr": 0, "grad_norm": 1, "tokens_per_second": 4321.0, "mfu": None}
+    steps = [{"step": step, "loss": 2 / (step + 1)} | logged for step in range(4)]
     write_rows(folder / "model" / "train_log.jsonl", steps)
     trained = [{"id": f"p{index}", "sample": 0, "messages": [], "images": []} for index in range(rows)]
     write_rows(folder / "train.jsonl", trained)
@@ -120,14 +113,15 @@ def run_folder(tmp_path_factory):
     noise = [Image.effect_noise((1200, 900), spread) for spread in (20, 50, 80)]
     Image.merge("RGB", noise).save(folder / "images" / "photo.jpg")
     (folder / "config.json").write_text(json.dumps({"settings": SETTINGS}))
-    problem = {"images": ["images/x.png"], "answer": EVIL}
     problems = [
-        problem
-        | {"id": f"p{index}", "question": f"Question {index}? {EVIL}", "subject": f"$x_{index % 2}${EVIL}"}
-        for index in range(4)
-    ]
+        {
+            "id": f"p{index}", "question": f"Question {index}? {EVIL}", "images": [f"images/{name}"],
+            "options": [EVIL, "2"], "answer": EVIL, "subject": subject,
+        }
+        for index, (name, subject) in enumerate(zip(IMAGES, [EVIL, 3, EVIL, ["a list"]]))
+    ]  # fmt: skip
     write_rows(folder / "problems.jsonl", problems)
-    inside = [problem | {"images": ["../images/x.png"]} for problem in problems]
+    inside = [problem | {"images": [f"../{problem['images'][0]}"]} for problem in problems]
     for number, (stage, checks) in enumerate(CHECKS.items()):
         write_evaluation(folder / stage, checks)
         if number:
@@ -141,17 +135,15 @@ def run_folder(tmp_path_factory):
     write_rows(folder / "round_1" / "verified.jsonl", paths)
     write_recipe(folder / "round_1" / "samples.jsonl", "runs/try/round_0/model", 18)
     write_recipe(folder / "round_1" / "verified.jsonl", "runs/try/orm/model", 12, [360, 120])
-    draft = {"draft": f"old {EVIL}", "draft_of": {"origin": "round-1", "sample": 0}}
+    draft = {"draft": f"old {EVIL}", "draft_of": {"verified_in": "../round_1/verified.jsonl", "sample": 0}}
     reflected = path_row(inside[2], 0, "correct", "correct", origin="reflection", **draft)
     write_rows(folder / "final" / "verified.jsonl", [reflected])
     write_recipe(folder / "final" / "verified.jsonl", "runs/try/orm/model", 2, [60, 20])
-    error = {"id": f"t1 {EVIL}", "sample": 0, "benchmark": "set", "error_type": "vision"}
-    write_rows(folder / "final" / "eval" / "errors.jsonl", [error])
-    write_recipe(folder / "base" / "eval" / "judged.jsonl", JUDGE, 1, [7, 1])
+    write_errors(folder / "final")
     shutil.copytree(folder / "round_0" / "eval", folder / "final" / "blank")
     (folder / "orm" / "model").mkdir(parents=True)
     write_recipe(folder / "orm" / "model", "student", 9)
-    write_recipe(folder / "orm" / "annotated.jsonl", TEACHER, 3, [2000, 300])
+    write_recipe(folder / "orm" / "annotated.jsonl", TEACHER, 3, [2000, 300], ["annotate"])
     # Left of another call, which ROUNDS=1 does not ask for, and of a step that is not complete.
     shutil.copytree(folder / "round_1", folder / "round_2")
     (folder / "round_1" / "samples.jsonl.part").mkdir()
@@ -159,31 +151,33 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def report():
-    """python -m mathse.report, as a user calls it; returns the finished process."""
-
-    def call(folder, **environment):
-        command = [sys.executable, "-m", "mathse.report", str(folder)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
-
-    return call
+def call(folder, **environment):
+    """python -m mathse.report, as a user calls it; the finished process."""
+    command = [sys.executable, "-m", "mathse.report", str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
 
 
 PRICES = {"PRICE_IN": "2", "PRICE_OUT": "10"}
 
 
 @pytest.fixture(scope="module")
-def reported(run_folder, report):
-    done = report(run_folder, **PRICES)
+def reported(run_folder):
+    done = call(run_folder, **PRICES)
     assert done.returncode == 0, done.stderr
     return run_folder, done
 
 
-def test_metrics_of_a_run(reported):
-    folder, done = reported
-    found = json.loads((folder / "metrics.json").read_text())
-    by_name = {stage["stage"]: stage for stage in found["stages"]}
+@pytest.fixture(scope="module")
+def found(reported):
+    return json.loads((reported[0] / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def by_name(found):
+    return {stage["stage"]: stage for stage in found["stages"]}
+
+
+def test_metrics_of_a_run(found, by_name):
     assert list(by_name) == list(CHECKS)
     assert [by_name[name]["train_rows"] for name in CHECKS] == [0, 1, 2, 3]
     changes = by_name["round_0"]["changes"]["set"]["changes"]
@@ -192,38 +186,44 @@ def test_metrics_of_a_run(reported):
     assert by_name["final"]["not_comparable"] == ["max_tokens"]
     assert by_name["final"]["blank"]["set"]["before"] == 0.6
     audit = by_name["round_1"]["audit"]
-    assert audit["answer/orm"]["wrong/correct"] == 1 and audit["no_verdict"] == 1
-    kinds = ("orm_accepts_wrong", "orm_rejects_right", "no_verdict")
-    assert [len(audit["examples"][kind]) for kind in kinds] == [1, 1, 1]
+    assert audit["status"] == {"wrong": 5, "correct": 1} and audit["finish"] == {"stop": 6}
+    pairs = {
+        "correct/correct": 1,
+        "wrong/wrong": 2,
+        "wrong/correct": 1,
+        "correct/wrong": 1,
+        "wrong/undecided": 1,
+    }
+    assert audit["answer/orm"] == pairs and audit["paths"] == audit["judged"] == 6
+    assert by_name["round_0"]["audit"]["answer/orm"] == {"correct/None": 1}
     assert found["pool"]["first_solved"] == {"round_0": 1, "round_1": 1, "final": 1}
     assert found["pool"]["problems"] == 4
-    subjects = by_name["round_1"]["yield"]["by_subject"].values()
-    assert sum(counts["sampled"] for counts in subjects) == 6
-    assert sum(counts.get("trained", 0) for counts in subjects) == 2
+    subjects = {EVIL: {"problems": 2, "round_0": 1, "final": 1}, "3": {"problems": 1, "round_1": 1}}
+    assert found["pool"]["by_subject"] == subjects | {"['a list']": {"problems": 1}}
+    assert found["versions"] == {"torch": "2"} and found["git_commit"] == "abc"
 
 
-def test_seconds_are_those_of_the_recipes(reported):
-    found = json.loads((reported[0] / "metrics.json").read_text())
-    by_name = {stage["stage"]: stage for stage in found["stages"]}
-    assert by_name["base"]["steps"] == {"evaluation": 61.4}
-    assert by_name["round_1"]["steps"] == {"samples": 18, "verified": 12, "evaluation": 60.4}
-    assert found["orm"]["steps"] == {"model": 9, "annotated": 3}
-    blank = by_name["final"]["steps"]["blank"]  # final/blank was copied with its recipe
-    assert blank == 60.4
-    assert found["seconds"] == pytest.approx(4 * 60.4 + 1 + 10 + 30 + 2 + blank + 12)
+def test_seconds_are_those_of_the_recipes(found, by_name):
+    assert by_name["base"]["steps"] == {"evaluating": 60.4}
+    assert by_name["round_1"]["steps"] == {"sampling": 18, "verifying": 12, "evaluating": 60.4}
+    assert found["orm"]["steps"] == {"fine-tuning": 9, "annotating": 3}
+    # final/blank was copied with its recipe
+    assert by_name["final"]["steps"] == {"verifying": 2, "annotating": 1, "evaluating": 2 * 60.4}
+    assert found["seconds"] == pytest.approx(5 * 60.4 + 1 + 10 + 30 + 2 + 12)
 
 
 def test_table(reported):
     folder, done = reported
     assert re.search(r"\+ round 1 +2 +6 +1 +90 +60\.0% \[23\.1%, 88\.2%\]", done.stdout)
     assert "round 2" not in done.stdout
+    assert "set: share of its test problems that are answered right" in done.stdout
     assert "not comparable with the first stage: other max_tokens" in done.stdout
     assert done.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    assert all(len(line) <= 110 for line in done.stdout.splitlines()[:-1])
 
 
-def test_tokens_and_cost_count_every_endpoint(reported):
-    found = json.loads((reported[0] / "metrics.json").read_text())
-    # solutions, annotations, a judge of the evaluation
+def test_tokens_and_cost_count_every_endpoint(found):
+    # solutions, annotations, error types
     assert found["tokens"]["endpoint"] == {"prompt": 1000 + 2000 + 7, "new": 100 + 300 + 1}
     # predictions, also those of the blank images, and the ORM's replies
     assert found["tokens"]["local"] == {"prompt": 5 * 150 + 7 * 60, "new": 5 * 35 + 7 * 20}
@@ -233,15 +233,12 @@ def test_tokens_and_cost_count_every_endpoint(reported):
 def test_cost_counts_failed_requests_too(monkeypatch, tmp_path):
     for name, value in PRICES.items():
         monkeypatch.setenv(name, value)
-    tokens = {
-        "round_0": {"endpoint": [1000, 100], "local": [9, 9]},
-        "base": {"endpoint": [1000, 100], "local": [0, 0]},
-    }
+    tokens = {"prompt": 2000, "new": 200}
     assert metrics.cost_of(tokens, tmp_path) == pytest.approx(0.006)
     # an answer without text, none at all, a line torn by a kill
     (tmp_path / "spent.tsv").write_text("1000\t100\n1000\t100\n1000\t0\n0\t0\n12")
     assert metrics.cost_of(tokens, tmp_path) == pytest.approx(0.008)
-    tokens["base"]["endpoint"] = [90_000, 100]  # a judge that was asked by hand
+    tokens["prompt"] = 91_000  # a model that was asked by hand
     assert metrics.cost_of(tokens, tmp_path) == pytest.approx(0.184)
 
 
@@ -252,6 +249,47 @@ def test_ledger(reported):
     expected = {"base": "correct", "round_0": "wrong", "round_1": "wrong", "final": "wrong"}
     assert tests[1]["checks"] == expected
     assert [row["first_solved"] for row in pool] == ["round_0", "round_1", "final", None]
+    assert [row["subject"] for row in pool] == [EVIL, 3, EVIL, ["a list"]]
+
+
+def test_error_types_are_those_of_the_predictions_that_stand(by_name, run_folder, tmp_path):
+    types = by_name["final"]["benchmarks"]["set"]["error_types"]
+    assert types == dict.fromkeys(metrics.ERROR_TYPES, 0) | {"vision": 1}
+    assert not any("error_types" in by_name[name]["benchmarks"]["set"] for name in list(CHECKS)[:-1])
+    folder = shutil.copytree(run_folder / "final" / "eval", tmp_path / "eval")
+    assert metrics.error_types(folder)  # wherever it lies
+    with (folder / "predictions.jsonl").open("a") as file:
+        file.write("{}\n")
+    assert metrics.error_types(folder) == {}
+
+
+@pytest.mark.parametrize(
+    "text, rows",
+    [
+        ('{"id": "a", "tokens": 1}\n{"id": "b", "tok', 1),  # torn by a kill
+        ('{"id": "a", "tokens": 1}\n{"id": "b"}', 1),  # and this may be too
+        ('{"id": "a", "tokens": NaN, "more": [1, {"x": "y"}]}\r\n{"more": "text", "id": null}\n', 2),
+        ('{"id": "a", "more": ' + "[" * 9999 + "]" * 9999 + "}\n", 1),
+        ('{"more": "' + "x" * (15 << 20) + '", "id": "a"}\n' + '{"id": "a\\u0000\\n"}\n' * 3, 4),
+        ("", 0),
+        ("torn", 0),
+        ('{"id": "a"}\n{"id": \n{"id": "b"}\n', None),
+        ('{"id": ["a"]}\n', None),
+        ("[1]\n", None),
+    ],
+)
+def test_columns_of_a_file(text, rows, tmp_path, capsys):
+    path = tmp_path / "x.jsonl"
+    assert len(metrics.read_columns(path, "id", "tokens")) == 0
+    path.write_text(text, newline="")
+    if rows is not None:
+        frame = metrics.read_columns(path, "id", "tokens")
+        assert len(frame) == rows and list(frame) == ["id", "tokens"]
+        return
+    with pytest.raises(SystemExit) as error:
+        metrics.read_columns(path, "id", "tokens")
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and said.startswith(f"error: {path}: not rows") and said.count("\n") == 1
 
 
 # ---------------------------------------------------------------- which stages, and when it is made anew
@@ -259,68 +297,77 @@ def test_ledger(reported):
 
 def test_stages_are_those_that_the_settings_ask_for(run_folder, tmp_path):
     def names(**changed):
-        return [path.name for path in metrics.stage_folders(run_folder, SETTINGS | changed)]
+        return [path.name for path in metrics.folders_of(run_folder, SETTINGS | changed)]
 
-    assert names() == list(CHECKS)
-    assert names(ROUNDS="2") == ["base", "round_0", "round_1", "round_2", "final"]
-    assert names(ROUNDS="3", REFLECT="every") == ["base", "round_0", "round_1", "round_2"]
-    assert names(REFLECT="none") == ["base", "round_0", "round_1"]
-    found = [path.name for path in metrics.stage_folders(run_folder, {})]
-    assert found == ["base", "round_0", "round_1", "round_2", "final"]
-    (tmp_path / "round_1").mkdir()
-    assert metrics.stage_folders(tmp_path, SETTINGS) == []
+    assert names() == [*CHECKS, "orm"]
+    assert names(ROUNDS="2") == ["base", "round_0", "round_1", "round_2", "final", "orm"]
+    assert names(ROUNDS="3", REFLECT="every") == ["base", "round_0", "round_1", "round_2", "orm"]
+    assert names(REFLECT="none", ORM="some/model") == ["base", "round_0", "round_1"]
+    found = [path.name for path in metrics.folders_of(run_folder, {})]
+    assert found == ["base", "round_0", "round_1", "round_2", "final", "orm"]
+    assert metrics.folders_of(tmp_path, SETTINGS) == []
+    (tmp_path / "orm_1").mkdir()
+    assert metrics.folders_of(tmp_path, SETTINGS | {"ORM_UPDATE": "once"}) == []
+    assert metrics.folders_of(tmp_path, SETTINGS | {"ORM_UPDATE": "every"}) == [tmp_path / "orm_1"]
 
 
-def test_a_stage_that_is_not_evaluated_yet_is_left_out(run_folder, report, tmp_path):
+def test_a_stage_that_is_not_evaluated_yet_is_left_out(run_folder, tmp_path):
     folder = tmp_path / "under way"
     shutil.copytree(run_folder, folder)
     shutil.rmtree(folder / "final" / "eval")
-    done = report(folder)
+    done = call(folder)
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "metrics.json").read_text())
     assert [stage["stage"] for stage in found["stages"]] == ["base", "round_0", "round_1"]
-    assert found["pool"]["first_solved"]["final"] == 1  # but its paths are
+    assert found["pool"]["first_solved"]["final"] == 1  # but its responses are
 
 
-def test_nothing_is_drawn_anew_unless_something_changed(reported, report, tmp_path):
-    folder = tmp_path / "again"
-    shutil.copytree(reported[0], folder)
-    before = (folder / "report.html").read_bytes()
-    first = report(folder, **PRICES)
-    start = time.monotonic()
-    again = report(folder, **PRICES)
-    seconds = time.monotonic() - start
-    for done in (first, again):  # the copy's content is that of the reported folder
-        assert done.stdout.startswith(f"skip {folder / 'report.html'}\n")
-        assert done.stdout.split("\n", 1)[1] == reported[1].stdout.replace(str(reported[0]), str(folder))
-    assert (folder / "report.html").read_bytes() == before and seconds < 5
-    assert not report(folder, PRICE_IN="3").stdout.startswith("skip")
-    settings = json.loads((folder / "config.json").read_text())
-    settings["settings"]["SEED"] = "12345"
-    (folder / "config.json").write_text(json.dumps(settings))
-    assert not report(folder, PRICE_IN="3").stdout.startswith("skip")
-    assert "12345" in (folder / "report.html").read_text()
+def test_a_moved_run_is_skipped_and_reports_the_same(reported, tmp_path):
+    folder = shutil.copytree(reported[0], tmp_path / "else" / "try")
+    again = call(folder, **PRICES)
+    assert again.stdout.startswith(f"skip {folder / 'report.html'}\n")
+    assert again.stdout.split("\n", 1)[1] == reported[1].stdout.replace(str(reported[0]), str(folder))
+    before = {name: (folder / name).read_bytes() for name in ("report.html", "metrics.json", "ledger.jsonl")}
+    for name in before:
+        (folder / name).unlink()
+    assert call(folder, **PRICES).returncode == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_it_is_made_anew_when_something_changed(reported, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(reported[0], tmp_path / "again")
+    for name, value in PRICES.items():
+        monkeypatch.setenv(name, value)
+
+    def skipped():
+        report(folder)
+        return capsys.readouterr().out == f"skip {folder / 'report.html'}\n"
+
+    assert skipped()
+    (folder / "config.json").write_text(json.dumps({"settings": SETTINGS | {"SEED": "12345"}}))
+    assert not skipped() and "12345" in (folder / "report.html").read_text()
     (folder / "ledger.jsonl").unlink()
-    assert not report(folder, PRICE_IN="3").stdout.startswith("skip") and (folder / "ledger.jsonl").is_file()
+    assert not skipped() and (folder / "ledger.jsonl").is_file()
     write_rows(folder / "final" / "train.jsonl", [{"id": "p0", "sample": 0}])
-    assert not report(folder, PRICE_IN="3").stdout.startswith("skip")
-    assert report(folder, PRICE_IN="3").stdout.startswith("skip")
+    assert not skipped() and skipped()
+    monkeypatch.setenv("PRICE_IN", "3")
+    assert not skipped()
 
 
-def test_skipping_imports_neither_matplotlib_nor_torch(reported):
+def test_skipping_imports_nothing_large(reported):
     code = (
         "import sys; from pathlib import Path; from mathse.report.__main__ import report;"
         "report(Path(sys.argv[1]));"
-        "print(sorted({'matplotlib', 'torch', 'jinja2', 'numpy'} & sys.modules.keys()))"
+        "print(sorted({'matplotlib', 'torch', 'jinja2', 'numpy', 'pandas', 'pyarrow'} & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", code, str(reported[0])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=PRICES, timeout=60)
     assert done.stdout.splitlines() == [f"skip {reported[0] / 'report.html'}", "[]"], done.stderr
 
 
-def test_a_folder_that_is_no_run(report, tmp_path):
+def test_a_folder_that_is_no_run(tmp_path):
     for folder, message in ((tmp_path / "none", "no such folder"), (tmp_path, "no stage has been evaluated")):
-        done = report(folder)
+        done = call(folder)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
@@ -349,11 +396,12 @@ def table_rows(page):
 def test_page_tells_the_figures(reported):
     page = (reported[0] / "report.html").read_text()
     assert "with blank images: 60.0 % of 5 problems" in " ".join(page.split())
+    assert "by the own rule of set: 80.0 " in " ".join(page.split())
     rows = table_rows(page)
-    training = ["round 1", "4", "0.500", "0.789", "0.0e+00", "1.00", "4 321", "–"]
-    assert training in rows and "4\u202f321" in page
-    assert ["+ reflection", "80.0 [37.5, 96.4]", "–", "80.0 [37.6, 96.4]"] in rows
-    assert "answers extracted by a judge" in page
+    assert ["round 1", "4", "0.500", "0.0e+00", "1.00", "4 321", "–"] in rows and "4\u202f321" in page
+    assert ["+ round 1", "correct", "1", "1", "0", "50.0 [9.4, 90.5]"] in rows
+    assert ["", "wrong", "1", "2", "1", "50.0 [15.0, 85.0]"] in rows
+    assert ["3", "1", "1", "100.0"] in rows  # a subject, its problems, those that are solved
 
 
 def test_page_holds_no_foreign_markup(reported):
@@ -363,15 +411,32 @@ def test_page_holds_no_foreign_markup(reported):
     assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
     for tag, attributes in elements:
         for name in ("src", "href"):
-            allowed = ("#", "data:image/png;base64,", "data:image/jpeg;base64,")
-            assert attributes.get(name, "#").startswith(allowed), (tag, name)
+            assert attributes.get(name, "#").startswith(("#", "data:image/webp;base64,")), (tag, name)
     assert not re.search(r"url\((?!#)|@import", text)
     assert text.count("{{ 7 * 7 }}") > 10  # data is no template
     assert "&lt;script&gt;window.hacked = 1&lt;/script&gt;" in text
     assert "default-src &#39;none&#39;" not in text and "default-src 'none'" in text
-    images = [attributes["src"] for tag, attributes in elements if tag == "img"]
-    assert any(src.startswith("data:image/jpeg") for src in images)
-    assert any(src.startswith("data:image/png") for src in images) and "cannot be read" in text
+    images = {attributes["src"] for tag, attributes in elements if tag == "img"}
+    assert len(images) == 2 and "cannot be read" in text  # a drawing, a photograph, one that is gone
+    assert len(text) < 2_000_000
+
+
+def test_gallery_shows_each_kind_the_same_at_every_call(run_folder):
+    folders = metrics.folders_of(run_folder, SETTINGS)
+    cards = gallery.draw_cards(folders)
+    assert cards == gallery.draw_cards(folders)
+    kinds = [(card["kind"], card["stage"], card["row"]["id"]) for card in cards]
+    assert {*kinds[:2]} == {("correct", "+ distilled", "p0"), ("correct", "+ round 1", "p1")}
+    assert kinds[-1] == ("reflected", "+ reflection", "p2")
+    assert ("wrong/correct", "+ round 1", "p2") in kinds and ("correct/wrong", "+ round 1", "p2") in kinds
+    assert kinds.count(("wrong", "+ round 1", "p3")) == 1  # of a problem's responses of a kind one is shown
+
+
+def test_gallery_is_short(tmp_path):
+    rows = [path_row({"id": str(number)}, 0, "correct", "correct", question="q") for number in range(50)]
+    write_rows(tmp_path / "verified.jsonl", rows)
+    cards = gallery.draw_cards([tmp_path])
+    assert len({card["row"]["id"] for card in cards}) == len(cards) == gallery.CARDS
 
 
 SHOWN = (
@@ -392,7 +457,7 @@ def test_page_in_a_browser(reported, tmp_path):
         browser.open(page)
         evaluate = browser.evaluate
         assert evaluate("document.querySelectorAll('.card').length") > 5
-        assert evaluate("document.querySelectorAll('figure svg').length") >= 5
+        assert evaluate("document.querySelectorAll('figure svg').length") == 8
         assert evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
         assert evaluate("window.hacked") is None and evaluate("document.scripts.length") == 1
         check_filters(evaluate)
@@ -409,11 +474,10 @@ def test_page_in_a_browser(reported, tmp_path):
 
 def check_filters(evaluate):
     everything = evaluate(SHOWN)
+    assert set(everything) == {*gallery.KINDS}
     for kind in gallery.KINDS:
-        if kind in everything:
-            evaluate(f"document.querySelector('button[data-kind={kind}]').click()")
-            assert set(evaluate(SHOWN)) == {kind}
-    assert {"gained", "lost", "orm_accepts_wrong", "orm_rejects_right", "reflected"} <= set(everything)
+        evaluate(f"document.querySelector('button[data-kind=\"{kind}\"]').click()")
+        assert set(evaluate(SHOWN)) == {kind}
     evaluate("document.querySelector('button[data-kind=\"\"]').click()")
     evaluate("search.value = 'before reflection'; search.dispatchEvent(new Event('input'))")
     assert evaluate(SHOWN) == ["reflected"]
@@ -435,20 +499,3 @@ def check_refusals(browser):
         if len([text for text in texts if "script" in text and "Content Security Policy" in text]) >= 2:
             return
     raise AssertionError(texts)
-
-
-def test_a_reflection_is_shown_with_its_own_draft(tmp_path):
-    """Reflections of two rounds are sample 0 of a problem, both: the second reflects on the first."""
-    problem = {"id": "p", "question": "q", "images": []}
-    path = {
-        "finish": "stop", "answer_check": "wrong", "orm_check": "wrong", "status": "wrong", "extracted": "1",
-        "error_analysis": "no", "sample": 0, "origin": "reflection",
-        "draft_of": {"origin": "reflection", "sample": 0},
-    }  # fmt: skip
-    for number in (1, 2):
-        (tmp_path / f"round_{number}").mkdir()
-        texts = {"response": f"text {number}", "draft": f"text {number - 1}"}
-        write_rows(tmp_path / f"round_{number}" / "reflected_verified.jsonl", [problem | path | texts])
-    (card,) = gallery.training_cards([tmp_path / "round_1", tmp_path / "round_2"])
-    found = [(answer["response"], answer["answer_check"]) for answer in card["answers"]]
-    assert found == [("text 1", "wrong"), ("text 2", "wrong")]

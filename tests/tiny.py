@@ -39,6 +39,7 @@ MARKS = {
     "llava": "<image>",
     "llava_sliding": "<image>",  # its language part forgets what lies too far back
     "llava_onevision": "<image>",
+    "gemma3": "<img>",  # layers with sliding windows, and image tokens that see those behind them
 }
 
 
@@ -215,6 +216,27 @@ def make_model(kind: str, folder: Path, seed: int = 0) -> Path:
             size={"height": 32, "width": 32}, image_grid_pinpoints=[[32, 32], [32, 64], [64, 32]]
         )
         model = t.LlavaOnevisionForConditionalGeneration(config)
+    elif kind == "gemma3":
+        special = {"boi_token": "<img>", "eoi_token": "</img>", "image_token": "<IMG_CONTEXT>"}
+        tokenizer = make_tokenizer(extra_special_tokens=special)
+        config = t.Gemma3Config(
+            text_config=text
+            | {"head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+            vision_config=dict(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=32,
+                patch_size=8,
+            ),
+            mm_tokens_per_image=4,
+            boi_token_index=ids["<img>"],
+            eoi_token_index=ids["</img>"],
+            image_token_index=ids["<IMG_CONTEXT>"],
+        )
+        images = t.models.gemma3.Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+        model = t.Gemma3ForConditionalGeneration(config)
     model.generation_config = t.GenerationConfig(eos_token_id=ids["<eos>"], pad_token_id=ids["<pad>"])
     model.save_pretrained(folder)
     save_processor(kind, tokenizer, images, template_text, folder)
@@ -239,6 +261,7 @@ def save_processor(kind: str, tokenizer, images, template_text: str, folder: Pat
             "LlavaProcessor",
             {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
         ),
+        "gemma3": ("Gemma3Processor", {"image_seq_length": 4}),
         "llava_onevision": (
             "LlavaOnevisionProcessor",
             {"num_image_tokens": 16, "vision_feature_select_strategy": "full"},

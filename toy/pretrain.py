@@ -35,7 +35,7 @@ from typing import NamedTuple
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import problems as toy
 
-from common import JUDGE_PROMPT, SOLVE_PROMPT
+from common import CLOSING, JUDGE_PROMPT, SOLVE_PROMPT
 from mathse.chat import fill, question_text
 
 WORD_FAMILIES = [
@@ -138,10 +138,7 @@ def sum_with_choices(rng: random.Random) -> tuple[str, list[str], list[str]]:
     letter = "ABCD"[options.index(str(result))]
     other = rng.choice([name for name in "ABCD" if name != letter])
     said = rng.choice([result, int(options["ABCD".index(other)])])
-    lines = [
-        [f"{left} {value}.", f"The answer to this problem is {name}."]
-        for value, name in ((result, letter), (said, other))
-    ]
+    lines = [[f"{left} {value}.", f"{CLOSING} {name}."] for value, name in ((result, letter), (said, other))]
     return question_text({"question": f"{left} ?", "options": options}), *lines
 
 
@@ -239,7 +236,7 @@ def astray(right: str, options: list[str], rng: random.Random) -> str:
         sums = re.match(r"(.*? )(\d+) ([-+*]) (\d+) = \d+\.", lines[index])
         if kind == "answer":
             letters = "ABCD" if options else re.findall(r"[0-9]+", right)
-            given[-1] = f"The answer to this problem is {rng.choice(letters)}."
+            given[-1] = f"{CLOSING} {rng.choice(letters)}."
         elif kind == "word":
             words = given[index].split(" ")
             place, stray = (

@@ -13,15 +13,19 @@ a base model are made of. Every digit is centred on a cell of 16 x 16 pixels, th
 of the toy base model.
 """
 
-import argparse
 import json
 import random
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+sys.path[:0] = [str(Path(__file__).parent.parent)]
+from common import CLOSING
+from mathse.cli import Parser, whole
 
 CELL, CELLS = 16, 7  # pixels a cell, cells a side: pictures of 112 x 112 pixels
 OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -309,7 +313,7 @@ def solution_text(family: Family, numbers: dict, options: list[str], opening: st
     lines = [f"{opening} {family.facts.format(**numbers)}.", *lines]
     steps = [f"Step {index}: {line}" for index, line in enumerate(lines, 1)]
     answer = "ABCD"[options.index(str(result))] if str(result) in options else str(result)
-    return "\n".join([*steps, f"The answer to this problem is {answer}."]), str(result)
+    return "\n".join([*steps, f"{CLOSING} {answer}."]), str(result)
 
 
 def wrong_solution(
@@ -324,7 +328,7 @@ def wrong_solution(
         if kind == "answer":  # everything is right, but the wrong result or letter is given
             given = rng.choice("ABCD") if options else str(misread_number(int(right), rng))
             lines = right_text.split("\n")
-            if (answer_line := f"The answer to this problem is {given}.") != lines[-1]:
+            if (answer_line := f"{CLOSING} {given}.") != lines[-1]:
                 return "\n".join([*lines[:-1], answer_line]), len(lines) - 1
             continue
         if kind == "misread":
@@ -344,8 +348,8 @@ def first_mistake(right: str, given: str) -> tuple[str, str] | None:
 
     Of choices the value is as good an answer as its letter.
     """
-    value = re.search(r"= (\d+)\.\nThe answer to this problem is \S+\Z", right.strip())
-    by_value = f"The answer to this problem is {value[1]}." if value else None
+    value = re.search(rf"= (\d+)\.\n{re.escape(CLOSING)} \S+\Z", right.strip())
+    by_value = f"{CLOSING} {value[1]}." if value else None
     right_lines, given_lines = (
         right.strip().split("\n"),
         [line.strip() for line in given.strip().split("\n") if line.strip()] or [""],
@@ -419,21 +423,14 @@ def make_problem(name: str, rng: random.Random) -> tuple[dict, dict, Canvas]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("toy"), help="folder to write (default %(default)s)"
-    )
-    parser.add_argument("--train", type=int, default=1200, help="training problems (default %(default)s)")
-    parser.add_argument(
-        "--test",
-        type=int,
-        default=300,
-        help="test problems, no picture of which is a training problem's (default %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed draws the same problems (default %(default)s)"
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("toy"), help="folder to write (default %(default)s)")
+    add("--train", type=whole(1), default=1200, help="training problems (default %(default)s)")
+    tests = "test problems, no picture of which is a training problem's (default %(default)s)"
+    add("--test", type=whole(1), default=300, help=tests)
+    add(
+        "--seed", type=whole(0), default=0, help="the same seed draws the same problems (default %(default)s)"
     )
     args = parser.parse_args()
     rng, seen, names = random.Random(args.seed), set(), list(FAMILIES)

@@ -1,10 +1,9 @@
 """The toy world's teacher: an OpenAI-compatible server that knows the problems of some files and answers
-the four prompts of the loop.
+the prompts of the loop.
 
-It is asked exactly as GPT-4o would be (01: solve, 02 --annotate: feedback, 03: reflect, 05 --classify: type
-of the error), finds the problem by question and image, and answers from its solution; for problems of the
-toy world it also sees which step of a response fails. A seeded share of its solutions is wrong, so that
-verification matters.
+It is asked exactly as GPT-4o would be (01: solve, 02 --annotate: feedback, 03: reflect), finds the problem by
+question and image, and answers from its solution; for problems of the toy world it also sees which step of a
+response fails, and why. A seeded share of its solutions is wrong, so that verification matters.
 
     python toy/teacher.py --problems toy/train.jsonl --port 8001
     python 01_sample.py --input toy/train.jsonl --output distilled.jsonl --model
@@ -15,7 +14,6 @@ import base64
 import functools
 import hashlib
 import importlib
-import io
 import json
 import os
 import random
@@ -30,13 +28,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import problems as toy
 
-from common import SOLVE_PROMPT
+from common import CLOSING, SOLVE_PROMPT
 from mathse.chat import question_text
 from mathse.cli import Parser, real, whole
 from mathse.images import open_image
 from mathse.records import fail, read_rows
-
-ANSWER_SENTENCE = "The answer to this problem is"
 
 
 def prompt_pattern(prompt: str) -> re.Pattern:
@@ -48,7 +44,7 @@ def prompt_pattern(prompt: str) -> re.Pattern:
 
 def image_key(data: bytes) -> bytes:
     """By the decoded pixels, so that another encoding of the same image is found."""
-    return hashlib.sha256(open_image(io.BytesIO(data), max_pixels=0).tobytes()).digest()
+    return hashlib.sha256(open_image(data, max_pixels=0).tobytes()).digest()
 
 
 def problem_key(question: str, images: list[bytes]) -> bytes:
@@ -69,12 +65,11 @@ class Teacher:
                 problem_key(text, [image_key(Path(image).read_bytes()) for image in row["images"]])
             ] = row
             self.by_question.setdefault(text, row)
-        stages = {name: importlib.import_module(name) for name in ("02_verify", "03_reflect", "05_evaluate")}
+        stages = {name: importlib.import_module(name) for name in ("02_verify", "03_reflect")}
         self.prompts = {
             "solve": prompt_pattern(SOLVE_PROMPT),
             "feedback": prompt_pattern(stages["02_verify"].FEEDBACK_PROMPT),
             "reflect": prompt_pattern(stages["03_reflect"].REFLECT_PROMPT),
-            "classify": prompt_pattern(stages["05_evaluate"].CLASSIFY_PROMPT),
         }
 
     def answer(self, text: str, images: list[bytes], request_seed: int) -> str | None:
@@ -98,17 +93,13 @@ class Teacher:
         rng = random.Random(f"{self.seed} {row['id']} {kind} {request_seed}")
         if kind == "feedback":
             return self.feedback(row, fields["response"])
-        if kind == "classify":
-            return json.dumps({"error_type": self.error_type(row, fields["response"])})
         return self.solution(row, rng)
 
     def solution(self, row: dict, rng: random.Random) -> str:
         """The worked solution; in a seeded share of cases one that is wrong."""
         steps = (row.get("solution") or "").strip()
         if rng.random() >= self.wrong:
-            return (
-                steps if ANSWER_SENTENCE in steps else f"{steps}\n{ANSWER_SENTENCE} {row['answer']}.".strip()
-            )
+            return steps if CLOSING in steps else f"{steps}\n{CLOSING} {row['answer']}.".strip()
         family = toy.FAMILIES.get(row.get("subject"))
         numbers = toy.parse_numbers(row) if family else None
         if numbers:
@@ -116,7 +107,7 @@ class Teacher:
         others = [option for option in row.get("options") or [] if option != row["answer"]] or [
             f"not {row['answer']}"
         ]
-        return f"{steps.replace(str(row['answer']), others[0])}\n{ANSWER_SENTENCE} {others[0]}."
+        return f"{steps.replace(str(row['answer']), others[0])}\n{CLOSING} {others[0]}."
 
     def feedback(self, row: dict, response: str) -> str:
         """The first step that differs from the worked solution, and what is wrong with it, without the
@@ -124,56 +115,29 @@ class Teacher:
         """
         mistake = toy.first_mistake(row.get("solution") or "", response)
         if mistake is None:
-            return json.dumps(
-                {
-                    "status": "CORRECT",
-                    "error_step": None,
-                    "error_analysis": None,
-                    "improvement_suggestion": None,
-                }
-            )
+            names = ("error_step", "error_analysis", "error_type", "improvement_suggestion")
+            return json.dumps({"status": "CORRECT"} | dict.fromkeys(names))
         step, analysis = mistake
         if row.get("subject") not in toy.FAMILIES:
             analysis = "This does not follow from what the image shows."
-        return json.dumps(
-            {
-                "status": "WRONG",
-                "error_step": step,
-                "error_analysis": analysis,
-                "improvement_suggestion": "Look at this step again.",
-            }
-        )
+        told = {"error_step": step, "error_analysis": analysis, "error_type": error_type(row, step)}
+        return json.dumps({"status": "WRONG"} | told | {"improvement_suggestion": "Look at this step again."})
 
-    def error_type(self, row: dict, response: str) -> str | None:
-        """By the first line that differs from the worked solution: the picture's numbers, a sum that
-        comes out wrong, or another step; null where it cannot tell.
-        """
-        mistake = (
-            toy.first_mistake(row.get("solution") or "", response)
-            if row.get("subject") in toy.FAMILIES
-            else None
-        )
-        if mistake is None:
-            return None
-        step, _ = mistake
-        if calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", step):
-            left, operation, right, result = calculation.groups()
-            return (
-                "calculation"
-                if toy.OPERATIONS[operation](int(left), int(right)) != int(result)
-                else "reasoning"
-            )
-        numbers = [
-            re.findall(r"\d+", text.removeprefix("Step 1:"))
-            for text in (step, row["solution"].split("\n")[0])
-        ]
-        return (
-            "reasoning"
-            if step.startswith("The answer")
-            else "vision"
-            if "picture shows" in step and numbers[0] != numbers[1]
-            else None
-        )
+
+def error_type(row: dict, step: str) -> str | None:
+    """Of a wrong step: the picture's numbers, a sum that comes out wrong, another step; None if unclear."""
+    if row.get("subject") not in toy.FAMILIES:
+        return None
+    if calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", step):
+        left, operation, right, result = calculation.groups()
+        comes_out = toy.OPERATIONS[operation](int(left), int(right)) == int(result)
+        return "reasoning" if comes_out else "calculation"
+    if step.startswith(CLOSING):
+        return "reasoning"
+    said, shown = (
+        re.findall(r"\d+", text.removeprefix("Step 1:")) for text in (step, row["solution"].split("\n")[0])
+    )
+    return "vision" if "picture shows" in step and said != shown else None
 
 
 def handler(teacher: Callable[[], Teacher]) -> type:

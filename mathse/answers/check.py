@@ -1,166 +1,254 @@
-"""One check of a response against a problem's reference answer."""
+"""Does a response state the reference answer? correct, wrong, or undecided: not found, not read, cut off."""
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 
-from mathse.answers.algebra import approximate
-from mathse.answers.choice import LETTERS, check_choice, letters_of, option_values, stated_letters
-from mathse.answers.compare import same_answer
-from mathse.answers.conclude import SPAN, concluded_value
-from mathse.answers.find import clean, find_answer
-from mathse.answers.kinds import Group, Relation, Words
-from mathse.answers.mathematics import equal_in_mathematics
-from mathse.answers.names import YES_OR_NO
-from mathse.answers.scalars import Equal, Rules
-from mathse.answers.spelling import spell
-from mathse.answers.values import readable
+from mathse.answers.find import SPAN, clean, find_answer, is_stated, value_in
+from mathse.answers.read import ARTICLE, read
+from mathse.answers.same import Rules, same_answer
+from mathse.answers.spell import key, spell
+from mathse.answers.tables import FOLDER, pattern, words
 
-ASKS_PERCENT = re.compile(r"percentage|what percent|百分(?:之几|数|比|率)", re.IGNORECASE)  # 35 is 35%
-VALUE = re.compile(  # a formula, a fraction, a number with what belongs to it
-    r"\$[^$\n]{1,80}\$|\\[dt]?frac\{[^{}]{1,20}\}\{[^{}]{1,20}\}"
-    r"|-?\d+(?:,\d{3})*(?:\.\d+)?(?: ?/ ?\d+|%|π|√\d+|\\sqrt\{\d+\}|\\pi)?"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # name the choices of a problem
+TRUTH, BEFORE_LETTER = pattern("truth"), pattern("before letter", behind=",? ?")
+ASKS_PERCENT, ASKS_ORDER = pattern("asks percent"), pattern("asks order")
+NEGATIVE = pattern("denial", "not chosen")
+CHOOSES = re.compile(words("chooses") + "|[:=]")
+RIGHT, WRONG = words("right"), words("wrong")
+CALLED_CHOICE = (  # called a choice
+    r"\(LETTER\)|(?:\b(?i:option|choice|answer)(?i: is| should be| must be)?|选项?|答案[为是]?)"
+    r"[\s:：(*\"']*LETTER(?![\w'])"
 )
-ASKS_ORDER = re.compile(
-    r"\brespectively|分别|"
-    r"\border|ascending|descending|increasing|decreasing|从小到大|从大到小|排列",
-    re.IGNORECASE,
-)
+VERDICTS = {True: "correct", False: "wrong", None: "undecided"}
 
 
-def check_version() -> str:
-    """What tells one answer check from another: a digest of this package's code, math-verify's version."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    code = hashlib.sha256("".join(file.read_text(encoding="utf-8") for file in files).encode())
-    return f"answers {code.hexdigest()[:8]}, math-verify {version('math-verify')}"
+def check_answer(response: str, problem: dict, finish: str = "stop", closing: str = "") -> dict:
+    """{"answer_check": "correct" | "wrong" | "undecided" | None (no reference answer), "extracted", "rule"}.
 
-
-class NeedsMathematics(Exception):
-    """Raised in place of asking math-verify, where only text work is wanted."""
-
-
-def check(response: str, problem: dict, finish: str, equal: Equal) -> dict:
-    """The verdict (see check_answer). `equal` compares values that text work alone cannot.
-
-    Whatever a content raises is a verdict: undecided, with the exception's name as its rule.
+    `problem` has an `answer`, and may have `options`, `question` and `precision`, the decimals that count;
+    `finish` is how the response ended, `closing` what the prompt asks to begin the answer with. The rule says
+    how the answer was found: is_stated() tells whether it was stated as such.
     """
-    try:
-        return judge(response, problem, finish, equal)
-    except NeedsMathematics:
-        raise
-    except Exception as error:  # of sympy too, on strange input: RecursionError, MemoryError, TypeError ...
-        return {"answer_check": "undecided", "extracted": None, "rule": type(error).__name__}
-
-
-def judge(response: str, problem: dict, finish: str, equal: Equal) -> dict:
     response, answer = str(response or ""), problem.get("answer")
-    if answer is None or answer == "" or answer == []:
+    if answer in (None, "", []):
         return {"answer_check": None, "extracted": None, "rule": "no reference"}
     if finish in ("length", "error"):
         rule = "cut off" if finish == "length" else "error"
         return {"answer_check": "undecided", "extracted": None, "rule": rule}
-    span, rule = find_answer(response)
-    reference = reference_text(answer)
-    question = str(problem.get("question"))
+    span, rule = find_answer(response, closing)
+    reference, question = reference_text(answer), str(problem.get("question"))
     percent = bool(ASKS_PERCENT.search(f"{question} {response[-SPAN:]}"))
-    rules = Rules(equal, problem.get("precision"), percent, ordered=bool(ASKS_ORDER.search(question)))
+    rules = Rules(problem.get("precision"), percent, bool(ASKS_ORDER.search(question)))
+    truth = None if is_stated(rule) else TRUTH.match(clean(response) + " ")
     if problem.get("options") or re.fullmatch(r"\(?[A-Z]\)?", reference):
-        problem = problem | {"answer": reference, "options": problem.get("options") or list(LETTERS)}
+        problem = {"answer": reference, "options": problem.get("options") or list(LETTERS)}
         verdict, span, rule = check_choice(response, span, rule, problem, rules)
-    elif span is None:
-        verdict = None
+    elif truth and reference.casefold() in ("yes", "no"):
+        verdict, span, rule = truth[1].casefold() == reference.casefold(), truth[1], "conclusion"
     else:
-        verdict, span = check_value(response, span, rule, reference, rules)
-    verdict = {True: "correct", False: "wrong", None: "undecided"}[verdict]
-    return {"answer_check": verdict, "extracted": span, "rule": rule}
+        verdict, span = check_value(span, rule, reference, rules) if span else (None, None)
+    return {"answer_check": VERDICTS[verdict], "extracted": span, "rule": rule}
 
 
-def check_value(response: str, span: str, rule: str, reference: str, rules: Rules) -> tuple[bool | None, str]:
-    """(verdict, extracted): of the span, or of what its sentence concludes with."""
+def check_value(span: str, rule: str, reference: str, rules: Rules) -> tuple[bool | None, str]:
+    """(verdict, extracted): of a statement, or of what its words conclude with: "Answer: its area is 5"."""
     verdict = same_answer(span, reference, rules)
-    if verdict:
-        return verdict, span
-    stated = rule not in ("bare", "conclusion")
-    truth = YES_OR_NO.match(clean(response) + " ")
-    if truth and not stated and reference.casefold() in ("yes", "no"):
-        return truth[1].casefold() == reference.casefold(), truth[1]
-    value = readable(spell(span))
-    prose = value is None and rule in ("sentence", "answer-line", "choice")  # "Answer: its area is 5"
-    several = rule == "bare" and isinstance(value, Group | Words)  # "The perimeter is 24 and the area is 36"
-    said = concluded_value(span, whole=False) if prose or several else None
-    return (same_answer(said, reference, rules), said) if said else (verdict, span)
+    if verdict is None and is_stated(rule) and rule != "boxed" and read(spell(span)) is None:
+        said = value_in(span, stated=True)
+        return (same_answer(said, reference, rules), said) if said else (None, span)
+    return verdict, span
+
+
+def check_rows(rows: Iterable[dict], closing: str = "", stated_only: bool = False) -> Iterator[dict]:
+    """Rows with their verdicts. `stated_only`: an answer that is only concluded from prose is undecided."""
+    for row in rows:
+        result = check_answer(row["response"], row, row.get("finish", "stop"), closing)
+        if stated_only and result["answer_check"] and not is_stated(result["rule"]):
+            result["answer_check"] = "undecided"
+        yield row | result
 
 
 def reference_text(answer: object) -> str:
     """A reference answer without its data set's wrapping: <answer>, ####, \\boxed, "The answer is"."""
     text = "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
     text = re.sub(r"^\[(['\"])(.*)\1\]$", r"\2", text)
-    if "boxed" in text or readable(spell(text)) is None:
-        span, rule = find_answer(text)
-        return span if span and rule not in ("bare", "conclusion") else text
-    return text
-
-
-def check_failed(rule: str) -> bool:
-    """Whether a check ended without a look at the answer: out of time, with its worker, by an exception."""
-    return rule in ("timeout", "crash") or rule[:1].isupper()
+    if "boxed" not in text and read(spell(text)) is not None:
+        return text
+    span, rule = find_answer(text)
+    return span if span and is_stated(rule) else text
 
 
 def is_readable(problem: dict) -> bool:
-    """Whether the check reads a problem's reference answer: where it does not, all paths stay undecided."""
+    """Whether a problem's reference answer is read: of others only a response with the same text is right."""
     answer = problem.get("answer")
     if problem.get("options") or answer in (None, "", []):
         return True
-    return readable(spell(reference_text(answer))) is not None
+    return read(spell(reference_text(answer))) is not None
+
+
+def check_version() -> str:
+    """What tells one answer check from another: a digest of this package's files, its libraries' versions."""
+    files = sorted(file for kind in ("py", "lark", "txt") for file in FOLDER.glob(f"*.{kind}"))
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+    return f"answers {code}, lark {version('lark')}, mpmath {version('mpmath')}"
+
+
+def same_value(one: str, other: str, precision: int | None = None) -> bool:
+    """Whether two answers are equal as text or as values, numbers to `precision` decimals if it is given."""
+    return same_answer(one, other, Rules(precision)) is True
 
 
 def same_vote(one: str, other: str, options: list | None = None) -> bool:
-    """Whether two answers, as extracted, are one vote: the same option or the same value, as far as text work
-    tells."""
+    """Whether two answers, as extracted, are one vote: the same option or the same value."""
     if options:
-        values = option_values(options)
-        letters = [
-            letters_of(spell(text), values) or stated_letters(spell(text), values) for text in (one, other)
-        ]
+        letters = [letters_in(spell(text), option_values(options)) for text in (one, other)]
         if all(letters):
             return letters[0] == letters[1]
-    return same_answer(one, other, Rules(equal_if_rounded)) is True
+    return same_value(one, other)
 
 
 def votes(answers: Iterable[tuple[object, str | None]], options: list | None = None) -> list[list]:
     """[the keys that give one answer], from (key, answer as extracted), in the order in which the answers
-    come first. None is no answer and no vote.
-    """
-    found: list[tuple[str, list]] = []
-    for key, answer in answers:
-        if answer is None:
-            continue
-        same = next((keys for other, keys in found if same_vote(other, answer, options)), None)
-        if same is None:
-            found.append((answer, [key]))
-        else:
-            same.append(key)
-    return [keys for _, keys in found]
+    come first. None is no answer and no vote."""
+    groups: dict[str, list] = {}
+    for name, answer in answers:
+        if answer is not None:
+            first = next((other for other in groups if same_vote(other, answer, options)), answer)
+            groups.setdefault(first, []).append(name)
+    return list(groups.values())
+
+
+VALUE = re.compile(  # in a text: a formula, a fraction, a number with what belongs to it
+    r"\$[^$\n]{1,80}\$|\\[dt]?frac\{[^{}]{1,20}\}\{[^{}]{1,20}\}"
+    r"|-?\d+(?:,\d{3})*(?:\.\d+)?(?: ?/ ?\d+|%|π|√\d+|\\sqrt\{\d+\}|\\pi)?"
+)
 
 
 def states_value(text: str, answer: str) -> bool:
     """Whether a text holds the value of an answer somewhere, in whatever spelling: 0.5 is 1/2."""
-    return any(same_vote(found, answer) for found in {match[0] for match in VALUE.finditer(text)})
+    return any(same_value(match[0], answer) for match in VALUE.finditer(text))
 
 
-def equal_if_rounded(one: object, other: object, precision: int | None) -> bool | None:
-    """Whether two numbers agree to nine digits; None for expressions with variables."""
-    if isinstance(one, Relation) or isinstance(other, Relation):
-        return None
-    values = approximate(one), approximate(other)
-    return None if None in values else abs(values[0] - values[1]) <= 1e-9 * abs(values[1])
+def reveals(explanation: str, row: dict) -> bool:
+    """Whether an explanation states the right answer, in any spelling, where question and response do not.
+    For a choice: the right option's text, or its letter, called a choice."""
+    answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+    values, letters = {str(answer).strip() for answer in answers}, set()
+    if row.get("options"):
+        letters, texts = reference_letters(row), option_values(row["options"])
+        values = {texts[LETTERS.index(letter)] for letter in letters} - {"", *LETTERS}
+
+    def stated(text: str) -> set[str]:
+        """The values and letters that a text holds."""
+        literal = {value for value in values if re.search(rf"(?<![\w.]){re.escape(value)}(?!\w|\.\d)", text)}
+        called = {letter for letter in letters if calls_choice(text, letter)}
+        return literal | called | {value for value in values - literal if states_value(text, value)}
+
+    return bool(stated(explanation) - stated(f"{row['response']} {row['question']}"))
 
 
-def check_answer(response: str, problem: dict, finish: str = "stop") -> dict:
-    """{"answer_check": "correct" | "wrong" | "undecided" | None (no reference answer), "extracted", "rule"}.
+# ---------------------------------------------------------------- multiple choice
 
-    Works in this process without limits: for a response from a model use AnswerChecker.
-    """
-    return check(response, problem, finish, equal_in_mathematics)
+
+def option_values(options: list) -> list[str]:
+    """The options' texts in the one spelling, without the letter that each begins with."""
+    texts = [spell(str(option)) for option in options[: len(LETTERS)]]
+    lettered = [re.fullmatch(rf"\(?{name}(?:[).:,]+ ?|$)(.*)", text) for name, text in zip(LETTERS, texts)]
+    return [match[1] for match in lettered] if all(lettered) else texts
+
+
+def reference_letters(problem: dict) -> set[str]:
+    """The letters of the options that the reference answer names, or an empty set."""
+    texts, answer = option_values(problem["options"]), str(problem["answer"]).strip()
+    wanted = {name for name, option in zip(LETTERS, problem["options"]) if str(option).strip() == answer}
+    return wanted or named_letters(spell(answer), texts) or letters_of(spell(answer), texts)
+
+
+def letters_of(text: str, options: list[str]) -> set[str]:
+    """The letters of the options that read like a text."""
+    plain = [key(ARTICLE.sub("", one)).casefold() for one in (text, *options)]
+    return {letter for letter, option in zip(LETTERS, plain[1:]) if option and option == plain[0]}
+
+
+def letters_in(text: str, options: list[str]) -> set[str]:
+    """The letters of the options that an answer gives, by text or by name."""
+    return letters_of(text, options) or named_letters(text, options)
+
+
+def named_letters(text: str, options: list[str]) -> set[str]:
+    """The letters that an answer names: B, (B) 12, B. 12, option B, A or B, C, not B."""
+    letters = LETTERS[: len(options)]
+    text = text[start.end() :] if (start := BEFORE_LETTER.match(text)) else text
+    text = re.sub(rf"^(?:not|不是) ?\(?[{letters}]\)?,? ?(?:but|而是) ?", "", text)
+    text = re.sub(rf",? (?:and |but )?(?:not|rather than|instead of) \(?[{letters}]\)?.*$", "", text)
+    text = re.sub(rf",? ?而?不是 ?[{letters}].*$", "", text)
+    if NEGATIVE.search(text) and not letters_of(re.sub(r"^\(?[A-Z]\)?[.: ]*\(?|\)$", "", text), options):
+        return set()
+    is_run = re.fullmatch(rf"[{letters}]{{2,}}", text) and len(set(text)) == len(text)  # ACD
+    if is_run or re.search(r"\bor\b|或", text):
+        return set(re.findall(rf"(?<![a-z])[{letters}](?![a-z'])", text))
+    if re.fullmatch(rf"\(?[{letters.lower()}]\)?", text) and not letters_of(text, options):
+        return {text.strip("()").upper()}
+    head = re.match(
+        rf"(?:(?i:{words('called')})\s*)*[:\s]*(?P<open>[(\[])?(?P<letter>[{letters}])(?(open)[)\]]|(?![\w'^\\]))"
+        r"(?P<mark>\)|[.:,-]|$)? ?(?P<rest>.*)",
+        text,
+        re.ASCII,
+    )
+    if not head:
+        last = rf"(.*?)[\s,]+(?:(?:option|choice|选项)\s*\(?([{letters}])\)?|\(([{letters}])\))"
+        behind = re.fullmatch(last, text)
+        return {behind[2] or behind[3]} | letters_of(behind[1], options) if behind else set()
+    rest, letter = head["rest"].strip(" .:,()-="), head["letter"]
+    if re.match(WRONG, f"is {rest}") or re.match(WRONG, rest):
+        return set()
+    if same := letters_of(rest, options):
+        return {letter} | same  # the letter of one option with the value of another: two answers
+    others = text[head.end("letter") :].strip(" ).")
+    joined = rf"(?:[\s,/&、;)]*(?:and|和|与|(?:option|choice)s?)?[\s(]*[{letters}]\)?)+"
+    if others and re.fullmatch(joined, others):
+        return {letter, *re.findall(f"[{letters}](?![a-z])", others)}
+    marked = head["open"] or head["mark"] or not rest
+    return {letter} if marked or re.match(r"\(|is\b|as\b|因|是|正|选?项|-", head["rest"]) else set()
+
+
+def concluded_letters(text: str, options: list[str]) -> set[str]:
+    """The letters that a response without a statement ends with: A wrong, B right; so B; Yes, …"""
+    lines = [line.strip()[-SPAN:] for line in clean(text).split("\n") if line.strip()] or [""]
+    letters = LETTERS[: len(options)]
+    verdict = rf"(?<![A-Za-z])\(?([{letters}])\)?(?:选?项)? ?(?:[^,，;.\n]{{0,20}}?)({WRONG}|{RIGHT})"
+    judged = re.findall(verdict, lines[-1])
+    if len(judged) > 1:
+        return {letter for letter, verdict in judged if re.fullmatch(RIGHT, verdict)}
+    last = spell(lines[-1])
+    for said in (CHOOSES.split(last)[-1].strip(" ,"), last):
+        found = letters_in(said, options)
+        if found and not NEGATIVE.search(re.split("[,;]", last)[-1]):
+            return found
+    start = TRUTH.match(lines[0] + " ")
+    return letters_of(start[1], options) if start else set()
+
+
+def check_choice(
+    response: str, span: str | None, rule: str, problem: dict, rules: Rules
+) -> tuple[bool | None, str | None, str]:
+    """(verdict, extracted, rule) for multiple choice: by letter, by an option's text, or by its value."""
+    texts, wanted = option_values(problem["options"]), reference_letters(problem)
+    given = spell(span or "")
+    letters = letters_in(given, texts)
+    if not letters and not is_stated(rule) and (rule != "none" or span is None):
+        letters = concluded_letters(response, texts)
+        if letters:
+            span, rule = ", ".join(sorted(letters)), "conclusion"
+    if not wanted or letters:
+        return letters == wanted if wanted else None, span, rule
+    value = texts[LETTERS.index(min(wanted))]
+    verdict = same_answer(given, value, rules) if given and value and len(wanted) == 1 else None
+    return verdict, span, rule
+
+
+def calls_choice(text: str, letter: str) -> bool:
+    """Whether a text calls a letter a choice: (B), option B, the answer is B, 选B."""
+    return bool(re.search(CALLED_CHOICE.replace("LETTER", letter), text))

@@ -1,239 +1,285 @@
-"""Find the final answer of a response: which of its words are the answer, as written. The last statement
-counts; what is supposed, denied, asked or taken back is none.
-"""
+"""Find the final answer of a response: its last statement that is not denied, supposed or taken back."""
 
 import re
+from functools import lru_cache
 
-from mathse.answers.conclude import SPAN, SUPPOSED, concluded_answer
-from mathse.answers.spelling import plain
+from mathse.answers.read import read
+from mathse.answers.spell import spell
+from mathse.answers.tables import pattern, rules, substituted, words
+from mathse.answers.values import Many, Named, Quantity, Words
 
-TAIL = 8000  # characters of a response that are read: its final answer stands at the end
+TAIL = 8000  # characters of a response that are read: its answer stands at the end
+SPAN = 400  # characters of an answer
+STATEMENTS = 40  # that are looked at, the last ones
 BOXES = 12  # of one answer
-CLAUSE = 60  # characters before a statement that may deny it
+LEADS = 12  # of a sentence that are tried, the last ones
 
-# Where a final answer is stated, by rule. The last match counts.
-IS = r"(?:\s*:|\s*=|\s+(?:is|are|was|should be|must be|would be|will be)\b:?)"
-STATEMENTS = re.compile(
-    rf"(?P<sentence>the answer to this problem\**{IS})"
-    r"|(?P<field>\"(?:final[_ ])?answer\"\s*:\s*\"?)"
-    rf"|(?P<answer_line>\banswers?\b\**"
-    rf"(?:\s+(?:to|of|for)\b[^.:\n]{{0,60}}?|\s+(?:choice|option|letter|here|therefore))?{IS}"
-    r"|<(?:final_)?answer>|\n?#{1,6} {0,3}(?:final )?answers?\b|\*\*(?:final )?answer\*\*|(?:^|\n)####(?!#) ?"
-    r"|\b(?:antwort|réponse(?: finale)?|respuesta(?: final)?|risposta|resposta|ответ)"
-    r"(?:\s*:| (?:lautet|ist|est|es|è)\b))"
-    rf"|(?P<choice>\b(?:correct|right|best) (?:option|choice)\b[^.:\n]{{0,30}}?{IS}"
-    r"|\bcorresponds to (?:choice|option)\b|故\s?选(?:择|项)?|[应所此]以?选(?!项)|本题选(?:择|项)?"
-    r"|正确(?:的)?(?:选项|答案)[是为]?|答案应?该?选)"
-    r"|(?P<answer_zh>【答案】|答案应?该?[是为]?|[故应]填|(?:^|\n) *答(?= ?:))"
-    r"|(?P<boxed>\\(?:f?boxed|fbox)\s*\{)",
-    re.IGNORECASE,
+
+FORMS = {  # the rule of an answer that is stated: what it is stated with
+    "boxed": r"\\(?:f?boxed|fbox)\s*\{",
+    "field": r"\"(?:final[_ ])?answer\"\s*:\s*\"?",
+    "tag": r"<(?:final_)?answer>",
+    "answer_line": words("answer line"),
+    "choice": words("choice"),
+}
+
+
+def is_stated(rule: str) -> bool:
+    """Whether an answer was stated as such: by a closing sentence, a box, a field, a tag, an answer line; not a
+    bare value or what prose concludes with."""
+    return rule == "sentence" or rule.replace("-", "_") in FORMS
+
+
+@lru_cache(maxsize=8)
+def statements(closing: str) -> re.Pattern:
+    """Of what a final answer is stated with; the name of a match's group is its rule."""
+    forms = {"sentence": re.escape(closing).replace(r"\ ", r"\s+")} if closing.strip() else {}
+    named = (f"(?P<{rule}>{form})" for rule, form in (forms | FORMS).items())
+    return re.compile("|".join(named), re.IGNORECASE)
+
+
+# ---------------------------------------------------------------- what makes a statement none
+
+CLAUSE = r"[^.!?\n,;\\]{0,30}$"
+DENIED, OTHERS = pattern("denying", behind=CLAUSE), pattern("of another", behind=CLAUSE)  # before a statement
+OWN = pattern("own", behind=r" *$")  # the answer; another word before it makes it another's
+SUPPOSED, PART_OF = pattern("supposition", "saying", behind=r"[^.!?\n]*$"), pattern("part of")
+DENIED_BEHIND, TAKEN_BACK = pattern("denied behind"), pattern("retraction")
+INSTEAD = pattern("instead", behind=r" ?([^\n]{1,60}?)[.!。\n]?\s*$")
+COMMAND = r"\\(?:neq?|not|[lg]eq?(?:slant)?|[lg]t|times|cdot|div|pm|sqrt|frac)(?![A-Za-z])"
+NEUTRAL = "approx|because|displaystyle|implies|left|(?:Long)?[Rr]ightarrow|q?quad|therefore|to"
+LIMITED = r"up to|below|under|over|above|exceeds?|beyond|within|between|\w{3,}er than|(?:min|max)imum of"
+IN_FORMULA = re.compile(  # before a box that is a part of something
+    rf"(?:[+/^<>≤≥≠√]\s*|[-|]|[\w)}}] - |\d\.?|[\^_}}]\s*\{{\s*"
+    rf"|\\(?!(?:{NEUTRAL})(?![A-Za-z]))[A-Za-z]+(?:\[[^\]]*\])?\s*\{{?\s*)\Z"
+    rf"|(?:\b(?i:{LIMITED})|至[少多]|[大小多少高低]于|超过)[\s$(]*$"
 )
-RETRACTED = re.compile(
-    r"\bwait\s*[,.!-]|\bactually,|\bscratch that\b|\bon second thought|\bcontradict|\bhold on\b|\bhmm\b"
-    r"|\boops\b|\bnever mind\b|\bthis is false\b|\bi was wrong\b|\bon reflection\b|\bcorrection\b"
-    r"|\bsorry\b|(?:^|[.!]\s+|\n)no,"
-    r"|\bnot it\b|\bhowever\b|\bno,? i mean\b|\bno, (?:it|that)\b|不对[,.]|更正|算错|重新(?:计算|考虑"
-    r"|检查)|矛盾|不成立"
-    r"|\b(?:that|this|it)(?:'s| is| was| answer is| can(?:no|')t be| must be)? "
-    r"(?:wrong|incorrect|not right|impossible)"
-    r"|\b(?:i|we)(?: have| 've)? made an? (?:\w+ )?(?:mistake|error)|\blet(?:'s| me| us) (?:re\w+|try again)",
-    re.IGNORECASE,
-)
-CALLED_WRONG = re.compile(
-    r"[}$\s,(]*(?:which )?(?:(?:is|was|would be|can(?:not|'t) be) (?:a )?(?:wrong|incorrect|not|impossible"
-    r"|false|the answer|right)"
-    r"|(?<=which )(?:cannot|must|should|needs))\b(?<!is right)(?<!is the answer)",
-    re.IGNORECASE,
-)
-CORRECTED = re.compile(  # what is said instead
-    r"(?:\bit(?:'s| is| should be| must be)|\bi mean|\bshould be|\bmake that|\binstead,? it is"
-    r"|应该?[为是]|改为) ?"
-    r"(.{1,60}?)[.!\n]?\s*$",
-    re.IGNORECASE,
-)
-# A statement that is denied.
-# A statement that is denied or another's; a box that is only a part of a formula.
-NEGATION = r"(?:\b(?:not|never|false|wrong|incorrect|cannot)\b|n't\b|不认为|不是|错误|并非|不正确)"
-DENIED_BEFORE = re.compile(
-    rf"(?:{NEGATION}|\b(?:doubt|might|initial|previous|without|had we|other case|(?:upper|lower) bound"
-    rf"|points|possible)\b"
-    r"|\b(?:digits|number of|twice|half|double|more than|less than|(?:people|students) think)\b|有人认为"
-    r"|[他她]的|小.的)"
-    r"[^.!?\n,;]{0,30}$|\bor (?:the )?$|(?<!it)(?<!that)(?<!problem)(?<!question)'s (?:final |own )?$",
-    re.IGNORECASE,
-)
-DENIED_BOX = re.compile(
-    rf"(?:{NEGATION}|\b(?:rather than|instead of|except|excluding|mistake \w+|at (?:least|most)|(?:less"
-    rf"|more|greater) than|either)\b)"
-    r"[^.!?\n\\]{0,25}\$?$",
-    re.IGNORECASE,
-)
-IN_FORMULA_BEFORE = re.compile(
-    r"(?:[+/^<>≤≥≠√]\s*|-|[\w)}] - |\\(?:neq?|not|[lg]eq?|[lg]t|times|cdot|div|pm|sqrt|frac)\s*\{?\s*)$"
-)
-IN_FORMULA_BEHIND = re.compile(
-    r"[A-Za-z!_^]|[,.]\d|\s*[-+*/^]\s*(?:\d|\\(?!text|\)|\])|[a-z]\b)|[\s$]*(?:[<>≤≥]"
-    r"|\\(?:pi|times|cdot|div|pm|sqrt|frac|neq?|[lg]eq?)(?![A-Za-z])"
-    r"|(?:or(?!\s*\$?\\boxed)|hundred|thousand|million|billion|dozen|times|plus|minus|divided|squared"
-    r"|cubed|out of)\b)"
-)
-DENYING = re.compile(r" not (?!.{1,30}\bbut\b)|可能|(?:应?该?不[是为]|并非)(?!.{1,20}而是)")
-ANSWER_LINES = re.compile(
-    r"[ *]*:?[ *]*(?:\n[ ]*(?:[-*•] )?\S[^\n]{0,60}){2,12}(?=\n\n|\s*$)"
-)  # one answer a line
-SENTENCE_END = re.compile(
-    r"(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|\n(?!\s*(?:or|and)\b)"
-    r"|</(?:final_)?answer>"
-    r"|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)"
-)
-BRACES = re.compile(r"\\[{}]|[{}]")
-# What models and their training write around an answer.
-SPECIAL_TOKEN = re.compile(r"</s>|<end_of_turn>|<eos>|<\|(?:im_|end|eot|begin|start|return)")
-NEXT_PROBLEM = re.compile(
-    r"(?<=\S)\n+(?:next (?:problem|question)\b|(?:question|problem|user|human) ?\d*:)", re.IGNORECASE
-)
-BOX_TOKENS = re.compile(r"<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|$)", re.DOTALL)
-SOLUTION_TOKENS = re.compile(r"<\|(?:begin|end)_of_solution\|>")
-THOUGHT_ENDS = re.compile(
-    r"</(?:think(?:ing)?|thought|reasoning)>|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>",
-    re.IGNORECASE,
-)
-THOUGHT_BEGINS = re.compile(
-    r"<(?:think(?:ing)?|thought|reasoning|\|begin_of_thought\|)>|<\|channel\|>analysis", re.IGNORECASE
-)
-STRUCK_OUT = re.compile(r"~~[^~\n]{1,80}~~|^```\w*$", re.MULTILINE)
-CONTRACTED = re.compile(r"\b(is|was|are|does|do)n't\b")
-CONCLUSION = re.compile(r"<(conclusion|summary)>(.*?)(?:</\1>|$)", re.DOTALL | re.IGNORECASE)
-EXPLAINED = re.compile(r"(【答案】.*?)【(?:解析|分析|详解|解答|点评|考点)】.*", re.DOTALL)
-# What stands between boxes of one answer: a comma or "and" in one sentence, or the number of the next part.
-BETWEEN_BOXES = re.compile(
-    r"(?:\\q?quad|\\[()\[\]]|\\text\{[^{}]{0,30}\}|\b(?:and|or)\b|和|或|[\s$,;&])*"
-    r"|[^.\n=]{0,60}?(?:[,;]|\b(?:and|or)\b|和|或)[^.\n=]{0,60}(?:[a-zA-Z]\w?\s*=\s*\$?)?"
-    r"|[^\n=]{0,40}\n+[ *]*\(?[b-h2-9][).:][^\n]{0,60}"
-)
-NEW_BOX = re.compile(
-    r"\b(?:so|thus|then|hence|therefore|but|not|gives?|instead|wait|no|which|giving)\b|所以|因此|故|则"
-)
-NAME_BEFORE = re.compile(r"[a-zA-Z]\w?\s*=\s*\$?$")
-UNIT_BEHIND = re.compile(
-    r"[\s$\\)]{0,4}(?:(?:text|mathrm|rm)\{\s?~?)?\s?"
-    r"(%|percent|pct|°|\^\{?\\circ|degrees?\b|[mck]?m\b(?:\^[23])?|inch(?:es)?\b|feet\b)"
+CHANGED = "hundred|thousand|million|billion|dozen|times|plus|minus|divided|squared|cubed|out of"
+GOES_ON = re.compile(  # behind such a box
+    r"[\w!^|]|[,.]\d|\s*,\s*-?\d+\s*[)\]]|\{,\}|\\[,!]\d|\s*[-+*/^]\s*(?:\d|[a-z]\b|\\(?!text|\)|\]))"
+    rf"|[\s$]*(?:[<>≤≥]|{COMMAND}|\\pi)|\s*(?:or(?!\s*\$?\\boxed)|{CHANGED})\b"
+    r"|\s*\\?%[\s$]*(?:\\text\{\s*)?of\b"
 )
 
 
-def clean(text: str) -> str:
-    """The tail of a text in plain punctuation, without a thought before it or what follows an end token."""
-    text = plain(str(text)[-TAIL:].replace("\x0crac", "\\frac"))  # a \f is no form feed
-    text = THOUGHT_ENDS.split(text)[-1]
-    if THOUGHT_BEGINS.search(text):  # and never ended
-        return ""
-    text = BOX_TOKENS.sub(r"\n<answer>\1</answer>", SOLUTION_TOKENS.sub("", text))
-    text = EXPLAINED.sub(r"\1", SPECIAL_TOKEN.split(text, maxsplit=1)[0])
-    text = NEXT_PROBLEM.split(text, maxsplit=1)[0]
-    text = CONTRACTED.sub(r"\1 not", STRUCK_OUT.sub("", text))
-    concluded = [content for _, content in CONCLUSION.findall(text)]
-    return (concluded[-1] if concluded else text).strip()
+def holds(text: str, found: re.Match) -> bool:
+    """Whether a statement is neither denied nor supposed nor another's, nor a box that is a part of a formula."""
+    if found.lastgroup in ("tag", "field"):
+        return True
+    before = text[max(0, found.start() - SPAN) : found.start()]
+    if SUPPOSED.search(before) or DENIED.search(before[-60:]):
+        return False
+    if found.lastgroup == "boxed":
+        close = braced(text, found.end())
+        return not IN_FORMULA.search(before[-60:]) and not (close and GOES_ON.match(text[close + 1 :][:40]))
+    has_word = re.search(r"[A-Za-z'] $", before) and found[0].lower().startswith("answer")
+    if has_word and not OWN.search(before):  # the wrong answer is
+        return False
+    return (
+        not OTHERS.search(before)
+        and not PART_OF.search(before)
+        and not DENIED_BEHIND.match(text, found.end())
+    )
+
+
+# ---------------------------------------------------------------- what a statement says
+
+CLEANING = rules("response", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+LEADING = re.compile(r"[\s*:：\"_]*(?:(?<=\n)[-•] )?(?:(?:\$\$|\\\[|\$)\s*\n\s*)?")
+LISTED = re.compile(r"[ *:：]*((?:\n+ *[-*•] [^\n]{1,60}){2,12})(?=\n\n|\s*$)")  # an answer a line
+END = re.compile(  # of a sentence
+    r"(?<!i\.e)(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?。]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|。"
+    r"|\n(?!\s*(?:or|and)\b)|</(?:final_)?answer>|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)",
+    re.IGNORECASE,
+)
+QUOTED = re.compile(r"(?:[^\"\\\n]|\\.)*")
+LABELLED = re.compile(r"\(([1-9a-h])\)\W*$|\b([a-zA-Z])\s*=\s*\$?$")  # (1) or x = before a box
+UNIT_BEHIND = re.compile(  # a box: %, cm^2, \text{ km/h}
+    r"[\s$]*(?:\\\)|\\\])?[\s~]*(?:\\(?:text|mathrm|,)\s*)?\{?[\s~]*"
+    r"(\\?%|(?!in |a )[a-zμ°]+(?:\^?\{?[23²³]\}?)?(?:/[a-z]+)?)(?![A-Za-z])(?!\}?[\s$]*(?:\\text\{ ?)?of\b)"
+)
+
+
+def clean(response: str) -> str:
+    """A response's end, without its thoughts and special tokens; nothing if the thoughts never end."""
+    return substituted(response[-TAIL:], CLEANING).strip()
+
+
+def find_answer(response: str, closing: str = "") -> tuple[str | None, str]:
+    """(the final answer as written, the rule that found it), or (None, "none").
+
+    What follows `closing` is a statement of it, beside the general forms. The last statement counts; when it is
+    empty, never closed or taken back there is no answer. Without a statement the answer is a short response
+    itself, "bare", or what its last sentence concludes with, "conclusion".
+    """
+    text = clean(str(response))
+    found = list(statements(closing).finditer(text))[-STATEMENTS:]
+    held = [statement for statement in found if holds(text, statement)]
+    if not held:
+        return (None, "none") if found else conclusion(text)
+    last = held[-1]
+    if last.lastgroup == "boxed":
+        span, end = boxes(text, held)
+    elif last.lastgroup == "field":
+        quoted = QUOTED.match(text, last.end())
+        span, end = quoted[0].rstrip("}"), quoted.end()
+    else:
+        span, end = sentence(text, last.end())
+    span = re.sub(r"(?<!\\)\\$|(?<!\.)\.$", "", span.strip(' \n*_"`,;:．')).strip()
+    if TAKEN_BACK.search(text, last.end()):
+        instead = INSTEAD.search(text, end)
+        span = instead[1].strip(" *_") if instead else ""
+    if not span or len(span) > SPAN:
+        return None, "none"
+    return span, last.lastgroup.replace("_", "-")
+
+
+def sentence(text: str, start: int) -> tuple[str, int]:
+    """(a text from where a statement ends to the end of its sentence, where that is)"""
+    if listed := LISTED.match(text, start):
+        return ", ".join(line.strip(" -*•") for line in listed[1].strip().split("\n")), listed.end()
+    begin = LEADING.match(text, start).end()
+    at, limit = begin, begin + 4 * SPAN
+    if text[start:begin].count("\n") > 3:
+        return "", begin
+    while match := END.search(text, at, limit):
+        said, behind = text[begin : match.start()], text[match.start() :][:20]
+        is_listed = said.lstrip().startswith("(1)") and re.match(r"[.;\s]*\([2-9]\)", behind)
+        is_letter = match[0] == "." and re.fullmatch(r"[\W_]*[A-Z]", said)  # the point of "B. 12"
+        if not is_listed and not is_letter and said.strip(" $*\\[("):
+            return ("" if match[0] == "?" else said), match.start()
+        at = match.end()
+    return text[begin:limit], len(text)
 
 
 def braced(text: str, start: int) -> int | None:
-    """The end (after the brace) of the group whose content begins at `start`; None if it is never closed."""
+    """Where the brace that is open at `start` closes."""
     depth = 1
-    for match in BRACES.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if depth == 0:
-            return match.end()
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if not depth:
+            return brace.start()
     return None
 
 
-def boxed_answer(text: str, boxes: list[re.Match]) -> tuple[str, int]:
-    """(the last box with those listed right before it, its letter before, its unit behind; where it ends)"""
-    parts, start, end = [], len(text), 0
-    for box in reversed(boxes):
-        close = braced(text, box.end())
-        between = text[close or 0 : start]
-        if close is None or parts and (not BETWEEN_BOXES.fullmatch(between) or NEW_BOX.search(between)):
+def boxes(text: str, held: list[re.Match]) -> tuple[str, int]:
+    """(the last box, or those that end a response together: (1) … (2) …, \\boxed{2} and \\boxed{3}; its end)"""
+    found, start = [], len(text)
+    for match in reversed(held[-BOXES:]):
+        close = braced(text, match.end()) if match.lastgroup == "boxed" else None
+        if close is None or close > start:
             break
-        end, start = end or close, box.start()
-        name = NAME_BEFORE.search(text[max(0, start - 8) : start])
-        parts.insert(0, (name[0].strip("$") if name else "", text[box.end() : close - 1]))
-    if not parts:
-        return "", 0
-    named = len(parts) > 1 and all(name for name, _ in parts)
-    answer = ", ".join(name + part if named else part for name, part in parts)
-    letter = re.search(r"\([A-Z]\)[\s$\\(]*$", text[max(0, start - 12) : start])
+        label = LABELLED.search(text[max(0, match.start() - 20) : match.start()])
+        if found and not are_joined(text[close + 1 : start]) and not (label and found[0][1]):
+            break
+        found.insert(0, (text[match.end() : close], label))
+        start = match.start()
+    if not found:
+        return "", len(text)
+    end = braced(text, held[-1].end()) + 1
+    if len(found) == 1:
+        return with_unit(found[0][0], text, end)
+    if all(label for _, label in found):
+        named = [f"({label[1]}) {box}" if label[1] else f"{label[2]} = {box}," for box, label in found]
+        return " ".join(named).strip(","), end
+    alternative = re.search(r"\bor\b", text[held[-2].end() : held[-1].start()])
+    return (" or " if alternative else ", ").join(box for box, _ in found), end
+
+
+def are_joined(between: str) -> bool:
+    """Whether two boxes are of one answer, by what stands between them."""
+    between = between.strip(" \n$")
+    return len(between) < 40 and not re.search(r"(?i)[.。\n=≈]|\b(?:so|thus|hence|gives|wrong)\b", between)
+
+
+def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
+    """(a box with the unit that stands behind it, where that ends)"""
     behind = UNIT_BEHIND.match(text[end : end + 40])
-    if letter and len(parts) == 1:
-        answer = f"{letter[0].strip(' $' + chr(92))} {answer}"
-    return answer + (" " + behind[1] if behind else ""), end
+    value = read(spell(f"{box} {behind[1]}")) if behind else None
+    if isinstance(value, Quantity) and value.dims and not value.dims[0][0].startswith("#"):
+        return f"{box} {behind[1]}", end + behind.end()
+    return box, end
 
 
-def stated_span(text: str, start: int) -> tuple[str, int]:
-    """(what a sentence says from `start`, where it ends); a list (1) … (2) … may take several lines."""
-    rest = re.compile(r"[\s*:\"_]*(?:(?<=\n)[-•] )?(?:(?:\$\$|\\\[|\$)\s*\n\s*)?").match(text, start).end()
-    if text[start:rest].count("\n") > 3:
-        return "", rest
-    at = rest
-    while match := SENTENCE_END.search(text, at, rest + 4 * SPAN):
-        said = text[rest : match.start()]
-        numbered = said.lstrip().startswith("(1)") and re.match(r"\s*\([2-9]\)", text[match.start() :][:20])
-        lettered = match[0] == "." and re.fullmatch(r"[\W_]*[A-Z]", said)  # the point of "B. 12"
-        if not numbered and not lettered and said.strip(" $*\\[("):
-            return ("" if match[0] == "?" else said), match.start()
-        at = match.end()
-    return text[rest : rest + 4 * SPAN], len(text)
+# ---------------------------------------------------------------- what prose concludes with
+
+NO = pattern("denial", "doubt", "supposition", "change", "too")
+VAGUE = pattern("bound", "change", "doubt", "operation", "vague")
+LEAD = pattern("lead", behind=",?")
+IDLE, NOTHING, PLEASANTRY = map(pattern, ("idle", "nothing", "pleasantry"))
+LABEL = re.compile(r"(?:^|[\s$(])[A-Za-zα-ω∠△]{1,4}\S?\s*[=≈]$")  # x =
+PROPERTY = re.compile(r"(?i)\banswers?\b(?! choice|\W*$)")  # something is said of the answer, or of another
+SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
+IS_THE_ANSWER = pattern(
+    "hence", before="(?:.*[,.] |.*", behind=",? |)(.{1,80}?) (?:is|are) (?:the|our) (?:\\w+ )?answers?$"
+)
+FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+CLOSING_FORMULA = re.compile(r"(?:\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")
+NUMERAL = re.compile(
+    r"(?<![A-Za-z0-9_.])[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?(?:%|°)?(?![A-Za-z0-9_])"
+)
+NOUNS = re.compile(r" ?[A-Za-z°%/^2³²]+(?: [a-z]+){0,2}| ?[\u4e00-\u9fff/]{1,6}")
 
 
-def is_stated(text: str, found: re.Match) -> bool:
-    """Whether a statement is none that is denied or only supposed, nor part of a larger formula."""
-    before = text[max(0, found.start() - SPAN) : found.start()]
-    clause = before[-CLAUSE:]
-    of_another = re.search(r"\bprevious\b|\bpart \(", found[0])
-    if of_another or DENYING.match(text, found.end()) or SUPPOSED.search(before):
-        return False
-    if found.lastgroup != "boxed":
-        return not DENIED_BEFORE.search(clause)
-    close = braced(text, found.end())
-    behind = text[close : close + 40] if close else ""
-    in_formula = IN_FORMULA_BEFORE.search(clause) or IN_FORMULA_BEHIND.match(behind)
-    return not in_formula and not DENIED_BOX.search(clause)
-
-
-def is_called_wrong(text: str, span: str, end: int) -> bool:
-    """Whether an answer is called wrong right behind it, or where it stands again."""
-    places = [found.start() for found in CALLED_WRONG.finditer(text, end)]
-    return bool(span) and any(place == end or text.endswith(span, 0, place) for place in places)
-
-
-def find_answer(response: str) -> tuple[str | None, str]:
-    """(the final answer as written, the rule that found it), or (None, "none").
-
-    The last statement counts; when it is empty, never closed or taken back there is no answer. Without a
-    statement the whole of a short response, or what its last sentence concludes with, is the answer.
-    """
-    text = clean(response)
-    statements = list(STATEMENTS.finditer(text))
-    matches = [found for found in statements if is_stated(text, found)]
-    if not matches:
-        return (None, "none") if statements else concluded_answer(text)
-    last = matches[-1]
-    if last.lastgroup == "field":
-        span = re.compile(r"(?:[^\"\\\n]|\\.)*").match(text, last.end())[0].rstrip("}")
-        end = last.end() + len(span)
-    elif last.lastgroup != "boxed":
-        span, end = stated_span(text, last.end())
-        listed = ANSWER_LINES.match(text, last.end()) if "answers" in last[0].lower() else None
-        if listed:  # one answer a line
-            span, end = ", ".join(listed[0].split("\n")[1:]).strip(), listed.end()
-    else:
-        boxes = []
-        while matches and matches[-1].lastgroup == "boxed":
-            boxes.insert(0, matches.pop())
-        span, end = boxed_answer(text, boxes[-BOXES:])
-    span = span.strip(' \n*_"`') if span.rstrip().endswith("\\,") else span.strip(' \n*_"`,;:')
-    span = span.removesuffix(".").strip() if not span.endswith("...") else span
-    if is_called_wrong(text, span, end) or RETRACTED.search(text, last.end()):
-        corrected = CORRECTED.search(text, end)
-        span = corrected[1].strip(" *_") if corrected else ""
-    if not span or len(span) > SPAN:
+def conclusion(text: str) -> tuple[str | None, str]:
+    """(all of a short response, "bare", or the value that its last sentence names, "conclusion")"""
+    if len(text) <= SPAN and "\n" in text and isinstance(read(spell(text)), Many):
+        return text, "bare"
+    sentences = [part.strip() for part in SENTENCES.split(text[-4 * SPAN :]) if part.strip()] or [""]
+    while len(sentences) > 1 and PLEASANTRY.match(sentences[-1]):
+        sentences.pop()
+    last = re.sub(r"(?<!\.)[.。．]$", "", sentences[-1]).strip()
+    none = SUPPOSED.search(last) or PLEASANTRY.match(last) or last.endswith("?") or len(last) > 2 * SPAN
+    if answer := IS_THE_ANSWER.match(last):
+        return answer[1], "conclusion"
+    if none or not last or PROPERTY.search(last):
         return None, "none"
-    return span, "answer-line" if last.lastgroup in ("answer_line", "answer_zh", "field") else last.lastgroup
+    value = None if NOTHING.search(last) else read(spell(last))
+    if value is not None and (not isinstance(value, Words) or len(last.split()) <= 3):
+        return last, "bare"
+    said = value_in(last, whole=sentences[-1][-1] in ".。$)*．")
+    return said, "conclusion" if said else "none"
+
+
+def value_in(last: str, stated: bool = False, whole: bool = False) -> str | None:
+    """The value that a sentence names: behind a verb to its end, or its only formula or number."""
+    if nothing := NOTHING.search(last):
+        return nothing[0]
+    for lead in list(LEAD.finditer(last))[-LEADS:]:
+        clause = re.split(r"[,;，]", last[: lead.end()].rstrip(" ,"))[-1]
+        said = last[lead.end() :].strip(" *:")
+        is_result = lead[0] in "=≈" and not LABEL.search(re.split("[-+*/^]", clause)[-1])
+        if is_result or stated and IDLE.match(lead[0]) or NO.search(clause):
+            continue
+        value = read(spell(said))
+        if isinstance(value, Many) and isinstance(value.items[-1], Named) > isinstance(value.items[0], Named):
+            continue  # 9, and the next is 34
+        is_name = isinstance(value, Words) and not re.search(r"\d", said)  # and no date
+        if value is not None and not (is_name and (len(said.split()) > 3 or re.search(r"\d", last))):
+            return said
+    if NO.search(last):
+        return None
+    if (closing := CLOSING_FORMULA.search(last)) and not VAGUE.search(last[: closing.start()][-30:]):
+        value = "".join(filter(None, closing.groups()))
+    else:
+        value = None if VAGUE.search(last) else only_value(last)
+    return value if value and (whole or last.rstrip(" $*)\\").endswith(value)) else None
+
+
+def only_value(text: str) -> str | None:
+    """The only formula of a sentence, or its only number with its unit."""
+    formulas = {one or other for one, other in FORMULA.findall(text)}
+    numbers = list(NUMERAL.finditer(text))
+    if len(formulas) == 1 or len({number[0] for number in numbers}) != 1:
+        return formulas.pop() if len(formulas) == 1 else None
+    return number_with_unit(numbers[0][0], text[numbers[0].end() :])
+
+
+def number_with_unit(number: str, rest: str) -> str | None:
+    """A number with as many of the words behind it as are its unit; None if it goes on in another way."""
+    words = NOUNS.match(rest)
+    for size in range(len(words[0]), 0, -1) if words else ():
+        ends = size == len(words[0]) or not words[0][size].isalpha()
+        if ends and read(spell(number + words[0][:size])) is not None:
+            return number + words[0][:size]
+    return None if re.match(r" ?[\u4e00-\u9fff°/*+^(]|-\d", rest) else number

@@ -1,350 +1,343 @@
-"""Read an answer as a value: whole, every character of it, or not at all.
+"""What an answer is read as: quantities and their arithmetic, words, names, several values, regions, relations.
 
-Read are:
-- numbers: integers, decimals (0.333..., 0.1(6)), fractions, mixed numbers, scientific notation, percent,
-  roots, π, factorials, binomials, logarithms, other bases; English and Chinese words; 3 million
-- quantities: with a unit of units.py; 1 h 30 min; 60°30′; money; things that are counted
-- ratios, "2 out of 3", remainders, clock times, dates
-- blanks in order (";" or "(1) … (2) …"), tuples, points, sets, lists, alternatives ("2 or 3", ±), matrices
-- intervals and inequalities, their unions, excluded points; equations; expressions
-- named values: x = 2, Area: 5 cm, ∠A = 60°; figures: ∠ABC, △ABC, AB ∥ CD; yes and no; short names
-- one answer said several times: "1/2 (50%)", "12π ≈ 37.7", "3 × 4 = 12", "5, not 6"
-All else raises Unreadable.
+A number or expression is its value at four points, where its variables have values drawn from their names: two
+expressions are the same if they agree there. No symbolic algebra is done, so nothing can run away. What makes
+no sense raises Unread, or an error of the arithmetic.
 """
 
-import re
-from functools import lru_cache
+import operator
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from mathse.answers.algebra import exact
-from mathse.answers.expression import Unreadable, variables_of
-from mathse.answers.kinds import Group, Named, Region, Relation, Restated, Scalar, Words
-from mathse.answers.names import read_figure, read_name, read_sign, read_words
-from mathse.answers.quantities import BASE, number, read_clock, read_date, read_quantity, without_units
-from mathse.answers.regions import intersected, read_inequality, region_of, united
-from mathse.answers.spelling import closes_at_end, comparable, split, trimmed
-from mathse.answers.units import read_unit
+from mpmath import MPContext
 
-PARTS = 12  # of an answer: two sets of this size take 144 comparisons
-OR, AND = r" or (?:else )?|(?<=[\d)\]])or(?=[-\d(\[])|或者?", r" and |和|与| & "
-COMMA = r",(?!\d{3}(?!\d))|(?<!\d),"  # not the comma of 1,056
-HEDGE = re.compile(
-    r"(?:(?:so|thus|hence|therefore|then|simply|just|approximately|approx\.?|about|around|roughly|exactly"
-    r"|precisely|equal to|equals|it is|it's|they are|given by|a total of"
-    r"|因此|所以|即|故|则|约为?|大约|共|∴|≈|=|:)(?![A-Za-z])[\s,:]*)+",
-    re.IGNORECASE,
-)
-LABEL = re.compile(r"([^,;:=]{1,80}?) (?:is|are|was|were|be|=) (.+)")
-MEASURED = re.compile(
-    r"(mean|median|mode|range|min|max|minimum|maximum|length|width|height|area|perimeter|volume|base|radius"
-    r"|diameter) ?([-\d√\\$].*)|(figure|fig\.?|picture|图|point|row|column|line|step) ?(\(?\d+\)?|[A-Z])",
-    re.IGNORECASE,
-)
-NUMBERED = re.compile(r"(?:^|[\s;,.])\(?(\d|[a-h])\)[:.]? ?(.+?)(?=[\s;,.]+\(?(?:\d|[a-h])\)|$)")
-REMAINDER = re.compile(r"(\d+),? ?(?:with )?(?:a )?(?:remainder(?: of)?|rem\.?|R|r|余|\.\.\.+) ?(\d+)")
-MATRIX = re.compile(r"\\begin ?\{([pbvB]?matrix|array)\}(?:\{[lcr|]+\})?(.*?)(?:\\\\)? ?\\end ?\{\1\}")
-# Behind one answer: a remark, what it is not, the same again.
-REMARK = re.compile(
-    r" ?— ?(?=[a-z]{2,} [a-z]{2})[^=]*$|(?:,? (?:-|--|---) ?| \()"
-    r"(?=(?:the|a|an|which|as|because|since|it|this|that|so|where|see|from|using|rounded) )[^=]*$"
-)
-TURNS = re.compile(
-    r"\b(?:not|no|never|wrong|impossible|or|well|opposite|but|instead|actually)\b|n't\b", re.IGNORECASE
-)
-OPPOSED = re.compile(r",? (?:and |but )?(?:not|rather than|instead of) (?P<en>.+)$|,? ?而?不是(?P<zh>.+)$")
-ROUNDED = r"≈|approximately|approx\.?|about|roughly|around|约"
-AGAIN = rf"(?:(?:which is|that is|i\.e\.|namely|or|equals?|equivalently|即|或|也就是|{ROUNDED}|=),? ?)+"
-BEHIND = re.compile(
-    rf"[,;]? ?\(?(?P<again>(?:or )?(?:{ROUNDED}|i\.e\.|that is,? |namely|即).*)$", re.IGNORECASE
-)
+mp = MPContext()
+mp.dps = 100  # digits that are computed with
+TINY = mp.mpf(10) ** -70  # numbers that are no further apart, for their size, are equal
+ROUNDED = mp.mpf("0.012")  # part of a number by which what is said to be about it may differ
+POINTS = 4  # at which an expression with variables is evaluated
+LARGEST = 4000  # exponent and factorial
+FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
 
 
-def read(text: str) -> object:
-    """The value of a whole text in the spelling of spell(). Raises Unreadable."""
-    value = readable(text)
-    if value is None:
-        raise Unreadable(text)
-    return value
+class Unread(ArithmeticError):
+    """A text has no value that is known here."""
 
 
-@lru_cache(maxsize=8192)  # also of what is not read: else each level of a nested text would read it anew
-def readable(text: str) -> object | None:
-    """read(), None for what is not read."""
-    hedge = HEDGE.match(text)
-    text = trimmed(text[hedge.end() :] if hedge else text)
-    try:
-        found = (reader(text) for reader in READERS if text)
-        return next((value for value in found if value is not None), None)
-    except Unreadable:
-        return None
+def require(holds: object) -> None:
+    if not holds:
+        raise Unread
 
 
-def read_side(text: str) -> Scalar | None:
-    value = readable(text)
-    return value if isinstance(value, Scalar) else None
+@dataclass(frozen=True)
+class Quantity:
+    """A number, expression or quantity: 7, 2x + 1, 5 cm.
+
+    `values`: at each of the points; only one if there are no variables. `dims`: the powers of what it
+    measures, (("length", 2),); a noun counts as "#apples". `size`: of its unit in the base unit, 0.01 for cm.
+    `name`: of a variable that stands alone; "0" for digits, "()" for a bracket.
+    """
+
+    values: tuple
+    dims: tuple = ()
+    size: object = 1
+    name: str = ""
+
+    @classmethod
+    def of(cls, value: object) -> "Quantity":
+        """A number, as digits."""
+        return cls((mp.mpf(value),), name="0")
+
+    @classmethod
+    def variable(cls, name: str) -> "Quantity":
+        """A variable with values drawn from its name, some negative; π, e, i and ∞ are what they are."""
+        constants = {"π": mp.pi, "e": mp.e, "i": mp.j, "∞": mp.inf}
+        if name in constants:
+            return cls((+constants[name],), name=name)
+        seeds = [zlib.crc32(f"{name} {point}".encode()) for point in range(POINTS)]
+        sizes = [mp.mpf(seed % 10007) / 3511 + mp.mpf("0.3") for seed in seeds]
+        signs = [-1 if point > 1 and seed % 2 else 1 for point, seed in enumerate(seeds)]
+        return cls(tuple(map(operator.mul, sizes, signs)), name=name)
+
+    @property
+    def is_number(self) -> bool:
+        return len(self.values) == 1
+
+    @property
+    def is_name(self) -> bool:
+        return self.name not in ("", "0", "()")
+
+    def map(self, function: Callable, other: "Quantity | None" = None) -> tuple:
+        """The results of a function at each point, of these values or of these and another's."""
+        if other is None:
+            return tuple(map(function, self.values))
+        points = max(len(self.values), len(other.values))
+        return tuple(map(function, *(each.values * (points // len(each.values)) for each in (self, other))))
+
+    def pairs(self, other: "Quantity") -> list[tuple]:
+        """These values and another's at the points where both are real, if they are anywhere."""
+        pairs = self.map(lambda a, b: (a, b), other)
+        real = [pair for pair in pairs if not any(mp.im(value) for value in pair)]
+        return real if len(real) > 1 else list(pairs)
+
+    def bare(self) -> "Quantity":
+        """Itself, which must have no unit."""
+        require(not self.dims)
+        return self
+
+    def small(self) -> "Quantity":
+        """Itself, which must be an exponent or of a factorial that can be computed."""
+        require(all(abs(value) <= LARGEST for value in self.bare().values))
+        return self
+
+    def scaled(self, function: Callable, other: "Quantity", sign: int) -> "Quantity":
+        """A product or, with a negative sign, a quotient."""
+        powers = dict(self.dims)
+        for name, exponent in other.dims:
+            powers[name] = powers.get(name, 0) + sign * exponent
+        dims = tuple(sorted((name, exponent) for name, exponent in powers.items() if exponent))
+        return Quantity(self.map(function, other), dims, self.size * other.size**sign)
+
+    def __neg__(self) -> "Quantity":
+        return replace(self, values=self.map(operator.neg), name="")
+
+    def __add__(self, other: "Quantity") -> "Quantity":
+        require(self.dims == other.dims or not self.dims or not other.dims)
+        unit = self if self.dims else other
+        scale = other.size / self.size if self.dims == other.dims else 1
+        name = f"{self.name}+{other.name}" if self.is_name and other.is_name else ""
+        return Quantity(self.map(lambda a, b: a + b * scale, other), unit.dims, unit.size, name)
+
+    def __sub__(self, other: "Quantity") -> "Quantity":
+        return self + -other
+
+    def __mul__(self, other: "Quantity") -> "Quantity":
+        return self.scaled(operator.mul, other, 1)
+
+    def __truediv__(self, other: "Quantity") -> "Quantity":
+        return self.scaled(operator.truediv, other, -1)
+
+    def __pow__(self, other: "Quantity") -> "Quantity":
+        values = self.map(lambda a, b: mp.one if a == b == 0 else mp.power(a, b), other.small())
+        exponent = int(other.values[0].real) if self.dims else 1
+        require(not self.dims or other.is_number and other.values[0] == exponent)
+        return Quantity(values, tuple((name, n * exponent) for name, n in self.dims), self.size**exponent)
 
 
-def read_all(parts: list[str]) -> tuple:
-    if len(parts) > PARTS or not all(parts):
-        raise Unreadable(f"{len(parts)} parts")
-    return tuple(map(read, parts))
+def close(one: object, other: object, allowed: object = None) -> bool:
+    """Whether two numbers are the same, or no further apart than is allowed."""
+    if mp.isinf(one) or mp.isinf(other):
+        return one == other
+    return abs(one - other) <= (TINY * (1 + max(abs(one), abs(other))) if allowed is None else allowed)
 
 
-# ---------------------------------------------------------------- several values
+class Words(NamedTuple):
+    """A name or a phrase: red, no solution."""
+
+    key: str
 
 
-def read_blanks(text: str) -> Group | None:
-    """(1) 8 (2) 0.25; also (a) … (b) …; or 8; 0.25."""
-    numbered = NUMBERED.findall(text) if NUMBERED.match(text) else []
-    names = "".join(sorted(name for name, _ in numbered))
-    if len(names) > 1 and ("123456789".startswith(names) or "abcdefgh".startswith(names)):
-        return Group("blanks", tuple(read(part.strip(" ,;.")) for _, part in sorted(numbered)))
-    parts = split(text.strip("; "), r"; ?(?:and )?")
-    return Group("blanks", read_all(parts)) if len(parts) > 1 else None
+class Time(NamedTuple):
+    """A time of the day; `half` is a or p, if it is said."""
+
+    hour: int
+    minute: int
+    half: str
+
+    def is_same(self, other: "Time") -> bool:
+        """15:30 is 3:30 pm; 3:30 may be."""
+        hours = [
+            time.hour % 12 + 12 * (time.half == "p") if time.half else time.hour for time in (self, other)
+        ]
+        same_hour = hours[0] == hours[1] or self.hour == other.hour and "" in (self.half, other.half)
+        return same_hour and self.minute == other.minute
+
+    def ratio(self) -> "Many":
+        """3:30 as a ratio; 3:05 is none."""
+        require(self.minute > 9)
+        return Many("ratio", (Quantity.of(self.hour), Quantity.of(self.minute)))
 
 
-def read_alternatives(text: str) -> object | None:
-    """2 or 3; x < 1 or x > 2; 1, 2 and 3; x = 1, y = 2; ±3."""
-    if text.count("±") == 1 and len(split(text, "[=≈]")) == 1:
-        return Group("either", tuple(read(text.replace("±", sign).removeprefix("+")) for sign in "+-"))
-    parts = split(re.sub(r",? or,? equivalently,? |, or ", " or ", re.sub(r"^either ", "", text)), OR)
-    if len(parts) > 1:
-        return grouped("either", read_all([piece for part in parts for piece in split(part, COMMA)]))
-    label = LABEL.fullmatch(text)
-    if label and is_one_quantity(label[2]):
-        return None
-    plain = re.sub(r",? and ", " and ", re.sub(r"^both ", "", text))
-    parts = [piece for part in split(plain, AND) for piece in split(part, COMMA)]
-    if len(parts) < 2 or is_one_quantity(text):
-        return None
-    return grouped("list", read_all(parts))
+class Named(NamedTuple):
+    """name = value; a name in words begins with a blank: " area". `side` is what stands left of the sign."""
+
+    name: str
+    value: object
+    side: Quantity | None = None
 
 
-def is_one_quantity(text: str) -> bool:
-    """Whether the "and" or comma is within a number or quantity: one hundred and five, 1 h and 30 min."""
-    return bool(re.search(r" and |,", text)) and read_quantity(text) is not None
+class Many(NamedTuple):
+    """Several values. `form`: blanks, list, either, set, ratio, remainder, ordered (a < b), or brackets."""
+
+    form: str
+    items: tuple
 
 
-def grouped(form: str, items: tuple) -> object:
-    """Several values; regions of one variable are one region, "n = 1, 3" has two values of n, and of several
-    calculations the last is the answer."""
-    regions = [item for item in items if isinstance(item, Region)]
-    if len(regions) == len(items) and len({region.variable for region in regions}) == 1:
-        return (united if form == "either" else intersected)(regions)
-    chains = [isinstance(item, Restated) and not isinstance(item.values[0], Words) for item in items]
-    if form == "list" and all(chains):  # 5 * 7 = 35, 35 - 5 = 30
-        return items[-1]
-    if isinstance(items[0], Named) and not any(isinstance(item, Named) for item in items[1:]):
-        items = (items[0].value, *items[1:])
-    return Group(form, items)
+class Said(NamedTuple):
+    """One number, said several times: 1/2 (50%), 3 + 4 = 7."""
+
+    values: tuple
+
+    @classmethod
+    def of(cls, values: list, signs: list[str]) -> object:
+        """A value said once, or several times and each time the same; ≈ allows for rounding."""
+        first, *others = values
+        require(not others or all(isinstance(value, Quantity) and value.is_number for value in values))
+        for other, sign in zip(others, signs):
+            require(first.dims == other.dims or not first.dims or not other.dims)
+            ways = [other.size / first.size, *([1] if first.dims != other.dims else [])]  # 5 and 5 cm
+            allowed = abs(first.values[0]) * ROUNDED if sign == "≈" else None
+            require(any(close(first.values[0], other.values[0] * way, allowed) for way in ways))
+        return cls(tuple(values)) if others else first
 
 
-def read_set(text: str) -> object | None:
-    """{1, 2}; {x | x > 1}."""
-    if not re.fullmatch(r"⦃.*⦄|\{.*[,|].*\}", text) or not closes_at_end(text):
-        return None
-    inner = text[1:-1].strip()
-    if builder := re.match(r"[a-z](?:∈ ?(?:ℝ|R))? ?[|:] ?", inner):
-        return read(inner[builder.end() :])
-    return Group("set", read_all(split(inner, "[,;]"))) if inner else Words(comparable("no solution"))
+class Interval(NamedTuple):
+    """A part of the number line, and whether its ends belong to it."""
+
+    low: object
+    low_in: bool
+    high: object
+    high_in: bool
+
+    @classmethod
+    def of(cls, low: Quantity, low_in: bool, high: Quantity, high_in: bool) -> "Interval":
+        (low,), (high,) = low.bare().values, high.bare().values
+        require(not mp.im(low) and not mp.im(high) and low <= high)
+        return cls(mp.re(low), low_in, mp.re(high), high_in)
 
 
-def read_bracketed(text: str) -> Group | None:
-    """A tuple, point, vector, list in brackets, or interval."""
-    if len(text) < 5 or text[0] not in "([⟨" or text[-1] not in ")]⟩" or not closes_at_end(text):
-        return None
-    parts = split(text[1:-1], "[,;]")
-    return Group("bracketed", read_all(parts), text[0] + text[-1]) if len(parts) > 1 else None
+class Region(NamedTuple):
+    """Intervals of the number line, of a variable if one is named: x > 2."""
+
+    intervals: tuple[Interval, ...]
+    name: str = ""
+
+    @classmethod
+    def of(cls, value: object) -> "Region":
+        """A region, or the one that a bracket of two numbers may mean: (1, 5]."""
+        if isinstance(value, Region):
+            return value
+        require(isinstance(value, Many) and value.form in ("()", "(]", "[)", "[]") and len(value.items) == 2)
+        require(all(isinstance(end, Quantity) and end.is_number for end in value.items))
+        low, high = value.items
+        return cls((Interval.of(low, value.form[0] == "[", high, value.form[1] == "]"),))
+
+    @classmethod
+    def union(cls, regions: list["Region"]) -> "Region":
+        return cls(tuple(sorted(one for each in regions for one in each.intervals)), regions[0].name)
+
+    @classmethod
+    def intersection(cls, regions: list["Region"]) -> "Region":
+        """What x > 1 and x ≤ 5 say together."""
+        require(all(isinstance(one, Region) and len(one.intervals) == 1 for one in regions))
+        require(len({one.name for one in regions}) == 1)
+        intervals = [one.intervals[0] for one in regions]
+        low, low_out = max((one.low, not one.low_in) for one in intervals)
+        high, high_in = min((one.high, one.high_in) for one in intervals)
+        require(low < high)
+        return cls((Interval(low, not low_out, high, high_in),), regions[0].name)
+
+    def is_same(self, other: "Region") -> bool:
+        """Regions of two variables differ."""
+        if (
+            self.name
+            and other.name
+            and self.name != other.name
+            or len(self.intervals) != len(other.intervals)
+        ):
+            return False
+        pairs = list(zip(self.intervals, other.intervals))
+        ends = all(close(one.low, two.low) and close(one.high, two.high) for one, two in pairs)
+        return ends and all(one[1::2] == two[1::2] for one, two in pairs)
 
 
-def read_order(text: str) -> Group | None:
-    """B → C → A"""
-    return Group("bracketed", read_all(text.split("→")), "<>") if "→" in text else None
+class Relation(NamedTuple):
+    """difference sign 0: 2x + y = 3 and x < y."""
+
+    sign: str
+    difference: Quantity
+
+    @classmethod
+    def of(cls, value: object) -> "Relation | None":
+        """An equation or inequality as one; y = 2x and x > 1 are two too."""
+        if (
+            isinstance(value, Named)
+            and value.side
+            and isinstance(value.value, Quantity)
+            and not value.value.dims
+        ):
+            side = Quantity.variable("y") if "(" in value.name else value.side  # f(x) = 2x
+            return cls("=", side - value.value)
+        if isinstance(value, Region) and value.name and len(value.intervals) == 1:
+            low, low_in, high, high_in = value.intervals[0]
+            if mp.isinf(low) or mp.isinf(high):
+                sign, bound = ("<≤"[high_in], high) if mp.isinf(low) else (">≥"[low_in], low)
+                return cls(sign, Quantity.variable(value.name) - Quantity((bound,)))
+        return value if isinstance(value, Relation) else None
+
+    def is_same(self, other: "Relation") -> bool:
+        """Whether one is the other times a constant, whose sign turns the relation's."""
+        pairs = self.difference.pairs(other.difference)
+        if len(pairs) < 2 or any(not a or not b for a, b in pairs):
+            return False
+        ratios = [a / b for a, b in pairs]
+        sign = FLIPPED.get(self.sign, self.sign) if mp.re(ratios[0]) < 0 else self.sign
+        return sign == other.sign and all(close(ratio, ratios[0]) for ratio in ratios)
 
 
-def read_based(text: str) -> Scalar | None:
-    """101_2, 101 (base 2)"""
-    return read_quantity(text) if BASE.fullmatch(text) else None
+def chain(sides: list, signs: list[str]) -> object:
+    """x = 5; y = 2x; 3 + 4 = 7; 1 < x ≤ 4; x ∈ (1, 4]; AB ∥ CD."""
+    if signs[0] in "∈∥⊥":
+        require(len(sides) == 2 and all(isinstance(side, Quantity) and side.is_name for side in sides[:1]))
+        if signs[0] == "∈":
+            return Region(Region.of(sides[1]).intervals, sides[0].name)
+        require(isinstance(sides[1], Quantity) and sides[1].is_name)
+        return Words(signs[0].join(sorted(side.name for side in sides)))
+    return equation(sides, signs) if {*signs} <= {"=", "≈"} else inequality(sides, signs)
 
 
-def read_matrix(text: str) -> Group | None:
-    r"""\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"""
-    match = MATRIX.fullmatch(text)
-    if not match:
-        return None
-    rows = [row.split("&") for row in match[2].split("\\\\")]
-    if len({len(row) for row in rows}) != 1 or sum(map(len, rows)) > 4 * PARTS:
-        raise Unreadable(text)
-    if len(rows[0]) == 1 or len(rows) == 1:  # a vector
-        return Group("bracketed", tuple(read(cell) for row in rows for cell in row), "()")
-    return Group("bracketed", tuple(Group("bracketed", tuple(map(read, row)), "[]") for row in rows), "[]")
+def equation(sides: list, signs: list[str]) -> object:
+    """x = 5; area = 5; (x, y) = (1, 2); y = 2x; 2x + y = 3; 3 + 4 = 7; x = 3 + 4 = 7."""
+    first, rest = sides[0], sides[1:]
+    if isinstance(first, Words):
+        return Named(f" {first.key}", Said.of(rest, signs[1:]))
+    if isinstance(first, Many):
+        require(first.form in ("()", "ratio") and all(isinstance(item, Quantity) for item in first.items))
+        return Named(",".join(item.name for item in first.items), Said.of(rest, signs[1:]))
+    require(isinstance(first, Quantity))
+    if not all(isinstance(side, Quantity) for side in rest):
+        require(first.is_name and len(rest) == 1)
+        return Named(first.name, rest[0], first)
+    if all(side.is_number for side in sides) and first.name not in ("e", "i"):
+        return Said.of(sides, signs)
+    if first.is_number and len(rest) == 1 and rest[0].is_name:
+        return Named(rest[0].name, first, rest[0])  # 5 = x
+    if first.is_name and ("+" not in first.name or len(rest) > 1):  # x = (y - 1)/2 = 6/2 = 3 is 3
+        numbers = [(side, sign) for side, sign in zip(rest, signs) if side.is_number]
+        results, signs = zip(*(numbers if rest[-1].is_number else [(rest[-1], "=")]))
+        return Named(first.name, Said.of(results, signs[1:]), first)
+    require(len(rest) == 1)
+    difference = first.bare() - rest[0].bare()
+    return rest[0] if all(close(value, 0) for value in difference.values) else Relation("=", difference)
 
 
-def read_ratio(text: str) -> Group | None:
-    """6:10, 3 to 2, 3比2, 1:√2; what may also be a time, such as 9:00, has a form of its own."""
-    parts = split(text.replace(" to ", ":").replace("比", ":"), ":")
-    trees = [number(part) for part in parts]
-    if not 1 < len(parts) < 6 or None in trees or any(map(variables_of, trees)):
-        return None
-    is_time = re.fullmatch(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?", text)  # perhaps: 6:10 may be a ratio too
-    return Group("time" if is_time else "ratio", tuple(map(Scalar, trees)))
-
-
-def read_division(text: str) -> object | None:
-    """2 out of 3, 1 in 3; 3 remainder 2, 3 R 2; 3 and 1/2."""
-    if match := re.fullmatch(r"(\d+) and (?:a )?(\d+/\d+)( [a-z]+)?", text):
-        return read_quantity(f"{match[1]} {match[2]}{match[3] or ''}")
-    if match := re.fullmatch(r"(\w+) (?:out of|of|in every|in)(?: every| the)? (\w+)", text):
-        above, below = (read_side(part) for part in match.groups())
-        parts = [exact(each.tree) if each and each.unit is None else None for each in (above, below)]
-        if None not in parts and 0 <= parts[0] <= parts[1] > 0 and parts[0].denominator == 1:
-            return Scalar(("number", parts[0] / parts[1]))
-        return None
-    if match := REMAINDER.fullmatch(text):
-        return Group("remainder", tuple(Scalar(number(part)) for part in match.groups()))
-    return None
-
-
-# ---------------------------------------------------------------- one answer said several times
-
-
-def read_restated(text: str) -> object | None:
-    """5, not 6; not 6 but 5; five (5); 12 cm (120 mm); 10/3, about 3.33; 5 — the smallest prime above 3."""
-    remark = REMARK.search(text)
-    if remark and TURNS.search(remark[0]):
-        raise Unreadable(text)
-    if remark and remark[0].startswith(" (") == text.endswith(")"):
-        return read(text[: remark.start()])
-    if match := re.fullmatch(r"(?:not|不是) ?(.+?),? ?(?:but|而是)(?: rather)? ?(.+)", text):
-        return read(match[2]) if readable(match[1]) is not None else None
-    opposed = OPPOSED.search(text)
-    other = readable(opposed["en"] or opposed["zh"]) if opposed else None
-    if other is not None and ("," in opposed[0] or not isinstance(other, Words)):
-        return read(text[: opposed.start()])
-    if match := re.fullmatch(r"(.*[^\s(√^.,;]) ?\(([^()]+)\)", text):
-        return said_again(match[1], match[2], spaced=text[match.end(1)] == " ")
-    behind = BEHIND.search(text)
-    if not behind or not behind.start():
-        return None
-    return said_again(text[: behind.start()], behind["again"].removesuffix(")"))
-
-
-def said_again(first: str, second: str, spaced: bool = True) -> object | None:
-    """The value of "first (second)"; None if that is one term, as in 2(3), f(x), A(1, 2)."""
-    marked = re.match(AGAIN, second)
-    again = second[marked.end() :] if marked else second
-    unit = read_unit(again)
-    if not spaced and not marked and not unit and not re.search(r"[A-Za-z]{3}$|[\u4e00-\u9fff]$", first):
-        return None
-    value = readable(first)
-    if value is None or isinstance(value, Words) or not is_constant(value):
-        return None
-    if isinstance(value, Relation):  # 3x = 21, that is x = 7
-        return readable(again)
-    if isinstance(value, Scalar) and value.unit is None and unit:
-        return Scalar(value.tree, unit, value.decimals)
-    other = readable(again)
-    return Restated((value, other), (False, bool(re.match(ROUNDED, second)))) if other is not None else None
-
-
-# ---------------------------------------------------------------- equations and named values
-
-
-def read_chain(text: str) -> object | None:
-    """x = 2; x = 7/2 = 3.5; 3 + 4 = 7; a + b = 145 + 27 = 172; 9π ≈ 28.27; y = 2x - 6; an equation."""
-    sides = split(text, "(?=[=≈])")
-    if len(sides) < 2 or re.search("[<>≤≥≠]", text):
-        return read_label(text)
-    if len(sides) > PARTS:
-        raise Unreadable(text)
-    first, rest = sides[0], [side[1:].strip() for side in sides[1:]]
-    rounded = [side[0] == "≈" for side in sides[1:]]
-    if len(rest) == 1 and not rounded[0]:
-        return read_equation(first, rest[0])
-    named, left = read_name(first), read_side(first)
-    if left and is_constant(left):
-        return restate([left, *numbers_of_chain(rest)], [False, *rounded])
-    values = numbers_of_chain(rest)
-    if named or left and joins_names(left.tree):
-        return Named(*(named or (comparable(first), "")), restate(values, rounded))
-    raise Unreadable(text)
-
-
-def read_equation(first: str, second: str) -> object:
-    """A named value, a calculation, or an equation."""
-    named, left, right = read_name(first), read_side(first), read_side(second)
-    if not left and not named:
-        left = read_side(without_units(first))  # 5 cm * 3 cm = 15 cm^2
-    if left and right and is_constant(left) and right.tree[0] == "name":  # 5 = x
-        return Named(right.tree[1], "", left)
-    if left and right and is_constant(left) and is_constant(right):
-        return restate([left, right], [False, False])
-    if left and right and not (named and named[0] not in variables_of(right.tree)):
-        if left.unit or right.unit:
-            raise Unreadable(first)
-        return Relation("=", left.tree, right.tree)
-    if not named:
-        raise Unreadable(first)
-    return Named(*named, read(second))
-
-
-def numbers_of_chain(sides: list[str]) -> list:
-    """The sides that have no variables, if the last has none; 2(a + b) is no value where 16 follows."""
-    values = [readable(side) or read_side(without_units(side)) for side in sides[:-1]] + [read(sides[-1])]
-    if None in values:
-        raise Unreadable("a side")
-    if not is_constant(values[-1]):
-        return values[-1:]
-    return [value for value in values if is_constant(value)]
-
-
-def is_constant(value: object) -> bool:
-    return not isinstance(value, Scalar) or not variables_of(value.tree)
-
-
-def restate(values: list, rounded: list[bool]) -> object:
-    """Several values said to be the same."""
-    return values[0] if len(values) == 1 else Restated(tuple(values), tuple(rounded[-len(values) :]))
-
-
-def joins_names(tree: tuple) -> bool:
-    """Whether an expression just joins names, as a + b does: what it equals is its value."""
-    operator, *parts = tree
-    return operator == "name" or operator in ("+", "*", "/", "neg") and all(map(joins_names, parts))
-
-
-def read_label(text: str) -> Named | None:
-    """Area: 5 cm; the area is 5 cm; perimeter 20 cm; x ∈ (1, 2); A(1, 2)."""
-    if match := re.fullmatch(r"([a-zA-Z]) ?∈ ?(.+)", text):
-        value = read(match[2])
-        return region_of(value, match[1]) or Named(match[1], "", value)
-    if match := re.fullmatch(r"([A-Z]'?) ?(\(.+\))", text):
-        value = read(match[2])
-        return Named(match[1], "", value) if isinstance(value, Group) else None
-    if match := MEASURED.fullmatch(text):
-        return Named("", (match[1] or match[3]).casefold(), read(match[2] or match[4]))
-    if match := LABEL.fullmatch(text):
-        named, value = read_name(match[1]), readable(match[2])
-        return Named(*named, value) if named and value is not None else None
-    name, colon, rest = text.partition(":")
-    named = read_name(name) if colon and rest.strip() else None
-    if named is None or named[0] and not rest.startswith(" "):
-        return None
-    return Named(*named, read(rest.strip()))
-
-
-def read_union(text: str) -> Region | None:
-    """(-∞, 1) ∪ (2, 3]"""
-    parts = split(text, "∪")
-    if len(parts) < 2:
-        return None
-    regions = [region_of(read(part)) for part in parts]
-    if None in regions:
-        raise Unreadable(text)
-    return united(regions)
-
-
-READERS = [
-    read_sign, read_order, read_based, read_restated, read_blanks, read_matrix, read_set, read_union,
-    read_clock, read_date, read_division, read_alternatives, read_chain, read_inequality, read_bracketed,
-    read_figure, read_ratio, read_quantity, read_words,
-]  # fmt: skip
+def inequality(sides: list, signs: list[str]) -> object:
+    """x > 2; 1 < x ≤ 5; y < 2x; a < b < c."""
+    sides = [side.bare() for side in sides]
+    ascending = {*signs} <= {"<"} or {*signs} <= {">"}
+    if len(sides) > 2 and ascending and len({side.is_number for side in sides}) == 1:
+        return Many("ordered", tuple(sides if signs[0] == "<" else sides[::-1]))
+    if len(sides) == 3:
+        require({*signs} <= {"<", "≤"} or {*signs} <= {">", "≥"})
+        return Region.intersection([inequality(sides[:2], signs[:1]), inequality(sides[1:], signs[1:])])
+    left, right, sign = *sides, *signs
+    if left.is_number and right.is_name:
+        left, right, sign = right, left, FLIPPED[sign]
+    if not left.is_name or left.is_number or not right.is_number:
+        return Relation(sign, left - right)
+    below = Interval.of(-Quantity.of("inf"), False, right, sign == "≤")
+    above = Interval.of(right, sign == "≥", Quantity.of("inf"), False)
+    intervals = {"<": (below,), "≤": (below,), ">": (above,), "≥": (above,), "≠": (below, above)}
+    return Region(intervals[sign], left.name)

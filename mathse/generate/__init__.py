@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from mathse.generate.endpoint import Endpoint
 from mathse.generate.serve import Served
-from mathse.generate.types import Generator, Repeats, Reply, Request
+from mathse.generate.types import Generator, Reply, Request
 from mathse.records import is_endpoint
 
-__all__ = ["Generator", "Repeats", "Reply", "Request", "open_model"]
+__all__ = ["Generator", "Reply", "Request", "open_model"]
 
 
 def open_model(spec: str, args: argparse.Namespace, load: Callable, schema: dict | None = None) -> Generator:

@@ -48,7 +48,7 @@ from mathse.attention import set_text_attention
 from mathse.chat import chat_parts, encode_prompts, encode_texts, turn_end, user_message
 from mathse.generate.types import Generator, Reply, Request
 from mathse.images import open_image
-from mathse.jsonl import processes
+from mathse.launch import processes
 from mathse.records import IMAGE, fail
 
 ATTENTION = "rows"  # in transformers' table of attentions

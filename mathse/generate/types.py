@@ -51,26 +51,3 @@ class Generator:
 
     def close(self) -> None:
         """Free what it holds, before another model is opened; a local model is gone with the stage."""
-
-
-class Repeats:
-    """Notices that the samples of a problem are the same text, though they are drawn at a temperature: then
-    somebody decodes greedily, such as a server with the habits of a model's folder."""
-
-    def __init__(self, temperature: float):
-        self.temperature = temperature
-        self.texts: dict[tuple, set[int]] = {}
-        self.counts: Counter = Counter()
-
-    def see(self, key: tuple, text: str, finish: str) -> None:
-        if self.temperature and finish != "error":
-            self.texts.setdefault(key, set()).add(hash(text))
-            self.counts[key] += 1
-
-    def warning(self) -> str:
-        """A part of the summary line; empty where nearly all problems have different texts."""
-        several = [key for key, count in self.counts.items() if count > 1]
-        same = sum(len(self.texts[key]) == 1 for key in several)
-        if len(several) < 3 or same < 0.9 * len(several):
-            return ""
-        return f"; all samples of {same} of {len(several)} problems are one text: is it decoded greedily?"

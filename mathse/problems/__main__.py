@@ -26,13 +26,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mathse.cli import Parser, add_output_flags, watch_references, whole
-from mathse.jsonl import Output, remove, replace, stage_end
+from mathse.jsonl import Output, remove, replace
+from mathse.launch import stage_end
 from mathse.problems.decontaminate import HeldOut, ImageHash, hash_images
 from mathse.problems.sources import load_problems, parse_fields
 from mathse.recipe import Recipe
 from mathse.records import fail, row_key
 
 LISTING = "contamination.jsonl"
+MATHVL = 341_346  # problems of the paper's data: what a dry run counts for a source that is no file
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,8 +67,23 @@ Source = tuple[str, str, Iterator[tuple[int, dict]]]  # spec, name, its problems
 
 def open_source(spec: str, args: argparse.Namespace) -> Source:
     """A source up to --limit, its images saved beside the output. It is read when the rows are asked for."""
-    name, rows = load_problems(spec, args.output.parent / "images", parse_fields(args.fields))
-    return spec, name, enumerate(watch_references(islice(rows, args.limit or None), spec), 1)
+    fields = parse_fields(args.fields)
+    name, rows = load_problems(spec, args.output.parent / "images", fields)
+    rows = islice(rows, args.limit or None)
+    if not spec.endswith(".jsonl") and fields.get("images") != "":
+        rows = watch_pictures(rows, spec)
+    return spec, name, enumerate(watch_references(rows, spec), 1)
+
+
+def watch_pictures(rows: Iterator[dict], spec: str) -> Iterator[dict]:
+    """The problems of a table; if none has a picture, its column was not found."""
+    pictures = rows_read = 0
+    for row in rows:
+        pictures, rows_read = pictures + len(row["images"]), rows_read + 1
+        yield row
+    if rows_read and not pictures:
+        remedy = 'name their column in --fields, as "images=img", or write "images=" to do without'
+        fail(f"{spec}: images: none of {rows_read} rows has a picture; {remedy}")
 
 
 def hash_tests(tests: list[Source], workers: int) -> Iterator[tuple[str, dict, list[ImageHash]]]:
@@ -110,6 +127,10 @@ def main() -> None:
     source = open_source(args.input, args)
     tests = [open_source(spec, args) for spec in args.test]
     if args.dry_run is not None:
+        is_file = args.input.endswith(".jsonl")  # which is read to its end: faults are told before all else
+        rows = checked_rows(source) if is_file else args.limit or MATHVL
+        print(f"    {rows:,} rows")
+        Recipe(args.output, __file__, args, inputs=("input", "test")).stands()
         return
     recipe = Recipe(args.output, __file__, args, inputs=("input", "test"))
     if recipe.is_done():
@@ -137,6 +158,14 @@ def main() -> None:
         replace(part, listing_path)
     output.finish(kept)
     print(f"{args.output}: {len(kept)} problems kept, {summary(listings, listing_path)}")
+
+
+def checked_rows(source: Source) -> int:
+    """The number of problems, after a look at each. A run starts from what reference answers confirm."""
+    answers = [row.get("answer") is not None for _, row in source[2]]
+    if not any(answers):
+        fail(f"{source[0]}: no problem has an answer, and D0 is what answers confirm; write some")
+    return len(answers)
 
 
 def summary(listings: list[dict], path: Path) -> str:

@@ -4,9 +4,8 @@ Only MATH-V's is here: MathVista's and MathVerse's need a language model to extr
 """
 
 import re
-from collections.abc import Callable
 
-from mathse.answers import LETTERS
+from mathse.answers import LETTERS, same_value
 
 PHRASES = ("the final answer is", "the answer is", "the correct answer is", "the answer should be")
 IGNORED = (
@@ -15,10 +14,10 @@ IGNORED = (
 )  # fmt: skip
 
 
-def mathvision_rule(row: dict, equal: Callable[[str, str], bool]) -> bool:
+def mathvision_rule(row: dict) -> bool:
     """MATH-V's evaluate.py: whether a response's answer is the reference's letter or value.
 
-    Compared as text or, by `equal`, to two decimals.
+    Compared as text or to two decimals.
     """
     said = mathvision_answer(row["response"].strip())
     references = [str(row["answer"])]
@@ -27,7 +26,7 @@ def mathvision_rule(row: dict, equal: Callable[[str, str], bool]) -> bool:
     for reference in references:
         if said and said == reference.lower().strip():
             return True
-        if said and is_value(said) and is_value(reference) and equal(said, reference):
+        if said and is_value(said) and is_value(reference) and same_value(said, reference, precision=2):
             return True
     return False
 

@@ -12,10 +12,12 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from mathse.images import image_problem, save_image
+from mathse.launch import processes
 from mathse.problems.benchmarks import BENCHMARK_FILES, BENCHMARKS, COMPLETED, HUB_PARTS, IMAGE_FOLDERS
 from mathse.records import PLACEHOLDERS, check_row, fail, json_lines, meant_field, read_rows, shown
 
@@ -48,6 +50,8 @@ def load_problems(
         if not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", path):
             remedy = f"write {name}:PATH, or {name}:OWNER/NAME of the hub"
             fail(f"{spec}: no folder {path or '(none given)'}; {remedy}")
+        if not is_folder and processes()[0] == 0:
+            print(f"{spec}: no such folder from here; taken for a data set of the hub", file=sys.stderr)
         rows = folder_rows(name, Path(path)) if is_folder else benchmark_hub_rows(name, path, image_folder)
         return name, checked(map(BENCHMARKS[name], COMPLETED.get(name, iter)(rows)), spec)
     files = parquet_files(Path(spec))
@@ -89,7 +93,7 @@ def checked(rows: Iterator[dict], spec: str) -> Iterator[dict]:
             fail(f"{where}: cannot be read: {error}", 1)
         if row is None:
             return
-        check_row(row, where, ("id", "question", "answer"), image_problem)
+        check_row(row, where, ("id", "question", "answer"), lambda image: image_problem(Path(image)))
         if row["id"] in seen:
             fail(f"{where}: id: {shown(row['id'])} stands there already; make it unique")
         seen.add(row["id"])
@@ -235,14 +239,7 @@ def parquet_rows(files: list[Path]) -> Iterator[dict]:
 def saved_images(value: object, folder: Path, where: str, place: Path | None = None) -> list[str]:
     """The paths of a row's images (one, a list, or None), saved in `folder` if they came inside the row."""
     values = value if isinstance(value, list) else [value]
-    # {"bytes", "path"}, as `datasets` stores an image; bytes or path, or both, are null
-    values = [
-        image["path"] if isinstance(image, dict) and not image.get("bytes") and "path" in image else image
-        for image in values
-    ]
-    if place:
-        values = [str(place / image) if isinstance(image, str) else image for image in values]
     try:
-        return [save_image(image, folder) for image in values if image is not None]
+        return [save_image(image, folder, place or Path()) for image in values if image is not None]
     except ValueError as error:
         fail(f"{where}: images: {error}; name the right column in --fields")

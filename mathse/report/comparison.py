@@ -1,17 +1,47 @@
-"""The change from one evaluation to another: 05_evaluate.py --against."""
+"""What 05_evaluate.py prints: scores, and with --against the change from another evaluation."""
 
 import json
 from pathlib import Path
 
 from mathse.jsonl import write_json
 from mathse.records import fail
-from mathse.report.statistics import checks_only, compare, differing, predictions
+from mathse.report.statistics import CHECK, compare, differing, percent, predictions
+
+
+def print_scores(metrics: dict) -> None:
+    """Every score of an evaluation, with its conditions."""
+    conditions = metrics["conditions"]
+    decoding = "temperature {temperature}, top-p {top_p}, top-k {top_k}".format(**conditions)
+    decoding = decoding if conditions["temperature"] else "greedy"
+    shown = ", blank images" if conditions["blank_image"] else ""
+    limits = "{samples} a problem, at most {max_tokens} new tokens and {max_pixels} pixels; {rule}"
+    print(f"conditions: {conditions['model']}{shown}; prompt {conditions['prompt']}; {decoding}, ", end="")
+    print(limits.format(**conditions))
+    for name, result in metrics["benchmarks"].items():
+        print(f"{name}: {'; '.join(scores(result))}")
+        for split, parts in result["splits"].items():
+            if 1 < len(parts) <= 24:
+                cells = (f"{value} {part['accuracy']:.1%} of {part['n']}" for value, part in parts.items())
+                print(f"  by {split}: {'; '.join(cells)}")
+
+
+def scores(result: dict) -> list[str]:
+    """The parts of a benchmark's line."""
+    found = [f"{percent(result)} of {result['n']} right"]
+    for key in ("pass_at", "majority_at"):
+        for k in list(result.get(key, ()))[-1:]:
+            found.append(f"{key.replace('_at', '')}@{k} {result[key][k]:.1%}")
+    if result["official"]:
+        found.append(f"by the benchmark's own rule {percent(result['official'])}")
+    rates = "no answer found {unparsed:.1%}, cut off {truncated:.1%}, errors {errors}".format(**result)
+    left_out = f"{result['without_answer']} problems without an answer are left out"
+    return [", ".join(found), rates] + [left_out] * bool(result["without_answer"])
 
 
 def print_change(folder: Path, against: Path, seed: int) -> None:
     """The change from the evaluation in `against`, printed and kept in the metrics.json of `folder`."""
-    metrics, other = read_metrics(folder), read_metrics(against)
-    before, after = predictions(against, checks_only), predictions(folder, checks_only)
+    metrics, other = (json.loads((place / "metrics.json").read_text("utf-8")) for place in (folder, against))
+    before, after = predictions(against, *CHECK), predictions(folder, *CHECK)
     differ, changes = differing(other["conditions"], metrics["conditions"]), {}
     for name in after.keys() & before.keys():
         if change := compare(before[name], after[name], seed):
@@ -23,15 +53,10 @@ def print_change(folder: Path, against: Path, seed: int) -> None:
     write_json(folder / "metrics.json", metrics)
 
 
-def read_metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-
-
 def change_text(change: dict) -> str:
     low, high = change["interval"]
-    only = f"{change['only_before']} and {change['only_after']} only in one"
-    text = f"{change['before']:.1%} -> {change['after']:.1%} on {change['n']} common problems ({only})"
-    text += f", change {change['change']:+.1%} [{low:+.1%}, {high:+.1%}]"
+    text = "{before:.1%} -> {after:.1%} on {n} common problems ({only_before} and {only_after} only in one)"
+    text = f"{text.format(**change)}, change {change['change']:+.1%} [{low:+.1%}, {high:+.1%}]"
     if change["changes"]:
         counts = ", ".join(f"{kind} {count}" for kind, count in change["changes"].items())
         text += f", p {change['p']:.2g}; {counts}"

@@ -1,34 +1,36 @@
 """The page's figures as SVG, drawn by matplotlib."""
 
 import io
-import math
 import re
+from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
+from itertools import cycle
 
-from mathse.records import written_rows
+import matplotlib
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from pandas import DataFrame, Series
+
 from mathse.report.metrics import label
-from mathse.report.statistics import CHANGES, right_rate
+from mathse.report.statistics import right_rate
 
 INK, FAINT = "#010203", "#040506"  # replaced by the page's colours of text and lines (light or dark theme)
 BLUE, ORANGE, GREEN = "#3b82d0", "#d97a1e", "#1f9d78"  # all can be told apart on white and on black
 RED, PURPLE, GREY = "#d1495b", "#9467bd", "#8c93a1"
 LINES = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
-ERROR_COLOURS = {
+COLOURS = {  # of the parts of bars
+    "correct to correct": BLUE, "incorrect to incorrect": GREY,
+    "correct to incorrect": RED, "incorrect to correct": GREEN,
+    "right, accepted": BLUE, "right, rejected": GREY, "wrong, rejected": GREEN, "wrong, accepted": RED,
     "reasoning": BLUE, "understanding": PURPLE, "knowledge": GREEN, "calculation": ORANGE, "vision": RED,
-    "unclassified": GREY,
+    "sampling": BLUE, "reflecting": PURPLE, "verifying": ORANGE, "fine-tuning": GREEN, "evaluating": RED,
 }  # fmt: skip
-STEPS = {  # what the figure calls a step
-    "samples": "sampling", "reflected": "reflecting", "verified": "verifying",
-    "reflected_verified": "verifying", "annotated": "annotating", "model": "fine-tuning",
-    "evaluation": "evaluating",
+CELLS = {  # of the answer check beside the ORM
+    "correct/correct": "right, accepted", "correct/wrong": "right, rejected",
+    "wrong/wrong": "wrong, rejected", "wrong/correct": "wrong, accepted",
 }  # fmt: skip
-AUDIT_CELLS = {
-    "right, accepted": "correct/correct",
-    "right, rejected": "correct/wrong",
-    "wrong, rejected": "wrong/wrong",
-    "wrong, accepted": "wrong/correct",
-}
 STYLE = {
     "svg.fonttype": "none", "text.parse_math": False,  # text stays text
     "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True,
@@ -38,250 +40,131 @@ STYLE = {
 }  # fmt: skip
 
 
-def svg(draw: Callable, title: str) -> str:
-    """What `draw(axes)` draws, as SVG in the page's colours."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
+def svg(title: str, draw: Callable, *data: object) -> str:
+    """What draw(axes, *data) draws, as SVG in the page's colours."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": title}):
-        figure, axes = pyplot.subplots(figsize=(4.7, 3.2))
+        figure, file = Figure(figsize=(4.7, 3.2)), io.StringIO()
         figure.suptitle(title, x=0.02, ha="left", fontsize=10.5, fontweight="bold")
-        draw(axes)
-        file = io.StringIO()
+        draw(figure.subplots(), *data)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
     text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", " ", file.getvalue())
     text = text[text.index("<svg") :].replace(INK, "var(--ink)").replace(FAINT, "var(--line)")
     return re.sub(r'(<svg[^>]*?) width="[^"]*"|(?<=pt") height="[^"]*"', r"\1", text, count=1)
 
 
-def legend_below(axes) -> None:
+def legend_below(axes: Axes) -> None:
     axes.figure.legend(loc="outside lower center", ncols=2, handlelength=1.2, columnspacing=1.2)
 
 
-def stage_axis(axes, names: list[str]) -> None:
-    """The stages on the horizontal axis."""
-    texts = [label(name).removeprefix("+ ") for name in names]
-    style = {"rotation": 30, "ha": "right"} if len(names) > 6 else {}
-    axes.set_xticks(range(len(texts)), texts, fontsize=8, **style)
+def by_stage(axes: Axes, stages: list[str], what: str) -> None:
+    """The stages on the horizontal axis, per cent on the other."""
+    turned = {"rotation": 30, "ha": "right"} if len(stages) > 6 else {"rotation": 0}
+    axes.set_xticks(range(len(stages)), [stage.removeprefix("+ ") for stage in stages], fontsize=8, **turned)
+    axes.set_xlim(-0.5, len(stages) - 0.5)
     axes.grid(axis="x", visible=False)
+    axes.set_ylim(0, min(109, axes.get_ylim()[1] * 1.08))
+    axes.set_ylabel(f"{what}, %")
 
 
-def error_bars(axes, places: list[float], shares: list[float], intervals: list, **style: object) -> None:
-    """Shares with their intervals, in percent."""
-    low = [100 * max(0, share - interval[0]) for share, interval in zip(shares, intervals)]
-    high = [100 * max(0, interval[1] - share) for share, interval in zip(shares, intervals)]
-    heights = [100 * share for share in shares]
-    axes.errorbar(places, heights, yerr=[low, high], marker="o", ms=5, lw=1.8, capsize=3, **style)
-
-
-def note(axes, text: str, x: float, y: float) -> None:
-    """A text right above a point."""
-    axes.annotate(text, (x, y), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8.5)
-
-
-# ---------------------------------------------------------------- one figure each
-
-
-def draw_accuracy(stages: list[dict], names: list[str]) -> Callable:
-    """Accuracy by stage, a line a benchmark."""
-
-    def draw(axes) -> None:
-        for index, name in enumerate(names):
-            places = [place for place, stage in enumerate(stages) if name in stage["benchmarks"]]
-            found = [stages[place]["benchmarks"][name] for place in places]
-            shares = [one["accuracy"] for one in found]
-            intervals = [one["interval"] for one in found]
-            text = f"{name}, n = {found[0]['n']}"
-            error_bars(axes, places, shares, intervals, color=LINES[index % len(LINES)], label=text)
-            if len(names) == 1:
-                for place, share, (_, high) in zip(places, shares, intervals):
-                    note(axes, f"{100 * share:.1f}", place, 100 * high)
-        stage_axis(axes, [stage["stage"] for stage in stages])
-        axes.set_ylim(0, min(109, axes.get_ylim()[1] * 1.08))
-        axes.set_ylabel("right answers, %")
-        if len(names) > 1:
-            legend_below(axes)
-
-    return draw
-
-
-def draw_stacks(bars: list[str], parts: dict[str, list[float]], colours: list[str], unit: str) -> Callable:
-    """Horizontal stacked bars: `parts[kind][i]` of bars[i]."""
-
-    def draw(axes) -> None:
-        left = [0.0] * len(bars)
-        longest = max((sum(values) for values in zip(*parts.values())), default=1) or 1
-        inside = {"ha": "center", "va": "center", "color": "white", "fontsize": 8.5}
-        for (kind, values), colour in zip(parts.items(), colours):
-            axes.barh(range(len(bars)), values, left=left, color=colour, label=kind, height=0.62)
-            for place, value in enumerate(values):
-                if value > 0.06 * longest:
-                    text = f"{value:.1f}" if unit == "minutes" else f"{value:.0f}"
-                    axes.text(left[place] + value / 2, place, text, **inside)
-            left = [start + value for start, value in zip(left, values)]
-        axes.set_yticks(range(len(bars)), bars, fontsize=8.5)
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(unit, fontsize=9)
+def draw_shares(axes: Axes, lines: dict[str, list[dict | None]], stages: list[str], what: str) -> None:
+    """Shares with their intervals by stage, a line a name."""
+    for number, (name, shares) in enumerate(lines.items()):
+        places = [place + 0.06 * number for place, share in enumerate(shares) if share]
+        heights = 100 * numpy.array([share["accuracy"] for share in shares if share])
+        bounds = 100 * numpy.array([share["interval"] for share in shares if share]).T
+        style = {"marker": "o", "ms": 5, "lw": 1.8, "capsize": 3, "color": LINES[number % len(LINES)]}
+        axes.errorbar(places, heights, yerr=abs(bounds - heights), label=name, **style)
+        for place, height, high in zip(places, heights, bounds[1]) if len(lines) == 1 else ():
+            axes.annotate(f"{height:.1f}", (place, high + 1.5), ha="center", fontsize=8.5)
+    by_stage(axes, stages, what)
+    if len(lines) > 1:
         legend_below(axes)
 
-    return draw
+
+def draw_pool(axes: Axes, counts: dict[str, int], problems: int) -> None:
+    """Training problems that have an accepted response, by stage."""
+    new = 100 * Series(counts) / problems
+    bars = DataFrame({"solved before": new.cumsum() - new, "solved first here": new})
+    bars.plot.bar(ax=axes, stacked=True, color=[f"{GREY}73", GREEN], width=0.62, legend=False)
+    axes.bar_label(axes.containers[1], [f"+{n:,}" for n in counts.values()], padding=2, fontsize=8.5)
+    by_stage(axes, [*map(label, counts)], "training problems")
+    legend_below(axes)
 
 
-def draw_pool(pool: dict) -> Callable:
-    """Training problems that have an accepted path, by stage."""
-
-    def draw(axes) -> None:
-        counts = list(pool["first_solved"].values())
-        new = [100 * count / pool["problems"] for count in counts]
-        before = [sum(new[:index]) for index in range(len(new))]
-        places = range(len(new))
-        axes.bar(places, before, color=GREY, alpha=0.45, label="solved before", width=0.62)
-        axes.bar(places, new, bottom=before, color=GREEN, label="solved first here", width=0.62)
-        for place, count in enumerate(counts):
-            note(axes, f"+{count:,}", place, before[place] + new[place])
-        stage_axis(axes, list(pool["first_solved"]))
-        axes.set_ylim(0, 109)
-        axes.set_ylabel("training problems, %")
-        legend_below(axes)
-
-    return draw
+def draw_bars(axes: Axes, bars: DataFrame, unit: str) -> None:
+    """Horizontal stacked bars: a row of the table a bar, a column a part, without parts that are 0 in all."""
+    bars = bars.loc[:, bars.sum() > 0]
+    colours = [COLOURS.get(part, GREY) for part in bars]
+    bars.plot.barh(ax=axes, stacked=True, color=colours, width=0.62, legend=False)
+    for container, part in zip(axes.containers, bars):
+        large = bars[part] > 0.06 * bars.sum(axis=1).max()
+        texts = bars[part].map("{:.1f}".format if unit == "minutes" else "{:.0f}".format).where(large, "")
+        axes.bar_label(container, texts, label_type="center", color="white", fontsize=8.5)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(unit, fontsize=9)
+    legend_below(axes)
 
 
-def draw_audit(stages: list[dict]) -> Callable:
-    """How often the ORM agrees with the answer check."""
-    right = "correct", BLUE, -0.06, "accepts right answers"
-    wrong = "wrong", ORANGE, 0.06, "rejects wrong answers"
-
-    def draw(axes) -> None:
-        for check, colour, shift, text in (right, wrong):
-            rates = {}
-            for place, stage in enumerate(stages):
-                if rate := right_rate(stage["audit"]["answer/orm"], check):
-                    rates[place + shift] = rate
-            shares = [share for share, _, _ in rates.values()]
-            intervals = [interval for _, interval, _ in rates.values()]
-            error_bars(axes, list(rates), shares, intervals, color=colour, label=text)
-        stage_axis(axes, [stage["stage"] for stage in stages])
-        axes.set_xlim(-0.5, len(stages) - 0.5)
-        axes.set_ylim(0, 104)
-        axes.set_ylabel("the ORM agrees, %")
-        legend_below(axes)
-
-    return draw
-
-
-def draw_loss(logs: dict[str, list[dict]]) -> Callable:
-    """Running means of the training loss; points are losses on held-out problems."""
-    from matplotlib.ticker import LogLocator
-
-    def draw(axes) -> None:
-        for index, (name, steps) in enumerate(logs.items()):
-            n, colour = len(steps), LINES[index % len(LINES)]
-            window, losses = max(1, n // 15), [step["loss"] for step in steps]
-            recent = [losses[max(0, end - window) : end] for end in range(1, n + 1)]
-            progress = [100 * (step["step"] + 1) / n for step in steps]
-            means = [sum(part) / len(part) for part in recent]
-            axes.plot(progress, means, lw=1.4, color=colour, label=f"{name}, {n} steps")
-            held_out = [step.get("validation_loss", math.nan) for step in steps]
-            axes.plot(progress, held_out, ls="", marker="o", ms=4, color=colour)
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.set_xlabel("progress of the fine-tuning, %")
-        axes.set_ylabel("loss, nats a token")
-        axes.legend(loc="upper right", fontsize=8)
-
-    return draw
+def draw_loss(axes: Axes, logs: dict[str, DataFrame]) -> None:
+    """Running means of the training loss."""
+    for (name, steps), colour in zip(logs.items(), cycle(LINES)):
+        means = steps.loss.rolling(max(1, len(steps) // 15), min_periods=1).mean()
+        progress = 100 * (steps.step + 1) / len(steps)
+        axes.plot(progress, means, lw=1.4, color=colour, label=f"{name}, {len(steps)} steps")
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set(xlabel="progress of the fine-tuning, %", ylabel="loss, nats a token")
+    axes.legend(loc="upper right", fontsize=8)
 
 
 # ---------------------------------------------------------------- which figures a run has
 
 
-def training_logs(folders: list[Path]) -> dict[str, list[dict]]:
-    """The logged steps of each fine-tuning, by what the page calls it."""
-    logs = {}
-    for folder in folders:
-        name = label(folder.name).removeprefix("+ ")
-        logs[name] = list(written_rows(folder / "model" / "train_log.jsonl"))
-    return {name: steps for name, steps in logs.items() if steps}
+def draw_figures(metrics: dict, logs: dict[str, DataFrame]) -> dict[str, list[str]]:
+    """{section of the page: its SVGs}, without figures that have no data. `logs`: of the fine-tunings."""
+    stages, tests = {label(stage["stage"]): stage for stage in metrics["stages"]}, metrics["tests"]
+    figures = defaultdict(list)
 
+    def add(section: str, title: str, draw: Callable, data: dict | DataFrame, *more: object) -> None:
+        if len(data):
+            figures[section].append(svg(title, draw, data, *more))
 
-def draw_figures(metrics: dict, names: list[str], logs: dict[str, list[dict]]) -> dict[str, list[str]]:
-    """{section of the page: its SVGs}. `names`: the benchmarks; `logs`: of the fine-tunings."""
-    figures = {
-        "results": result_figures(metrics, names),
-        "changes": [figure for name in names for figure in change_figures(metrics["stages"], name)],
-        "orm": audit_figures(metrics["stages"]),
-        "yield": [svg(draw_loss(logs), "Training loss (running mean)")] if logs else [],
-    }
-    figures["yield"] += time_figures(metrics)
-    return {section: drawn for section, drawn in figures.items() if drawn}
-
-
-def result_figures(metrics: dict, names: list[str]) -> list[str]:
-    stages, pool = metrics["stages"], metrics["pool"]
-    title = "Accuracy by stage"
-    if len(names) == 1:
-        counts = [stage["benchmarks"][name]["n"] for stage in stages for name in stage["benchmarks"]]
-        title = f"{names[0]} (n = {counts[-1]})"
-    figures = [svg(draw_accuracy(stages, names), f"{title}, 95 % intervals")]
-    if pool["problems"] and pool["first_solved"]:
-        figures.append(svg(draw_pool(pool), f"Training problems solved (n = {pool['problems']:,})"))
-    return figures
-
-
-def change_figures(stages: list[dict], name: str) -> list[str]:
-    """A benchmark's transitions from stage to stage (the paper's Figure 2) and error types (its Figure 4)."""
-    figures = []
-    changed = [stage for stage in stages if (stage["changes"].get(name) or {}).get("changes")]
-    if changed:
-        changes = [stage["changes"][name] for stage in changed]
-        parts = {kind: [change["changes"][kind] for change in changes] for kind in CHANGES}
-        bars = [f"to {label(stage['stage'])}" for stage in changed]
-        unit = f"problems of {name} (n = {changes[-1]['n']})"
-        figures.append(
-            svg(draw_stacks(bars, parts, [BLUE, GREY, RED, GREEN], unit), "From each stage to the next")
+    accuracy = {test: [stage["benchmarks"].get(test) for stage in stages.values()] for test in tests}
+    add("results", "Accuracy by stage, 95 % intervals", draw_shares, accuracy, [*stages], "right answers")
+    n = metrics["pool"]["problems"]
+    solved = metrics["pool"]["first_solved"] if n else {}
+    add("results", f"Training problems solved (n = {n:,})", draw_pool, solved, n)
+    for test in tests:  # the paper's Figures 2 and 4
+        changes = table(
+            {name: stage["changes"].get(test, {}).get("changes") for name, stage in stages.items()}
         )
-    typed = [stage for stage in stages if "error_types" in stage["benchmarks"].get(name, {})]
-    types = [stage["benchmarks"][name]["error_types"] for stage in typed]
-    parts = {kind: [one.get(kind, 0) for one in types] for kind in ERROR_COLOURS}
-    parts = {kind: counts for kind, counts in parts.items() if sum(counts)}
-    if parts:
-        bars = [label(stage["stage"]) for stage in typed]
-        colours = [ERROR_COLOURS[kind] for kind in parts]
-        drawing = draw_stacks(bars, parts, colours, f"wrong answers of {name}")
-        figures.append(svg(drawing, "Wrong answers by type of the first mistake"))
+        add("changes", "From the stage before to each stage", draw_bars, changes, f"problems of {test}")
+        found = {name: stage["benchmarks"].get(test, {}) for name, stage in stages.items()}
+        types = table({name: result.get("error_types") for name, result in found.items()})
+        add(
+            "changes",
+            "Wrong answers by type of the first mistake",
+            draw_bars,
+            types,
+            f"wrong answers of {test}",
+        )
+    judged = {name: stage["audit"] for name, stage in stages.items() if stage["audit"].get("judged")}
+    pairs = {f"{name}, n = {audit['paths']:,}": audit["answer/orm"] for name, audit in judged.items()}
+    checks = {"accepts right answers": "correct", "rejects wrong answers": "wrong"} if judged else {}
+    agrees = {words: [right_rate(each, check) for each in pairs.values()] for words, check in checks.items()}
+    add("orm", "ORM against answer check, 95 % intervals", draw_shares, agrees, [*judged], "the ORM agrees")
+    shares = 100 * table(pairs).div([audit["paths"] for audit in judged.values()], axis=0)
+    shares = shares.reindex(columns=[*CELLS], fill_value=0).rename(columns=CELLS)
+    add("orm", "Verified responses by both checks", draw_bars, shares, "verified responses, %")
+    add("cost", "Training loss (running mean)", draw_loss, logs)
+    steps = {name: stage["steps"] for name, stage in (stages | {"ORM": metrics["orm"]}).items()}
+    add("cost", "Time by stage", draw_bars, table(steps) / 60, "minutes")
     return figures
 
 
-def audit_figures(stages: list[dict]) -> list[str]:
-    audited = [stage for stage in stages if stage["audit"].get("judged")]
-    if not audited:
-        return []
-    parts = {words: [] for words in AUDIT_CELLS}
-    for stage in audited:
-        paths, pairs = stage["audit"]["paths"], stage["audit"]["answer/orm"]
-        for words, pair in AUDIT_CELLS.items():
-            parts[words].append(100 * pairs.get(pair, 0) / paths)
-    bars = [f"{label(stage['stage'])}, n = {stage['audit']['paths']:,}" for stage in audited]
-    stacks = draw_stacks(bars, parts, [BLUE, GREY, GREEN, RED], "verified paths, %")
-    agreement = svg(draw_audit(audited), "ORM against answer check, 95 % intervals")
-    return [agreement, svg(stacks, "Verified paths by both checks")]
-
-
-def time_figures(metrics: dict) -> list[str]:
-    timed = {label(stage["stage"]): stage["steps"] for stage in metrics["stages"]}
-    if metrics["orm"]["steps"]:
-        timed["ORM"] = metrics["orm"]["steps"]
-    parts = {kind: [0.0] * len(timed) for kind in STEPS.values()}
-    for place, steps in enumerate(timed.values()):
-        for step in steps.keys() & STEPS.keys():
-            parts[STEPS[step]][place] += steps[step] / 60
-    parts = {kind: minutes for kind, minutes in parts.items() if sum(minutes)}
-    drawing = draw_stacks(list(timed), parts, [BLUE, PURPLE, ORANGE, GREY, GREEN, RED], "minutes")
-    return [svg(drawing, "Time by stage")] if parts else []
+def table(rows: dict[str, dict | None]) -> DataFrame:
+    """A row a name, of those that have parts, and a column a part."""
+    return DataFrame({name: parts for name, parts in rows.items() if parts}, dtype=float).T.fillna(0)

@@ -1,289 +1,246 @@
-"""A run folder -> metrics.json and ledger.jsonl.
-
-Seconds, tokens and versions come from the recipes that stand beside the outputs (mathse/recipe.py).
-"""
+"""A run folder -> metrics.json and ledger.jsonl. Of large files only the columns that count are read."""
 
 import json
-import os
-from array import array
+import mmap
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 from mathse.cli import price
 from mathse.generate.endpoint import read_spent
-from mathse.jsonl import replace
+from mathse.jsonl import line_of, replace
 from mathse.recipe import content_of, digest, read_recipe
-from mathse.records import fail, is_endpoint, written_rows
-from mathse.report.statistics import audit, audit_truth, checks_only, compare, differing, predictions
+from mathse.records import MAX_LINE, fail, is_endpoint, written_rows
+from mathse.report.statistics import CHECK, compare, differing, predictions
 
+MOST_ROUNDS = 999  # that are looked for where no settings tell
 VERIFIED = ("verified.jsonl", "reflected_verified.jsonl")
-READ = (  # files of a stage's folder that the report reads
-    *VERIFIED, "annotated.jsonl", "train.jsonl", "model/train_log.jsonl", "eval/metrics.json",
-    "eval/predictions.jsonl", "eval/errors.jsonl", "blank/predictions.jsonl",
+READ = (  # of a stage's folder
+    "*verified.jsonl", "train.jsonl", "model/train_log.jsonl", "eval/*.json*", "blank/*.json*",
+    "*recipe.json", "*/*recipe.json",
 )  # fmt: skip
+NAMES = {"base": "base", "round_0": "+ distilled", "final": "+ reflection", "orm": "ORM", "run": "data"}
+STEPS = {
+    "01_sample.py": "sampling", "02_verify.py": "verifying", "03_reflect.py": "reflecting",
+    "04_finetune.py": "fine-tuning", "05_evaluate.py": "evaluating",
+}  # fmt: skip
+ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision", "unclassified")
+TEXTS = {"id", "status", "answer_check", "orm_check", "finish", "benchmark", "error_type"}  # else numbers
+
+
+# ---------------------------------------------------------------- what lies in a run folder
 
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def read_settings(run: Path) -> dict[str, str]:
-    """The settings of run_rounds.sh, {} for a folder that was made by hand."""
-    return read_json(run / "config.json").get("settings", {})
-
-
-def stage_folders(run: Path, settings: dict[str, str]) -> list[Path]:
-    """The folders of the stages that the settings ask for, as far as anything was verified or evaluated.
-
-    Without settings, what lies there. A folder of a stage that is no longer asked for may be left.
+def folders_of(run: Path, settings: dict[str, str]) -> list[Path]:
+    """The folders of the stages that the settings ask for, in order, then of the ORMs: a folder that is no
+    longer asked for may be left. Without settings, what lies there.
     """
-    names = [path.name for path in run.glob("round_*") if path.name[6:].isdigit()]
-    names = ["base", *sorted(names, key=lambda name: int(name[6:])), "final"]
-    if settings.get("ROUNDS", "").isdigit():
-        names = ["base", *(f"round_{number}" for number in range(int(settings["ROUNDS"]) + 1))]
-        names += ["final"] if settings.get("REFLECT") == "final" else []
-    folders = [run / name for name in names]
-    return [path for path in folders if is_evaluated(path) or (path / "verified.jsonl").is_file()]
+    rounds = range(int(settings.get("ROUNDS", MOST_ROUNDS)) + 1)
+    names = ["base", *(f"round_{number}" for number in rounds)]
+    if settings.get("REFLECT", "final") == "final":
+        names.append("final")
+    if not settings.get("ORM"):
+        names.append("orm")
+        updated = settings.get("ORM_UPDATE", "every") == "every"
+        names += [f"orm_{number}" for number in rounds if updated]
+    return [run / name for name in names if (run / name).is_dir()]
 
 
 def label(stage: str) -> str:
     """What the table and the page call a stage."""
-    names = {"base": "base", "round_0": "+ distilled", "final": "+ reflection", "orm": "ORM"}
-    if stage.startswith("orm_"):
-        return f"ORM after round {stage[4:]}"
-    return names.get(stage, f"+ {stage.replace('_', ' ')}")
+    return NAMES.get(stage) or stage.replace("round_", "+ round ").replace("orm_", "ORM after round ")
 
 
-def is_evaluated(folder: Path) -> bool:
-    return (folder / "eval" / "metrics.json").is_file()
+def files_of(run: Path, folders: Iterable[Path]) -> list[Path]:
+    """The files that the report is made from, the recipes of all complete outputs among them."""
+    paths = [run / "config.json", run / "problems.jsonl", run / "spent.tsv", *run.glob("*.recipe.json")]
+    paths += [path for folder in folders for pattern in READ for path in folder.glob(pattern)]
+    return sorted(path for path in {*paths} if path.is_file() and path.parent.suffix != ".part")
 
 
-def orm_folders(run: Path, settings: dict[str, str]) -> list[Path]:
-    """The folders of the ORM and of those that follow it, if the run trains one."""
-    if settings.get("ORM"):
-        return []
-    rounds = int(settings.get("ROUNDS", "999")) if settings.get("ORM_UPDATE", "every") == "every" else 0
-    numbers = sorted(int(path.name[4:]) for path in run.glob("orm_*") if path.name[4:].isdigit())
-    later = [run / f"orm_{number}" for number in numbers if number <= rounds]
-    return [path for path in (run / "orm", *later) if path.is_dir()]
+def made_from(run: Path, files: Iterable[Path]) -> str:
+    """A digest of all that the report is made from: files, prices, this package and what draws the page."""
+    contents = [(str(path.relative_to(run)), content_of(path)) for path in files]
+    code = [content_of(path) for path in sorted(Path(__file__).parent.iterdir()) if path.is_file()]
+    versions = [version(name) for name in ("jinja2", "matplotlib", "pandas")]
+    return digest(json.dumps([contents, code, price("PRICE_IN"), price("PRICE_OUT"), versions]))
 
 
-# ---------------------------------------------------------------- recipes
+def what_it_took(run: Path, files: Iterable[Path]) -> dict[str, dict]:
+    """{stage: {"steps": seconds by step, "tokens": {"local" or "endpoint": {"prompt", "new"}}}}, by recipes.
 
-
-def recipes(run: Path, folders: list[Path]) -> Iterator[tuple[str, str, dict]]:
-    """(stage, step, recipe) of each complete output in these folders, and of the run's own files ("run")."""
-    for path in recipe_paths(run, folders):
-        stage, *inner = path.relative_to(run).parts if path.parent != run else ("run", path.name)
-        step = {"eval": "evaluation"}.get(inner[0], inner[0].removesuffix(".recipe.json"))
-        if recipe := read_recipe(path):
-            yield stage, step.removesuffix(".jsonl"), recipe
-
-
-def recipe_paths(run: Path, folders: list[Path]) -> list[Path]:
-    paths = [*run.glob("*.recipe.json")]
-    for folder in folders:
-        for pattern in ("*.recipe.json", "*/*.recipe.json", "*/recipe.json"):
-            paths += folder.glob(pattern)
-    return sorted(path for path in paths if not path.parent.name.endswith(".part"))
-
-
-def seconds_spent(run: Path, folders: list[Path]) -> dict[str, dict[str, float]]:
-    """{stage: {step: seconds}}"""
-    spent = defaultdict(Counter)
-    for stage, step, recipe in recipes(run, folders):
-        spent[stage][step] += recipe.get("seconds", 0)
-    return {stage: {step: round(s, 1) for step, s in steps.items()} for stage, steps in spent.items()}
-
-
-def tokens_used(run: Path, folders: list[Path]) -> dict[str, dict[str, list[int]]]:
-    """{stage: {"endpoint" or "local": [tokens read, tokens written]}} of the replies in the outputs."""
-    used = {}
-    for stage, _, recipe in recipes(run, folders):
+    All ORMs are "orm", the run's own files "run".
+    """
+    taken = defaultdict(lambda: {"steps": Counter(), "tokens": {"local": Counter(), "endpoint": Counter()}})
+    for path in (path for path in files if path.name.endswith("recipe.json")):
+        recipe, name = read_recipe(path) or {}, path.relative_to(run).parts[0]
+        spent = taken["run" if path.parent == run else "orm" if name.startswith("orm") else name]
+        script = recipe.get("stage", "")
+        step = "annotating" if recipe.get("flags", {}).get("annotate") else STEPS.get(script, script)
+        spent["steps"][step] += recipe.get("seconds", 0)
         models = recipe.get("inputs", {}).get("model")
         if models and isinstance(recipe.get("tokens"), list):
-            totals = used.setdefault(stage, {"endpoint": [0, 0], "local": [0, 0]})
             who = "endpoint" if is_endpoint(models[0]["name"]) else "local"
-            totals[who] = [total + new for total, new in zip(totals[who], recipe["tokens"])]
-    return used
-
-
-def cost_of(tokens: dict[str, dict], run: Path) -> float | None:
-    """What endpoints cost by PRICE_IN and PRICE_OUT, the price of a million tokens; None without prices.
-
-    By the replies in the run's outputs or, if that is more, by spent.tsv: it counts failed requests and
-    replies that were replaced, but no judge that was asked by hand.
-    """
-    prices = [price("PRICE_IN"), price("PRICE_OUT")]
-    if not any(prices):
-        return None
-    counts = [[sum(stage["endpoint"][index] for stage in tokens.values()) for index in range(2)]]
-    if (run / "spent.tsv").is_file():
-        counts.append(read_spent(run / "spent.tsv")[1])
-    return round(max(sum(count * each for count, each in zip(pair, prices)) for pair in counts) / 1e6, 4)
-
-
-def read_digest(run: Path, folders: list[Path]) -> str:
-    """A digest of all that the report is made from: files, prices, this package and what draws the page."""
-    paths = [run / name for name in ("config.json", "problems.jsonl", "spent.tsv")]
-    paths += [folder / name for folder in folders for name in READ] + recipe_paths(run, folders)
-    contents = [(str(path.relative_to(run)), content_of(path)) for path in paths if path.is_file()]
-    code = [content_of(path) for path in sorted(Path(__file__).parent.iterdir()) if path.is_file()]
-    prices = [os.environ.get(name) for name in ("PRICE_IN", "PRICE_OUT")]
-    versions = [version(name) for name in ("jinja2", "matplotlib")]
-    return digest(json.dumps([contents, code, prices, versions]))
+            spent["tokens"][who].update(dict(zip(("prompt", "new"), recipe["tokens"])))
+    return taken
 
 
 # ---------------------------------------------------------------- rows
 
 
-def yield_of(folder: Path, subject_of: dict[str, str]) -> dict:
-    """From sampled paths to training rows, by subject; lengths and finish of the paths. {} without paths."""
-    subjects, lengths, finish = defaultdict(Counter), array("l"), Counter()
-    for row in written_rows(folder / "verified.jsonl"):
-        counts = subjects[str(row.get("subject"))]
-        counts["sampled"] += 1
-        counts["correct"] += row["status"] == "correct"
-        finish[row["finish"]] += 1
-        lengths.append(row.get("tokens") or 0)
-    if not lengths:
+def read_columns(path: Path, *names: str):
+    """A data frame of columns of a JSONL file that a stage wrote, a row a line, up to a last line that a kill
+    has torn. Without rows if there is no such file; a line that is no row ends the command.
+    """
+    import pyarrow  # takes half a second, not to say `skip`
+    from pyarrow.json import ParseOptions, ReadOptions, read_json
+
+    types = {name: pyarrow.string() if name in TEXTS else pyarrow.float64() for name in names}
+    options = ParseOptions(explicit_schema=pyarrow.schema(types), unexpected_field_behavior="ignore")
+    reading = ReadOptions(use_threads=False, block_size=MAX_LINE)  # threads would hold more blocks in memory
+    if not (size := whole_lines(path)):
+        return options.explicit_schema.empty_table().to_pandas()
+    try:
+        with pyarrow.OSFile(str(path)) as file:
+            rows = read_json(file.get_stream(0, size), reading, options)
+        return rows.to_pandas()
+    except ValueError as error:
+        fail(f"{path}: not rows as a stage writes them ({error}); make it anew")
+
+
+def whole_lines(path: Path) -> int:
+    """Bytes of a file up to the end of its last whole line, 0 if there is none."""
+    if not path.is_file() or not path.stat().st_size:
+        return 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.rfind(b"\n") + 1
+
+
+def audit_of(path: Path) -> dict:
+    """Counts of verified responses, {} if there are none: {paths: all; status; finish; "answer/orm": pairs of
+    checks; judged: those with an ORM check; tokens: the median}.
+    """
+    rows = read_columns(path, "status", "answer_check", "orm_check", "finish", "tokens")
+    if rows.empty:
         return {}
-    for row in written_rows(folder / "train.jsonl"):
-        subjects[str(subject_of.get(row["id"]))]["trained"] += 1
-    ordered, n = sorted(lengths), len(lengths)
-    tokens = {"median": ordered[n // 2], "p95": ordered[int(n * 0.95)], "max": ordered[-1]}
+    pairs = rows.answer_check.fillna("None") + "/" + rows.orm_check.fillna("None")
+    counts = {"status": rows.status, "finish": rows.finish, "answer/orm": pairs}
+    counts = {name: values.value_counts().to_dict() for name, values in counts.items()}
     return {
-        "by_subject": {name: dict(subjects[name]) for name in sorted(subjects)},
-        "tokens": tokens,
-        "truncated": round(finish["length"] / n, 4),
-        "errors": round(finish["error"] / n, 4),
-    }
+        "paths": len(rows),
+        "judged": int(rows.orm_check.count()),
+        "tokens": rows.tokens.median(),
+    } | counts
 
 
-def first_solved(folders: list[Path]) -> dict[str, str]:
-    """{id of a training problem: the stage that solved it first}"""
-    first = {}
-    for folder in folders:
-        for name in VERIFIED:
-            for row in written_rows(folder / name):
-                if row["status"] == "correct":
-                    first.setdefault(row["id"], folder.name)
-    return first
-
-
-def write_ledger(run: Path, folders: list[Path]) -> dict:
-    """Write ledger.jsonl; returns {problems, first_solved: {stage: n}, by_subject} of training problems."""
-    first, solved, totals = first_solved(folders), defaultdict(Counter), Counter()
-    part = run / "ledger.jsonl.part"
-    with part.open("w", encoding="utf-8") as file:
-
-        def write(row: dict) -> None:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-        for row in tested(folders):
-            write(row)
-        for row in written_rows(run / "problems.jsonl"):
-            subject, stage = str(row.get("subject")), first.get(row["id"])
-            totals[subject] += 1
-            if stage:
-                solved[subject][stage] += 1
-            write({"id": row["id"], "subject": row.get("subject"), "first_solved": stage})
-    replace(part, run / "ledger.jsonl")
-    stages = [folder.name for folder in folders if folder.name != "base"]
-    by_stage = {name: sum(counts[name] for counts in solved.values()) for name in stages}
-    by_subject = {name: {"problems": totals[name]} | solved[name] for name in sorted(totals)}
-    return {"problems": totals.total(), "first_solved": by_stage, "by_subject": by_subject}
-
-
-def tested(folders: list[Path]) -> list[dict]:
-    """A row a test problem: benchmark, id, subject, checks of its first sample by stage."""
-    rows = {}
-    for folder in folders:
-        for row in written_rows(folder / "eval" / "predictions.jsonl"):
-            if row["sample"] == 0:
-                names = {"benchmark": row["benchmark"], "id": row["id"], "subject": row.get("subject")}
-                known = rows.setdefault((row["benchmark"], row["id"]), names | {"checks": {}})
-                known["checks"][folder.name] = row["answer_check"]
-    return list(rows.values())
+def error_types(folder: Path) -> dict[str, dict]:
+    """{benchmark: {"error_types": {type: wrong answers}}}; {} if no teacher was asked about what stands."""
+    recipe = read_recipe(folder / "errors.jsonl.recipe.json") or {}
+    asked = [source["content"] for source in recipe.get("inputs", {}).get("input", [])]
+    standing = folder / "predictions.jsonl"
+    if not standing.is_file() or asked != [content_of(standing)]:
+        return {}
+    rows = read_columns(folder / "errors.jsonl", "benchmark", "answer_check", "error_type")
+    rows = rows[rows.answer_check == "wrong"].fillna({"error_type": "unclassified"})
+    found = {name: Counter(part.error_type) for name, part in rows.groupby("benchmark")}
+    return {name: {"error_types": dict.fromkeys(ERROR_TYPES, 0) | types} for name, types in found.items()}
 
 
 # ---------------------------------------------------------------- the whole
 
 
-def collect(run: Path, settings: dict[str, str]) -> dict:
+def collect(run: Path, folders: list[Path], files: list[Path]) -> dict:
     """The metrics of a run from its files; ledger.jsonl is written. No stage evaluated ends the command."""
-    folders = stage_folders(run, settings)
-    evaluated = [folder for folder in folders if is_evaluated(folder)]
+    evaluated = [folder for folder in folders if (folder / "eval" / "metrics.json").is_file()]
     if not evaluated:
         fail(f"{run}: no stage has been evaluated in it yet")
-    with_orm = [*folders, *orm_folders(run, settings)]
-    seconds, tokens = seconds_spent(run, with_orm), tokens_used(run, with_orm)
-    subject_of = {row["id"]: row.get("subject") for row in written_rows(run / "problems.jsonl")}
-    stages, results = [], []
-    for folder in evaluated:
-        results.append(predictions(folder / "eval", checks_only))
-        stages.append(stage_metrics(folder, subject_of, *results[-2:]))
-        steps = seconds.get(folder.name, {})
-        stages[-1] |= {"seconds": round(sum(steps.values()), 1), "steps": steps}
-        stages[-1]["tokens"] = tokens.get(folder.name)
-        stages[-1]["not_comparable"] = differing(stages[0]["conditions"], stages[-1]["conditions"])
+    answers = [predictions(folder / "eval", *CHECK, "subject") for folder in evaluated]
+    taken = what_it_took(run, files)
+    stages = [
+        stage_of(folder, before, after) | taken[folder.name]
+        for folder, before, after in zip(evaluated, [{}, *answers], answers)
+    ]
+    for stage in stages:
+        stage["seconds"] = round(sum(stage["steps"].values()), 1)
+        stage["not_comparable"] = differing(stages[0]["conditions"], stage["conditions"])
+    used = [each["tokens"] for each in taken.values()]
+    tokens = {who: sum((each[who] for each in used), Counter()) for who in ("local", "endpoint")}
+    recipe = read_recipe(evaluated[-1] / "eval" / "predictions.jsonl.recipe.json") or {}
     return {
         "stages": stages,
-        "overall": compare_all(results[0], results[-1]),
-        "pool": write_ledger(run, folders),
-        "seconds": round(sum(sum(steps.values()) for steps in seconds.values()), 1),
-        "orm": orm_metrics([folder.name for folder in orm_folders(run, settings)], seconds, tokens),
-        "tokens": total_tokens(tokens),
-        "cost": cost_of(tokens, run),
-    } | provenance_of(evaluated[-1])
-
-
-def orm_metrics(names: list[str], seconds: dict[str, dict], tokens: dict[str, dict]) -> dict:
-    """{steps: seconds by step, tokens} of the ORM and of those that follow it, together."""
-    if not names:
-        return {"steps": {}, "tokens": None}
-    steps, totals = Counter(), {"endpoint": [0, 0], "local": [0, 0]}
-    for name in names:
-        steps.update(seconds.get(name, {}))
-        for who, pair in tokens.get(name, {}).items():
-            totals[who] = [total + new for total, new in zip(totals[who], pair)]
-    return {"steps": {step: round(s, 1) for step, s in steps.items()}, "tokens": totals}
-
-
-def stage_metrics(folder: Path, subject_of: dict[str, str], *results: dict[str, list[dict]]) -> dict:
-    """`results`: the predictions of the stage before, where there is one, and of this one."""
-    evaluation = read_json(folder / "eval" / "metrics.json")
-    blank = predictions(folder / "blank", checks_only)
-    return {
-        "stage": folder.name,
-        "train_rows": sum(1 for _ in written_rows(folder / "train.jsonl")),
-        "conditions": evaluation.get("conditions", {}),
-        "benchmarks": evaluation["benchmarks"],
-        "changes": compare_all(*results) if len(results) > 1 else {},
-        "blank": compare_all(blank, results[-1]),
-        "audit": audit(written_rows(folder / "verified.jsonl")),
-        "truth": audit_truth(written_rows(folder / "annotated.jsonl")),
-        "yield": yield_of(folder, subject_of),
+        "tests": list(dict.fromkeys(name for stage in stages for name in stage["benchmarks"])),
+        "overall": compare_all(answers[0], answers[-1]),
+        "pool": write_ledger(run, folders, {folder.name: after for folder, after in zip(evaluated, answers)}),
+        "seconds": round(sum(sum(each["steps"].values()) for each in taken.values()), 1),
+        "orm": taken["orm"],
+        "tokens": tokens,
+        "cost": cost_of(tokens["endpoint"], run),
+        "versions": recipe.get("versions", {}),
+        "git_commit": recipe.get("git_commit"),
     }
 
 
-def compare_all(before: dict[str, list[dict]], after: dict[str, list[dict]]) -> dict[str, dict | None]:
-    """{benchmark: the change}, of those that both have."""
-    return {name: compare(before[name], rows) for name, rows in after.items() if name in before}
+def stage_of(folder: Path, before: dict, after: dict) -> dict:
+    """`before`, `after`: the predictions of the stage before, {} without one, and of this one."""
+    evaluation, types = read_json(folder / "eval" / "metrics.json"), error_types(folder / "eval")
+    return {
+        "stage": folder.name,
+        "train_rows": len(read_columns(folder / "train.jsonl", "id")),
+        "conditions": evaluation.get("conditions", {}),
+        "benchmarks": {name: one | types.get(name, {}) for name, one in evaluation["benchmarks"].items()},
+        "changes": compare_all(before, after),
+        "blank": compare_all(predictions(folder / "blank", *CHECK), after),
+        "audit": audit_of(folder / VERIFIED[0]),
+    }
 
 
-def total_tokens(tokens: dict[str, dict]) -> dict[str, dict[str, int]]:
-    """{"endpoint" or "local": {"prompt", "new"}} of all stages."""
-    totals = {}
-    for who in ("endpoint", "local"):
-        read, written = (sum(stage[who][index] for stage in tokens.values()) for index in range(2))
-        totals[who] = {"prompt": read, "new": written}
-    return totals
+def compare_all(before: dict[str, list[dict]], after: dict[str, list[dict]]) -> dict[str, dict]:
+    """{benchmark: the change}, of those that have problems in common."""
+    changes = {name: compare(before.get(name, []), rows) for name, rows in after.items()}
+    return {name: change for name, change in changes.items() if change}
 
 
-def provenance_of(folder: Path) -> dict:
-    """Versions and commit, as the recipe of this stage's evaluation has them."""
-    recipe = read_recipe(folder / "eval" / "predictions.jsonl.recipe.json") or {}
-    return {"versions": recipe.get("versions", {}), "git_commit": recipe.get("git_commit")}
+def write_ledger(run: Path, folders: list[Path], answers: dict[str, dict]) -> dict:
+    """ledger.jsonl: a row a test problem, with the checks of its first sample by stage, or training problem.
+
+    Returns of the latter {problems, first_solved: {stage: n}, by_subject: {subject: {"problems", stage: n}}}.
+    """
+    tests, solved, subjects, part = {}, {}, defaultdict(Counter), run / "ledger.jsonl.part"
+    for stage, benchmarks in answers.items():
+        for name, rows in benchmarks.items():
+            for row in (row for row in rows if row["sample"] == 0):
+                known = {"benchmark": name, "id": row["id"], "subject": row["subject"], "checks": {}}
+                tests.setdefault((name, row["id"]), known)["checks"][stage] = row["answer_check"]
+    for path in reversed([folder / name for folder in folders for name in VERIFIED]):
+        checked = read_columns(path, "id", "status")  # the first stage has the last word
+        solved |= dict.fromkeys(checked.id[checked.status == "correct"], path.parent.name)
+    with part.open("wb") as file:
+        file.writelines(map(line_of, tests.values()))
+        for row in written_rows(run / "problems.jsonl"):
+            stage, subject = solved.get(row["id"]), row.get("subject")
+            subjects[str(subject)].update(["problems", stage] if stage else ["problems"])
+            file.write(line_of({"id": row["id"], "subject": subject, "first_solved": stage}))
+    replace(part, run / "ledger.jsonl")
+    totals = sum(subjects.values(), Counter())
+    stages = {folder.name: totals[folder.name] for folder in folders if (folder / VERIFIED[0]).is_file()}
+    by_subject = {subject: subjects[subject] for subject in sorted(subjects)}
+    return {"problems": totals["problems"], "first_solved": stages, "by_subject": by_subject}
+
+
+def cost_of(tokens: dict[str, int], run: Path) -> float | None:
+    """What endpoints cost by PRICE_IN and PRICE_OUT, the price of a million tokens; None without prices.
+
+    By the replies in the run's outputs or, if that is more, by spent.tsv: it counts failed requests and
+    replies that were replaced, but no model that was asked by hand.
+    """
+    prices = price("PRICE_IN"), price("PRICE_OUT")
+    if not any(prices):
+        return None
+    spent = read_spent(run / "spent.tsv")[1] if (run / "spent.tsv").is_file() else (0, 0)
+    counted = (tokens["prompt"], tokens["new"]), spent
+    return round(max(sum(n * each for n, each in zip(pair, prices)) for pair in counted) / 1e6, 4)

@@ -1,4 +1,4 @@
-"""What predictions and verdicts say: intervals, pass@k, paired comparisons, counts of an audit.
+"""What predictions and verdicts say: intervals, pass@k, paired comparisons, the answer check beside the ORM.
 
 A prediction is a row of predictions.jsonl (05_evaluate.py). A problem counts as right by the share of its
 samples that are right; the accuracy is the mean over problems. An undecided answer is not right.
@@ -6,31 +6,20 @@ samples that are right; the accuracy is the mean over problems. An undecided ans
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mathse.records import written_rows
 
 Z = 1.959964  # of a 95 % interval
 RESAMPLES = 10_000  # of the bootstrap
+REASONS = 3  # that are printed
 VERDICTS = ("correct", "wrong", "undecided")  # of the answer check and of the ORM
 # The transitions of the paper's Figure 2, from one set of predictions to another.
-CHANGES = (
-    "correct to correct",
-    "incorrect to incorrect",
-    "correct to incorrect",
-    "incorrect to correct",
-)
+CHANGES = ("correct to correct", "incorrect to incorrect", "correct to incorrect", "incorrect to correct")
+CHECK = ("id", "sample", "answer_check")  # the fields of a prediction that compare() needs
 # Conditions that a comparison may be about. If others differ, two scores are not comparable.
 MAY_DIFFER = {"model", "test", "limit", "seed", "blank_image"}
-DISAGREEMENTS = {  # by (answer check, ORM check)
-    ("wrong", "correct"): "orm_accepts_wrong",
-    ("correct", "wrong"): "orm_rejects_right",
-}
-EXAMPLES = 10  # of each disagreement, kept by an audit
-EXAMPLE_FIELDS = (
-    "id", "sample", "answer", "extracted", "response", "judge_reply", "error_line", "orm_confidence",
-)  # fmt: skip
 
 
 # ---------------------------------------------------------------- one set of predictions
@@ -41,9 +30,8 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     if not n:
         return 0.0, 1.0
     share, spread = correct / n, Z * Z / n
-    centre = share + spread / 2
     half = Z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
+    low, high = ((share + spread / 2 + side) / (1 + spread) for side in (-half, half))
     return round(max(0.0, low), 4), round(min(1.0, high), 4)
 
 
@@ -52,20 +40,12 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def predictions(folder: Path, keep: Callable[[dict], dict] = lambda row: row) -> dict[str, list[dict]]:
-    """{benchmark: predictions} of an evaluation's folder.
-
-    Each row goes through `keep`, so that the long fields need not be held in memory.
-    """
+def predictions(folder: Path, *fields: str) -> dict[str, list[dict]]:
+    """{benchmark: predictions} of an evaluation's folder, if fields are named with these alone."""
     rows = defaultdict(list)
     for row in written_rows(folder / "predictions.jsonl"):
-        rows[row["benchmark"]].append(keep(row))
+        rows[row["benchmark"]].append({name: row.get(name) for name in fields} if fields else row)
     return dict(rows)
-
-
-def checks_only(row: dict) -> dict:
-    """The fields of a prediction that compare() needs."""
-    return {name: row[name] for name in ("id", "sample", "answer_check")}
 
 
 def by_problem(rows: Iterable[dict]) -> dict[str, list[dict]]:
@@ -83,9 +63,8 @@ def right_share(group: list[dict], field: str = "answer_check") -> float:
 
 def share_of(groups: list[list[dict]], field: str = "answer_check") -> dict:
     """{n, accuracy, interval} of some problems."""
-    correct = sum(right_share(group, field) for group in groups)
-    accuracy = round(correct / len(groups), 4)
-    return {"n": len(groups), "accuracy": accuracy, "interval": wilson(correct, len(groups))}
+    correct, n = sum(right_share(group, field) for group in groups), len(groups)
+    return {"n": n, "accuracy": round(correct / n, 4), "interval": wilson(correct, n)}
 
 
 def split_by(groups: list[list[dict]], field: str) -> dict[str, dict]:
@@ -137,29 +116,20 @@ def compare(before: Iterable[dict], after: Iterable[dict], seed: int = 0) -> dic
     one sample a problem. Problems without a reference answer are left out.
     """
     one, other = (by_problem(row for row in rows if row["answer_check"]) for rows in (before, after))
-    common = [name for name in one if name in other]
-    if not common:
+    pairs = [(one[name], other[name]) for name in one if name in other]
+    if not pairs:
         return None
-    shares = [(right_share(one[name]), right_share(other[name])) for name in common]
-    first = sum(share for share, _ in shares) / len(common)
-    second = sum(share for _, share in shares) / len(common)
-    result = {
-        "n": len(common),
-        "only_before": len(one) - len(common),
-        "only_after": len(other) - len(common),
-        "before": round(first, 4),
-        "after": round(second, 4),
-        "change": round(second - first, 4),
-        "interval": bootstrap([late - early for early, late in shares], seed),
-        "p": None,
-        "changes": None,
-    }
-    if all(len(group[name]) == 1 for name in common for group in (one, other)):
-        counts = Counter(shares)
-        lost, gained = counts[1, 0], counts[0, 1]
-        result["p"] = mcnemar(lost, gained)
-        result["changes"] = dict(zip(CHANGES, (counts[1, 1], counts[0, 0], lost, gained)))
-    return result
+    shares = [(right_share(early), right_share(late)) for early, late in pairs]
+    differences, n = [late - early for early, late in shares], len(pairs)
+    result = {"n": n, "only_before": len(one) - n, "only_after": len(other) - n}
+    result |= {"before": mean(early for early, _ in shares), "after": mean(late for _, late in shares)}
+    result |= {"change": mean(differences), "interval": bootstrap(differences, seed)}
+    if any(len(early) > 1 or len(late) > 1 for early, late in pairs):
+        return result | {"p": None, "changes": None}
+    counts = Counter(shares)
+    lost, gained = counts[1, 0], counts[0, 1]
+    changes = dict(zip(CHANGES, (counts[1, 1], counts[0, 0], lost, gained)))
+    return result | {"p": mcnemar(lost, gained), "changes": changes}
 
 
 def differing(before: dict, after: dict) -> list[str]:
@@ -168,85 +138,32 @@ def differing(before: dict, after: dict) -> list[str]:
     return sorted(name for name in names if before.get(name) != after.get(name))
 
 
-# ---------------------------------------------------------------- verdicts
+# ---------------------------------------------------------------- the answer check beside the ORM
 
 
-def audit(rows: Iterable[dict]) -> dict:
-    """Counts of verified rows, {} if there are none.
-
-    {paths, status, "answer/orm": pairs of answer check and ORM check, by_subject: the same, judged: complete
-    paths with an ORM check, no_verdict: those of them without a verdict, error_steps: {given, found: in the
-    response}, examples: the first EXAMPLES of each disagreement}
-    """
-    pairs, status, subjects = Counter(), Counter(), defaultdict(Counter)
-    steps, judged, no_verdict, examples = Counter(), 0, 0, defaultdict(list)
+def verdict_lines(rows: Iterable[dict]) -> Iterator[str]:
+    """Lines about verified rows: their status, why some are undecided, the answer check against the ORM."""
+    status, reasons, checks = Counter(), Counter(), Counter()
     for row in rows:
-        checks = row.get("answer_check"), row.get("orm_check")
-        pair = "/".join(map(str, checks))
-        pairs[pair] += 1
-        subjects[str(row.get("subject"))][pair] += 1
         status[row["status"]] += 1
-        kind = DISAGREEMENTS.get(checks)
-        if checks[1]:
-            complete = row["finish"] == "stop"
-            undecided = complete and checks[1] == "undecided"
-            judged += complete
-            no_verdict += undecided
-            kind = "no_verdict" if undecided else kind
-            steps[row.get("error_line") is not None] += bool(row["error_step"])
-        if kind and len(examples[kind]) < EXAMPLES:
-            examples[kind].append({name: row.get(name) for name in EXAMPLE_FIELDS})
-    if not status:
-        return {}
-    return {
-        "paths": status.total(),
-        "status": dict(status),
-        "answer/orm": dict(pairs),
-        "by_subject": {name: dict(subjects[name]) for name in sorted(subjects)},
-        "judged": judged,
-        "no_verdict": no_verdict,
-        "error_steps": {"given": steps.total(), "found": steps[True]},
-        "examples": dict(examples),
-    }
+        reasons[row.get("reason")] += row["status"] == "undecided"
+        checks[f"{row['answer_check']}/{row.get('orm_check')}"] += 1
+    kinds = ", ".join(f"{name} {count:,}" for name, count in status.most_common())
+    yield f"{status.total():,} responses: {kinds or 'nothing to do'}"
+    yield from (f"undecided {count:,}: {reason}" for reason, count in (+reasons).most_common(REASONS))
+    if any(not pair.endswith("/None") for pair in checks):
+        yield from crosstab(checks)
 
 
-def truth_of(row: dict) -> str | None:
-    """What a path is that a teacher was asked about too: a right answer with a wrong step is luck, and wrong.
-
-    None where the answer check or the teacher does not tell.
-    """
-    if row.get("answer_check") == "wrong":
-        return "wrong"
-    told = row.get("answer_check") == "correct" and row.get("teacher_check") in ("correct", "wrong")
-    return row["teacher_check"] if told else None
+def crosstab(pairs: dict[str, int]) -> Iterator[str]:
+    """Lines of a table from {"answer check/ORM check": responses}: the answer check down, the ORM across."""
+    yield f"{'answer check':>14} | " + " ".join(f"{'ORM ' + orm:>13}" for orm in VERDICTS)
+    for check in dict.fromkeys((*VERDICTS, *(pair.partition("/")[0] for pair in pairs))):
+        cells = " ".join(f"{pairs.get(f'{check}/{orm}', 0):13,}" for orm in VERDICTS)
+        yield f"{check.replace('None', 'no reference'):>14} | {cells}"
 
 
-def audit_truth(rows: Iterable[dict]) -> dict:
-    """{"all", "held_out": counts of "truth/orm" of annotated rows with an ORM check}, {} without any.
-
-    held_out: of problems that the ORM was not trained on.
-    """
-    counts = {"all": Counter(), "held_out": Counter()}
-    for row in rows:
-        truth = truth_of(row)
-        if truth and row.get("orm_check"):
-            pair = f"{truth}/{row['orm_check']}"
-            counts["all"][pair] += 1
-            counts["held_out"][pair] += bool(row.get("held_out"))
-    return {name: dict(+pairs) for name, pairs in counts.items()} if counts["all"] else {}
-
-
-def truth_lines(counts: dict) -> Iterator[str]:
-    """What audit_truth() counted, in words."""
-    for name, pairs in counts.items():
-        rates = [right_rate(pairs, check) for check in ("correct", "wrong")]
-        cells = [f"{rate[0]:6.1%} of {rate[2]:<6,}" if rate else "     - of 0     " for rate in rates]
-        which = "" if name == "all" else "  (problems that it was not trained on)"
-        yield f"ORM accepts {cells[0]} right, rejects {cells[1]} wrong{which}"
-
-
-def right_rate(pairs: dict, check: str) -> tuple[float, tuple[float, float], int] | None:
-    """(share, interval, n): how often the ORM agrees on paths with this answer check; None without any."""
-    n = sum(pairs.get(f"{check}/{orm}", 0) for orm in VERDICTS)
-    count = pairs.get(f"{check}/{check}", 0)
-    return (count / n, wilson(count, n), n) if n else None
+def right_rate(pairs: dict[str, int], check: str) -> dict | None:
+    """{n, accuracy, interval}: how often the ORM agrees with this answer check; None without any."""
+    n, count = sum(pairs.get(f"{check}/{orm}", 0) for orm in VERDICTS), pairs.get(f"{check}/{check}", 0)
+    return {"n": n, "accuracy": count / n, "interval": wilson(count, n)} if n else None

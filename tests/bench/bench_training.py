@@ -6,6 +6,7 @@ Writes: a table on stdout; with --output the numbers as JSON.
     python tests/bench/bench_training.py
     python tests/bench/bench_training.py --trl VENV/bin/python --llama-factory VENV/bin/python
     python tests/bench/bench_training.py --models 7b --problems 16 --steps 1 --trl VENV/bin/python --liger
+    python tests/bench/bench_training.py --architectures  # no times: is it exact, on all seven
 
 7b needs a GPU of 141 GB; without one the tiny model takes its place.
 
@@ -16,16 +17,19 @@ optimizer step to the end of a later one, everything between included. fp32 on a
 response only. Before it is timed, the arms' losses at the first step must agree on the same rows.
   trl             padded batches (it refuses to pack rows with images)
   llama-factory   packed (`neat_packing`)
-  padded          ours, rows of like length together
+  alone           ours, one row a forward pass, as a model trains that cannot be packed
   packed          ours, no padding
   shared          ours as it is: packed, a problem's image and question once for all its answers
+  before          shared, of another checkout of this repository (--before FOLDER)
 """
 
 import argparse
 import importlib.util
 import json
+import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 from functools import partial
@@ -42,7 +46,7 @@ BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0  # of every arm
 END = "<|im_end|>"
 # pixels of a image's side, words of an answer
 SIZES = {"tiny": (64, 24), "toy": (112, 48), "5m": (112, 48), "7b": (896, 300)}
-OURS = ("shared", "packed", "padded")
+OURS = ("shared", "packed", "alone")
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,6 +87,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps a turn (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of every arm (default %(default)s)")
+    parser.add_argument("--before", metavar="FOLDER", help="another checkout, as one more arm")
+    parser.add_argument("--architectures", action="store_true", help="try seven, by tests/test_training.py")
     parser.add_argument("--output", help="JSON file")
     return parser.parse_args()
 
@@ -164,15 +170,16 @@ class Gate:
 def train_ours(job: dict, gate: Gate) -> None:
     import torch
 
-    from mathse.train.packing import Packing
-    from mathse.train.rows import TrainingRows
+    from mathse.train import fit
+    from mathse.train.pack import Packing
+    from mathse.train.plan import TrainingRows
 
     finetune = importlib.import_module("04_finetune")
     losses = Packing.losses
 
     def counted(self, model, batch):
         if torch.is_grad_enabled():  # else it only tries whether rows can be packed
-            gate.count(batch.labels, batch.inputs["input_ids"].numel())
+            gate.count(len(batch.targets), batch.tokens)
         return losses(self, model, batch)
 
     Packing.losses = counted
@@ -186,7 +193,8 @@ def train_ours(job: dict, gate: Gate) -> None:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = {"input": data, "output": part, "model": job["model"], "lr": 1e-4, "warmup": 0}
     flags |= {"epochs": job["epochs"], "batch-size": job["batch_size"], "micro-batch": job["micro_batch"]}
-    flags |= {"batches": "padded" if job["arm"] == "padded" else "packed"}
+    if job["arm"] == "alone":
+        fit.why_not = lambda *_: "for comparison"
     flags |= {"max-pixels": 0, "workers": 0, "save-steps": 0}
     words = (word for name, value in flags.items() for word in (f"--{name}", value))
     sys.argv = ["04_finetune.py", *map(str, words)]
@@ -380,19 +388,27 @@ def start_arm(
     job = {"arm": arm, "model": str(model), "data": str(data), "folder": str(place)}
     job |= {"packs": packs, "epochs": epochs, "pack": args.pack, "threads": args.threads}
     job |= {"batch_size": args.batch_size, "micro_batch": args.micro_batch}
-    return Worker(pythons[arm], __file__, job, Path(f"{place}.log"))
+    script = __file__
+    if arm == "before":
+        job["arm"], script = "shared", f"{args.before}/tests/bench/bench_training.py"
+    return Worker(pythons[arm], script, job, Path(f"{place}.log"))
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         return work(json.loads(sys.argv[2]))
     args = parse_args()
+    if args.architectures:
+        tests = ["tests/test_training.py", "-k", "one_row_at_a_time or overfits"]
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *tests]
+        sys.exit(subprocess.run(command, cwd=ROOT, env=os.environ | {"ARCHITECTURES": "all"}).returncode)
     import bench_engine
     import torch
     from roofline import matmul_rate
 
     import common
-    from mathse.train.data import encode_rows
+    from mathse.train.pack import encode
+    from mathse.train.plan import TrainingRows
 
     device, dtype, _ = common.setup_kernels(args.threads)
     if device == "cpu" and "7b" in args.models:
@@ -403,6 +419,7 @@ def main() -> None:
     machine = f"{kind}, {args.threads} threads, {versions('torch', 'transformers')}"
     print(f"{machine}\nmatrix products {rate / 1e12:.3f} TFLOP/s", flush=True)
     pythons = {arm: sys.executable for arm in args.arms}
+    pythons |= {"before": sys.executable} if args.before else {}
     pythons |= {"trl": args.trl} if args.trl else {}
     pythons |= {"trl-liger": args.trl} if args.trl and args.liger else {}
     pythons |= {"llama-factory": args.llama_factory} if args.llama_factory else {}
@@ -419,19 +436,12 @@ def main() -> None:
             first = folder / "first.jsonl"
             first.write_text("".join(data.read_text().splitlines(keepends=True)[: args.batch_size]))
             model = bench_engine.save(name, folder / name)
-            whole, _ = encode_rows(
-                common.load_processor(str(model)),
-                [[row] for row in read_rows(first)],
-                0,
-                1 << 30,
-                packed=True,
-            )
-            length = whole.tokens / args.batch_size
-            print(
-                f"{name}: rows of {length:.0f} tokens, {whole.labels / args.batch_size:.0f} of them labels, "
-                f"{args.answers} to a problem",
-                flush=True,
-            )
+            settings = {"rows": TrainingRows(first), "processor": common.load_processor(str(model))}
+            settings["args"] = argparse.Namespace(max_pixels=0, max_length=1 << 30)
+            alone = [encode([k], packed=False, **settings)[0] for k in range(args.batch_size)]
+            length = statistics.mean(row.tokens for row in alone)
+            learnt = statistics.mean(len(row.targets) for row in alone)
+            print(f"{name}: rows of {length:.0f} tokens, {learnt:.0f} labels, {args.answers} to a problem")
 
             start = partial(start_arm, args, model, folder, pythons)
             loss = {}
@@ -458,7 +468,8 @@ def main() -> None:
             # a GPU holds one at a time
             for group in [[arm] for arm in pythons] if device != "cpu" else [list(pythons)]:
                 workers = {
-                    arm: start(arm, data, max(1, round(whole.tokens / args.pack)), 1000) for arm in group
+                    arm: start(arm, data, max(1, round(length * args.batch_size / args.pack)), 1000)
+                    for arm in group
                 }
                 for worker in workers.values():
                     worker.ask(1)  # loads everything

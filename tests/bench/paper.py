@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT)]
 from mathse.answers import check_answer
 from mathse.records import row_key, written_rows
 from mathse.report.metrics import label
-from mathse.report.statistics import CHANGES, bootstrap, right_rate, truth_of
+from mathse.report.statistics import CHANGES, bootstrap, right_rate
 
 TEST = "toy_test"
 STAGES = ["base", "round_0", "round_1", "round_2", "round_3", "final"]
@@ -151,9 +151,13 @@ def teacher_table(runs: list[Path]) -> str:
 
 
 def truths(run: Path) -> dict[str, str]:
-    """{key of a test path: correct or wrong, by answer and steps}"""
-    rows = ((row_key(row), truth_of(row)) for row in written_rows(run / "arms/truth.jsonl"))
-    return {key: truth for key, truth in rows if truth}
+    """{key of a test path: correct or wrong, by answer and steps}: right with a wrong step is luck"""
+    found = {}
+    for row in written_rows(run / "arms/truth.jsonl"):
+        truth = row["teacher_check"] if row["answer_check"] == "correct" else row["answer_check"]
+        if truth in ("correct", "wrong"):
+            found[row_key(row)] = truth
+    return found
 
 
 def verdicts(runs: list[Path], name: str) -> Iterator[tuple[str, str, str, bool]]:
@@ -198,30 +202,20 @@ def orm_table(runs: list[Path]) -> str:
     return f"## The ORM (Table 5)\n\n{note}\n\n{table(heads, rows)}\n{said}\n"
 
 
-def pooled(runs: list[Path], stage: str) -> tuple[Counter, Counter]:
-    """Counts of truth/orm in a stage: of all problems, of those that the ORM was not trained on."""
-    totals = Counter(), Counter()
-    for run in runs:
-        metrics = json.loads((run / "metrics.json").read_text())
-        truth = next(each["truth"] for each in metrics["stages"] if each["stage"] == stage)
-        for total, which in zip(totals, ("all", "held_out")):
-            total.update(truth.get(which, {}))
-    return totals
-
-
 def audit_table(runs: list[Path]) -> str:
     rows = []
     for stage in STAGES[2:]:
-        every, unseen = pooled(runs, stage)
-        cells = []
-        for pairs in (unseen, every):
-            rates = [right_rate(pairs, check) for check in ("correct", "wrong")]
-            cells += [f"{100 * rate[0]:.1f} of {rate[2]:,}" if rate else "–" for rate in rates]
+        pairs = Counter()
+        for run in runs:
+            metrics = json.loads((run / "metrics.json").read_text())
+            found = next(each for each in metrics["stages"] if each["stage"] == stage)
+            pairs.update(found["audit"].get("answer/orm", {}))
+        rates = [right_rate(pairs, check) for check in ("correct", "wrong")]
+        cells = [f"{100 * rate['accuracy']:.1f} of {rate['n']:,}" if rate else "–" for rate in rates]
         rows.append([label(stage), *cells])
-    heads = ["stage", "accepts right, held out", "rejects wrong, held out", "accepts right", "rejects wrong"]
+    heads = ["stage", "accepts right answers", "rejects wrong answers"]
     note = (
-        "All paths of the runs by answer and steps; held out: problems that no ORM of the run was trained on "
-        "(a tenth). The ORM of a\nround has seen earlier rounds' paths of the other problems."
+        "All paths of the runs, by their answers. The ORM of a round has learnt from earlier rounds' paths."
     )
     return "## How the ORM keeps pace\n\n" + note + "\n\n" + table(heads, rows)
 
@@ -243,7 +237,8 @@ def errors_table(runs: list[Path]) -> str:
     rows = []
     for stage in STAGES[1:]:
         files = [run / stage / "eval/errors.jsonl" for run in runs]
-        counts = Counter(row["error_type"] for path in files for row in written_rows(path))
+        wrong = (row for path in files for row in written_rows(path) if row["answer_check"] == "wrong")
+        counts = Counter(row["error_type"] for row in wrong)
         rows.append([label(stage), *(counts[kind] for kind in TYPES), counts[None]])
     text = "## Error types (Figure 4)\n\nWrong answers of all seeds, by the teacher.\n\n"
     return text + table(["stage", *TYPES, "unclassified"], rows)
@@ -255,25 +250,21 @@ def hidden_table(runs: list[Path]) -> str:
         with_answers, without = ([run / stage for run in arm] for arm in (runs, hidden))
         difference = change(with_answers, without)
         rows.append([label(stage), each(accuracy(with_answers)), each(accuracy(without)), difference])
-    right, accepted = Counter(), Counter()
+    right, accepted = 0, 0
     for run, arm in zip(runs, hidden):
         truth = {row["id"]: row["answer"] for row in written_rows(run / "problems.jsonl")}
         for stage in STAGES[2:5]:
             for row in written_rows(arm / stage / "verified.jsonl"):
                 if row["status"] == "correct":
                     known = row | {"answer": truth[row["id"]]}
-                    is_right = check_answer(row["response"], known)["answer_check"] == "correct"
-                    for which in ("all", *["held out"] * bool(row["held_out"])):
-                        accepted[which] += 1
-                        right[which] += is_right
-    names = ("all", "held out")
-    shares = {name: f"{right[name] / max(1, accepted[name]):.1%} of {accepted[name]:,}" for name in names}
+                    right += check_answer(row["response"], known)["answer_check"] == "correct"
+                    accepted += 1
+    share = f"{right / max(1, accepted):.1%} of {accepted:,}"
     text = f"""## Without reference answers
 
 In the rounds no answer is known: `ACCEPT=orm VERIFY_FLAGS="--agree 0.5"` accepts a path if the ORM does and
 at least half of the problem's paths give its answer. M0 and the ORM are the run's first ones, made with
-answers: the ORM learnt from paths of nine tenths of these problems. In the right answer end {shares["all"]}
-accepted paths, and {shares["held out"]} of the other tenth's.
+answers: the ORM learnt from paths of these problems. In the right answer end {share} accepted paths.
 
 """
     return text + table(["stage", "with answers", "without", "change"], rows)

@@ -23,7 +23,7 @@ arms() {  # arms SEED
 
   # Table 3: the same reflections, which must please the ORM too (the run's own only need a right answer)
   "$PYTHON" 02_verify.py --input "$run/final/reflected.jsonl" --output "$arms/both/verified.jsonl" \
-    --accept both --model "$run/orm_3/model" --retry-undecided 1 "${seed[@]}" "${VERIFY[@]}"
+    --accept both --model "$run/orm_3/model" "${seed[@]}" "${VERIFY[@]}"
   finetune both --input "${rounds[@]}" "$arms/both/verified.jsonl" --init previous --previous "$last"
   evaluate "$arms/both"
 
@@ -31,7 +31,7 @@ arms() {  # arms SEED
   rows=$(wc -l < "$run/round_3/train.jsonl")
   passes=$("$PYTHON" tests/bench/paper.py --passes "$run")
   "$PYTHON" 01_sample.py --input "$run/problems.jsonl" --output "$arms/teacher/samples.jsonl" --model "$teacher" \
-    --origin teacher --draw 0 "${seed[@]}"
+    --origin teacher "${seed[@]}"
   "$PYTHON" 02_verify.py --input "$arms/teacher/samples.jsonl" --output "$arms/teacher/verified.jsonl" \
     --accept answer
   finetune teacher --input "$arms/teacher/verified.jsonl" --limit "$rows" --epochs "$passes"
@@ -43,7 +43,7 @@ arms() {  # arms SEED
   "$PYTHON" 02_verify.py --annotate --check-correct --input "$arms/paths.jsonl" --output "$arms/truth.jsonl" \
     --model "$teacher" "${seed[@]}"
   for name in once binary; do
-    finetune orm_$name --orm --input "$run/orm/annotated.jsonl" --hold-out 0.1 "${ORM[@]}" \
+    finetune orm_$name --orm --input "$run/round_0/verified.jsonl" "$run/orm/annotated.jsonl" "${ORM[@]}" \
       $([[ $name == once ]] || echo --binary)
   done
   for name in orm_once orm_binary; do judge "$name" "$arms/$name/model"; done
@@ -52,11 +52,11 @@ arms() {  # arms SEED
   # Without reference answers: the ORM and the paths' agreement accept
   "$PYTHON" tests/bench/paper.py --hide "$run"
   mkdir -p "$run-hidden"; cp -r "$run/base" "$run-hidden"  # the same evaluation
-  env RUN="paper-$1-hidden" SEED="$1" DATA="$run/hidden.jsonl" ORM="$run/orm/model" ORM_UPDATE=once AUDIT=0 \
+  env RUN="paper-$1-hidden" SEED="$1" DATA="$run/hidden.jsonl" ORM="$run/orm/model" ORM_UPDATE=once \
     REFLECT=none ACCEPT=orm VERIFY_FLAGS="--agree 0.5" bash run_rounds.sh
 }
 judge() { "$PYTHON" 02_verify.py --input "$arms/paths.jsonl" --output "$arms/$1.jsonl" --accept orm \
-  --model "$2" --retry-undecided 1 "${seed[@]}" "${VERIFY[@]}"; }
+  --model "$2" "${seed[@]}" "${VERIFY[@]}"; }
 
 seed() {  # seed SEED: the run and its arms
   local log=runs/paper-$1/log

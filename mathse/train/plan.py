@@ -1,6 +1,5 @@
 """The training file, and its rows -> optimizer steps of micro-batches. Torch is not needed."""
 
-import heapq
 import json
 import math
 import os
@@ -11,18 +10,24 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from mathse.records import IMAGE, derive_seed, fail, is_held_out, read_rows, relative_images
+from mathse.jsonl import remove
+from mathse.records import IMAGE, derive_seed, fail, read_rows, relative_images, shown
 
 
-def write_training_file(path: Path, sources: list[str], limit: int, choose: Callable, make: Callable) -> None:
-    """Write the first `limit` (0: all) training rows in the order of the source files.
+def write_training_file(path: Path, sources: list[str], limit: int, choose: Callable, make: Callable) -> Path:
+    """Write the first `limit` (0: all) training rows, in the order of the source files, beside `path`; where.
 
     choose() -> {(source, id, sample)}; make(row) -> {"messages", "images"} and what else is noted of a row.
     Rows of a training file are taken as they are.
     """
+    places = [os.path.realpath(source) for source in sources]
+    if len({*places}) < len(places):
+        fail("--input: a file is named twice; name each once")
+    if os.path.realpath(path) in places:
+        fail(f"--train-file: {path}: is an input too; choose another")
     ready = "messages" in next(read_rows(sources[0], check=False, may_be_empty=True), {})
     chosen = None if ready else choose()
-    part, count = Path(f"{path}.part"), 0
+    part, count = Path(f"{path}.{os.getpid()}.part"), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with part.open("w", encoding="utf-8") as file:
         for source in sources:
@@ -33,17 +38,17 @@ def write_training_file(path: Path, sources: list[str], limit: int, choose: Call
                     if (source, row["id"], row["sample"]) not in chosen:
                         continue
                     row = make(row) | trace(row, Path(source), path.parent)
+                check_weight(row, source)
                 file.write(json.dumps(relative_images(row, path.parent), ensure_ascii=False) + "\n")
                 count += 1
     if not count:
+        remove(part)
         fail(f"{sources[0]}: status: no row to train on; look at what 02 has verified")
-    part.replace(path)
+    return part
 
 
 def trace(row: dict, source: Path, folder: Path) -> dict:
-    """Where a response comes from and the file of its verdict, of a reflection also its draft's; paths are
-    relative to `folder`.
-    """
+    """Where a response and its verdict come from, of a reflection also its draft, as paths from `folder`."""
     names = {name: row.get(name) for name in ("id", "sample", "model", "seed")}
     found = names | {"origin": row.get("origin", "sample"), "verified_in": os.path.relpath(source, folder)}
     if draft := row.get("draft_of"):
@@ -52,33 +57,35 @@ def trace(row: dict, source: Path, folder: Path) -> dict:
     return found
 
 
+def check_weight(row: dict, source: str) -> None:
+    weight = row.get("weight", 1)
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not (is_number and 0 <= weight < math.inf):
+        fail(f"{source}: weight: {shown(weight)} of {shown(row['id'])} is not a number of at least 0")
+
+
 class TrainingRows:
     """Random access to the rows of a training file: only byte offsets are kept in memory.
 
     Rows are numbered by their keys, not by their place in the file. `group_of[n]`: rows with the same number
-    have the same images, and prompts that begin alike. `held`: rows of problems that are not trained on.
+    have the same images, and prompts that begin alike. `sizes`: bytes, which stand for the length.
     """
 
-    def __init__(self, path: Path, hold_out: float = 0, seed: int = 0):
+    def __init__(self, path: Path):
         entries, offset = [], 0
         with path.open("rb") as file:
             for line in file:
                 row = json.loads(line)
                 order = derive_seed(row["id"], row.get("sample"), row.get("origin"), row.get("status"))
                 group = json.dumps([row["id"], row.get("images"), beginning(row)])
-                entries.append((order, offset, len(line), group, row["id"]))
+                entries.append((order, offset, len(line), group))
                 offset += len(line)
         entries.sort()
-        problems = sorted({entry[4] for entry in entries})
-        held = held_problems(problems, hold_out, seed)
-        if len(held) == len(problems):
-            fail(f"--hold-out: {hold_out:g}: there are {len(problems)} problems to train on; leave some")
         known = {}
         self.path = path
         self.offsets = array("q", (entry[1] for entry in entries))
         self.sizes = array("l", (entry[2] for entry in entries))
         self.group_of = array("l", (known.setdefault(entry[3], len(known)) for entry in entries))
-        self.held = [number for number, entry in enumerate(entries) if entry[4] in held]
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -90,58 +97,42 @@ class TrainingRows:
         return row | {"images": [str(self.path.parent / image) for image in row["images"]]}
 
 
-def held_problems(problems: list[str], hold_out: float, seed: int) -> set[str]:
-    """So many problems, or a share below 1 of them, drawn by the seed."""
-    if hold_out < 1:
-        return {name for name in problems if is_held_out(name, hold_out, seed)}
-    return {*heapq.nsmallest(int(hold_out), problems, key=lambda name: derive_seed(seed, "held out", name))}
-
-
 def beginning(row: dict) -> list[str]:
     """A prompt's messages, the last one up to its last image."""
     *earlier, last = [message["content"] for message in row.get("messages", [])][:-1] or [""]
     return [*earlier, last[: last.rfind(IMAGE) + 1]]
 
 
-def plan_steps(
-    rows: TrainingRows, args: Namespace, world: int, packed: bool = True
-) -> list[list[list[list[int]]]]:
-    """steps[s][r]: the micro-batches (lists of row numbers) of process r in step s.
+def remove_unneeded(folder: Path) -> None:
+    """What only an unfinished training needs."""
+    remove(*folder.glob("checkpoint*"), folder / "lock")
+
+
+def plan_steps(rows: TrainingRows, args: Namespace, most: int, world: int) -> list[list[list[list[int]]]]:
+    """steps[s][r]: the micro-batches (lists of at most `most` row numbers) of process r in step s.
 
     Every epoch is a permutation of the groups by the seed; the rows of a group stand together, so that their
     common prompt is read once. The same in every process and in a rerun.
     """
-    held, groups, order = {*rows.held}, defaultdict(list), []
+    members, order = defaultdict(list), []
     for number, group in enumerate(rows.group_of):
-        if number not in held:
-            groups[group].append(number)
-    groups = list(groups.values())
-    count = sum(map(len, groups))
+        members[group].append(number)
     for epoch in range(math.ceil(args.epochs)):
-        turn = list(range(len(groups)))
+        turn = list(members.values())
         random.Random(f"{args.seed} {epoch}").shuffle(turn)
-        share = max(1, round(count * min(1.0, args.epochs - epoch)))
-        order += [number for group in turn for number in groups[group]][:share]
+        share = max(1, round(len(rows) * min(1.0, args.epochs - epoch)))
+        order += [number for group in turn for number in group][:share]
     starts = range(0, len(order), args.batch_size)
-    batches = (order[start : start + args.batch_size] for start in starts)
-    return [deal(rows, batch, args.micro_batch, world, packed) for batch in batches]
+    return [deal(rows, order[start : start + args.batch_size], most, world) for start in starts]
 
 
-def deal(
-    rows: TrainingRows, numbers: list[int], most: int, world: int, packed: bool = True
-) -> list[list[list[int]]]:
-    """Micro-batches of at most `most` rows, by process.
+def deal(rows: TrainingRows, numbers: list[int], most: int, world: int) -> list[list[list[int]]]:
+    """Micro-batches of at most `most` rows and nearly equal length, by process; a group's rows stay together
+    where they fit.
 
     All processes get equally many. Those at the same place, which are computed at the same time, are nearly
-    equal in length; empty ones fill up.
+    equal in length; empty ones stand last.
     """
-    micro = (share_out if packed else cut)(rows, numbers, most, world)
-    micro += [[] for _ in range(-len(micro) % world)]
-    return [micro[rank::world] for rank in range(world)]
-
-
-def share_out(rows: TrainingRows, numbers: list[int], most: int, world: int) -> list[list[int]]:
-    """Micro-batches of nearly equal length; a group's rows stay together where they fit."""
     groups, whole = defaultdict(list), min(most, math.ceil(len(numbers) / world))
     for number in numbers:
         groups[rows.group_of[number]].append(number)
@@ -153,24 +144,15 @@ def share_out(rows: TrainingRows, numbers: list[int], most: int, world: int) -> 
         return sum(rows.sizes[number] for number in numbers)
 
     micro = [[] for _ in range(world * math.ceil(len(numbers) / (world * most)))]
-    shortest = [(0, place) for place in range(len(micro))]  # a heap of those with room
+    lengths = [0] * len(micro)
     for piece in sorted(pieces, key=length, reverse=True):
-        passed = []
-        while shortest and len(micro[shortest[0][1]]) + len(piece) > most:
-            passed.append(heapq.heappop(shortest))
-        if not shortest:
-            shortest = [(0, len(micro) + more) for more in range(world)]
-            micro += [[] for _ in range(world)]
-        taken, place = heapq.heappop(shortest)
-        micro[place] += piece
-        for entry in [(taken + length(piece), place), *passed]:
-            if len(micro[entry[1]]) < most:
-                heapq.heappush(shortest, entry)
-    return sorted(micro, key=lambda numbers: (not numbers, length(numbers)))  # empty ones last
-
-
-def cut(rows: TrainingRows, numbers: list[int], most: int, world: int) -> list[list[int]]:
-    """Micro-batches of rows of like length, so that there is little padding."""
-    count = min(most, math.ceil(len(numbers) / world))
-    ordered = sorted(numbers, key=lambda number: (rows.sizes[number], number))
-    return [ordered[start : start + count] for start in range(0, len(ordered), count)]
+        places = [place for place, taken in enumerate(micro) if len(taken) + len(piece) <= most]
+        if not places:
+            places = range(len(micro), len(micro) + world)
+            micro += [[] for _ in places]
+            lengths += [0] * world
+        shortest = min(places, key=lengths.__getitem__)
+        micro[shortest] += piece
+        lengths[shortest] += length(piece)
+    micro.sort(key=lambda numbers: (not numbers, length(numbers)))
+    return [micro[rank::world] for rank in range(world)]

@@ -1,0 +1,203 @@
+"""One stage as several processes: a rank a GPU or, where there is none, a rank a core.
+
+A stage forks itself into ranks once it has imported and checked what they need. Each rank is a process as a
+launcher would have started it (RANK, WORLD_SIZE, ...). Started by a launcher itself, as by torchrun on
+several nodes, a stage forks nothing.
+"""
+
+import contextlib
+import ctypes
+import errno
+import gc
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from mathse.records import fail, is_endpoint
+
+GRACE = 2.0  # seconds that the first rank has to tell in its own words what has ended another
+KILLED = "a rank was ended by {}, perhaps out of memory: set a smaller --batch-size or fewer --processes"
+PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
+CGROUPS = Path("/sys/fs/cgroup")
+DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
+
+
+def processes() -> tuple[int, int]:
+    """(rank, number of ranks) of this process."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def meet() -> None:
+    """Wait for the other ranks of a launcher, which ends all if one of them fails."""
+    if processes()[1] == 1:
+        return
+    import torch.distributed as distributed
+
+    if not distributed.is_initialized():  # gloo: to wait needs no GPU, and one rank may wait for hours
+        distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    distributed.barrier()
+
+
+@contextlib.contextmanager
+def stage_end():
+    """Around what a process does: idle threads sleep, a full or read-only disk and Ctrl-C are one line, the
+    process group is closed.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a look for GPUs must not start CUDA
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail("interrupted; what is complete is kept: call again to go on", 130)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename or 'the output'}: {error.strerror}"
+        fail(f"{where}; what is complete is kept; mend this and call again to go on", 1)
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as distributed
+
+        if distributed.is_initialized():  # left to the interpreter's exit, its threads may abort the process
+            distributed.destroy_process_group()
+
+
+# ---------------------------------------------------------------- how many
+
+
+def rank_count(asked: int | None, most: int, spec: str | None, copies: int) -> int:
+    """How many ranks a stage forks: `asked`, else one a GPU, or as cores and memory reach; at most `most`.
+
+    `copies`: bytes of memory that a rank takes for each byte of the weights in the folder `spec`. Nothing is
+    forked for an endpoint, or where a launcher has done so. GPUs are counted by NVML: a process that has used
+    CUDA could not fork ranks that do.
+    """
+    if processes()[1] > 1 or not spec or is_endpoint(spec):
+        return 1
+    if asked:
+        return asked
+    import torch
+
+    if not (reach := torch.cuda.device_count()):
+        size = copies * sum(path.stat().st_size for path in Path(spec).glob("*.safetensors"))
+        reach = min(cores(), free_memory() // size if size else 1)
+    return max(1, min(most, reach))
+
+
+def cores() -> int:
+    """The cores that this process may use: by its affinity, and by the quota of its container."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota, period in (limit.split() for limit in cgroup_values("cpu.max")):
+        if quota != "max":
+            count = min(count, int(quota) // int(period))
+    return max(1, count)
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, and of its container."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    used = zip(*map(cgroup_values, ("memory.max", "memory.current", "memory.stat")))
+    for limit, current, stat in used:
+        cached = int(
+            re.search(r"^inactive_file (\d+)", stat, re.MULTILINE)[1]
+        )  # given back when it is needed
+        if limit != "max":
+            free = min(free, int(limit) - int(current) + cached)
+    return max(0, free)
+
+
+def cgroup_values(name: str) -> list[str]:
+    """What a control file says in the cgroup (v2) of this process and in those around it."""
+    own = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
+    folder = CGROUPS / own[0].lstrip("/") if own else CGROUPS
+    files = (place / name for place in (folder, *folder.parents) if place.is_relative_to(CGROUPS))
+    return [file.read_text().strip() for file in files if file.is_file()]
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def launch(ranks: int, work: Callable[[], None]) -> None:
+    """Run work() in so many forked ranks; a single one is this process. A rank that fails ends the stage, in
+    one line.
+    """
+    if ranks == 1:
+        return work()
+    context, port = multiprocessing.get_context("fork"), free_port()
+    sys.stdout.flush()
+    gc.freeze()  # else each rank copies and frees all that it shares when it ends: 0.6 s
+    with contextlib.ExitStack() as opened:
+        errors = [opened.enter_context(tempfile.TemporaryFile()) for _ in range(ranks)]
+        names = [(rank, ranks, port, os.getpid(), errors[rank], work) for rank in range(ranks)]
+        started = [context.Process(target=be_rank, args=name) for name in names]
+        try:
+            for process in started:
+                process.start()
+            watch(started, errors)
+        finally:
+            for process in started:
+                if process.pid:
+                    process.kill()
+                    process.join()
+
+
+def watch(started: list, errors: list) -> None:
+    """Wait until all ranks have ended well, or end the stage as the first that did not."""
+    running = {process.sentinel: process for process in started}
+    while running:
+        failed = running.pop(wait(list(running))[0])
+        failed.join()
+        if not failed.exitcode:
+            continue
+        if failed.exitcode < 0:
+            fail(f"{KILLED.format(signal.Signals(-failed.exitcode).name)}; the rows so far are kept", 1)
+        started[0].join(GRACE)
+        if not started[0].exitcode:
+            file = errors[started.index(failed)]
+            file.seek(0)
+            sys.stderr.write(file.read().decode("utf-8", "replace"))
+        sys.exit(failed.exitcode)
+
+
+def be_rank(rank: int, ranks: int, port: int, parent: int, errors, work: Callable[[], None]) -> None:
+    """What a forked rank does. What others than the first have to say of an error is kept for watch()."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the stage's
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent(parent)
+    if rank:
+        os.dup2(errors.fileno(), sys.stderr.fileno())
+    threads = max(1, cores() // ranks)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    import torch
+
+    torch.set_num_threads(threads)  # of the parent's threads none is in a fork
+    with stage_end():
+        work()
+
+
+def end_with_parent(parent: int, *_: object) -> None:
+    """Let Linux kill this process when `parent`, which forked it, is gone, however it ended."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # gone before Linux was asked
+        os._exit(1)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

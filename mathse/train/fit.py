@@ -1,0 +1,454 @@
+"""A fine-tuning around the loop in 04: the model on its devices (accelerate, FSDP2 set up in code), its log,
+checkpoints and folder.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import accelerate
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import cached_file
+
+from mathse.chat import turn_end
+from mathse.jsonl import remove
+from mathse.launch import DISK_ERRORS, launch, meet, processes, rank_count
+from mathse.recipe import Recipe
+from mathse.records import fail
+from mathse.train.pack import ROUNDING, Batch, Packing, encode, prefetch, why_not
+from mathse.train.plan import TrainingRows, plan_steps, remove_unneeded, write_training_file
+
+TIMEOUT = timedelta(hours=2)  # that processes wait for each other
+LEAST_ROWS = 4  # of a step for each process: a problem's rows share their prompt only within a process
+MEMORY = 8  # bytes of a process for each of a bf16 file: fp32 weights, gradients, Adam's two averages
+KEEP = 2  # checkpoints
+MIN_FREE = 16 << 20  # bytes; with less, a failed write of weights is put down to a full disk
+# What is copied of a model's folder: a processor's files, remote code, but for what is made anew.
+COPIED = {".json", ".jinja", ".model", ".txt", ".py"}
+MADE_ANEW = ("/config.json", "generation_config.json", "recipe.json", ".index.json")
+
+
+class Session:
+    """`args`: the flags of 04; `part`: the folder to train in.
+
+    Master weights are fp32; where adapters alone are trained, the others are bf16.
+    """
+
+    def __init__(self, args: Namespace, rows: TrainingRows, part: Path, device: str):
+        torch.manual_seed(args.seed)
+        self.args = args
+        self.rows = rows
+        self.part = part
+        self.accelerator = make_accelerator(args.log_with, part)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.sharded = self.accelerator.is_fsdp2
+        self.device = device
+
+    def load_weights(self, spec: str, load_model: Callable, attention: str):
+        """The model; of one that is sharded, the weights in the first process alone, which sends them."""
+        code, device = self.args.trust_remote_code, "cpu" if self.sharded else self.device
+        dtype = torch.bfloat16 if self.args.lora and device != "cpu" else torch.float32
+        if not (self.sharded and self.rank):
+            return load_model(spec, device, dtype, attention, code)
+        config = AutoConfig.from_pretrained(spec, trust_remote_code=code)
+        settings = {"dtype": dtype, "trust_remote_code": code, "attn_implementation": attention}
+        with accelerate.init_empty_weights(include_buffers=False):  # buffers are not sent
+            model = AutoModelForImageTextToText.from_config(config, **settings)
+        model.tie_weights()  # each was made anew
+        return model
+
+    def open(self, model, processor, make_optimizer: Callable, token_loss: Callable) -> None:
+        """Make the loaded model ready and go on from the last checkpoint, if there is one.
+
+        `make_optimizer`: model -> optimizer. `token_loss`: see Packing.
+        """
+        args, world = self.args, self.world
+        recompute = float(self.device != "cpu") if args.recompute is None else args.recompute
+        model = set_up_model(model, args.freeze, args.lora, recompute)
+        self.model, self.optimizer = prepare(self.accelerator, model, make_optimizer)
+        inner = self.accelerator.unwrap_model(self.model)
+        self.packing = Packing(inner.get_base_model() if args.lora else inner, token_loss)
+        self.processor = processor
+        self.encoding = {"rows": self.rows, "processor": processor, "args": args, "world": world}
+        self.plan = plan_steps(self.rows, args, args.micro_batch, world)
+        self.steps = len(self.plan)
+        packed, batch = self.choose_passes(self.plan[0][self.rank])
+        if not packed:
+            self.plan = plan_steps(self.rows, args, 1, world)
+        if self.sharded:
+            self.freeze_unused(batch, make_optimizer)
+        self.first = resume(self.accelerator, self.part)
+        mine = [micro for step in self.plan[self.first :] for micro in step[self.rank]]
+        self.loader = prefetch(mine, args.workers, args.seed, packed=packed, **self.encoding)
+        self.log_file = (self.part / "train_log.jsonl").open("a", encoding="utf-8")
+        if args.log_with:
+            self.accelerator.init_trackers("tracker", {name: str(flag) for name, flag in vars(args).items()})
+
+    def choose_passes(self, micro_batches: list[list[int]]) -> tuple[bool, Batch]:
+        """(whether rows can be packed, a batch), by the losses of the micro-batch whose rows share most."""
+
+        def alone(numbers: list[int]) -> int:
+            return len({self.rows.group_of[number] for number in numbers}) - len(numbers)
+
+        order = sorted(micro_batches, key=alone)
+        tries = ((numbers, encode(numbers, **self.encoding)[0]) for numbers in order)
+        numbers, batch = next((pair for pair in tries if pair[1]), ([], None))
+        if not self.sum(len(batch.targets) if batch else 0):
+            reason = "all are longer than --max-length, or have images that cannot be read"
+            fail(f"no row of the first step can be used: {reason}")
+        made = (encode([number], packed=False, **self.encoding)[0] for number in numbers)
+        rows = [row for row in made if row] or [batch]
+        tokens, most = sum(row.tokens for row in rows), max(gather_object([len(rows)]))
+        rows += rows[:1] * (most - len(rows))  # all processes pass equally many
+        self.model.eval()  # without dropout, whose random numbers are the training's
+        try:
+            rounding = ROUNDING[self.accelerator.mixed_precision]
+            reason = why_not(self.packing, self.model, batch, rows, rounding)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # what a model raises that computes on with its logits
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if self.sharded:  # the others may wait for this one's shards
+                fail(f"rows of this model cannot be packed: {reason}; train it on one GPU")
+        self.model.train()
+        reasons = [reason for reason in gather_object([reason]) if reason]
+        self.packing.use(not reasons)
+        if reasons:
+            slower = f"about {tokens / batch.tokens:.1f} times slower than packed"
+            self.accelerator.print(f"rows: one a forward pass, {slower}; they cannot be packed: {reasons[0]}")
+            return False, rows[0]
+        counts = f"{batch.tokens} tokens in place of {tokens}; attention: {self.packing.attention}"
+        self.accelerator.print(f"rows: packed, a prompt once for its rows: {counts}")
+        return True, batch
+
+    def freeze_unused(self, batch: Batch, make_optimizer: Callable) -> None:
+        """Freeze weights without a gradient, as the last norm of LLaVA's vision tower: a sharded checkpoint
+        would hold no optimizer state of them, and could not be loaded.
+        """
+        self.backward(self.losses(batch).sum())
+        for weight in self.model.parameters():
+            weight.requires_grad_(weight.grad is not None)
+        self.model.zero_grad()
+        self.optimizer.optimizer = make_optimizer(self.model)
+
+    def remaining(self) -> Iterator[int]:
+        """The numbers of the steps to take, with a progress bar in the first process."""
+        settings = {"desc": "fine-tune", "unit": "step", "disable": True if self.rank else None}
+        with tqdm(total=self.steps, initial=self.first, **settings) as self.bar:
+            for step in range(self.first, self.steps):
+                self.begun = time.monotonic()
+                yield step
+                self.bar.update()
+
+    def take(self, step: int) -> tuple[list[Batch], float]:
+        """(this process's micro-batches, the sum of the weights of the labels of all processes)."""
+        prepared = [next(self.loader) for _ in self.plan[step][self.rank]]
+        batches = [batch for batch, _ in prepared if batch]
+        counts = [(float(batch.weights.sum()), len(batch.targets), batch.tokens) for batch in batches]
+        sums = *map(sum, zip(*counts, (0, 0, 0))), sum(left_out for _, left_out in prepared)
+        weight, *self.counts = self.sum(torch.tensor(sums, dtype=torch.double)).tolist()
+        return batches, weight or 1.0
+
+    def sum(self, values) -> torch.Tensor:
+        """Over all processes."""
+        return self.accelerator.reduce(torch.as_tensor(values, device=self.accelerator.device), "sum")
+
+    def accumulate(self, batches: list[Batch]) -> Iterator[Batch]:
+        """The micro-batches; several processes exchange gradients in the last one's backward pass."""
+        for index, batch in enumerate(batches):
+            # Under FSDP2 every micro-batch reduces its gradients: unsharded ones would not fit.
+            is_last = index + 1 == len(batches) or self.sharded
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                yield batch.to(self.accelerator.device)
+
+    def losses(self, batch: Batch) -> torch.Tensor:
+        """The loss (N) of each label."""
+        return self.packing.losses(self.model, batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.accelerator.backward(loss * self.world)  # gradients are averaged over processes
+
+    def clip(self, norm: float) -> float:
+        """Clip the gradient's norm; returns what it was."""
+        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), norm))
+
+    def update(self, rate: float) -> None:
+        """The optimizer's step with this learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def finish_step(self, step: int, entry: dict) -> None:
+        """Log a step and save a checkpoint after it, when it is time to."""
+        labels, tokens, left_out = map(int, self.counts)
+        speed = round(tokens / (time.monotonic() - self.begun), 1)
+        entry |= {"tokens": labels, "left_out": left_out, "tokens_per_second": speed}
+        if not self.rank:
+            self.log_file.write(json.dumps(entry) + "\n")
+            self.log_file.flush()
+        if self.args.log_with:
+            self.accelerator.log(entry, step=step)
+        self.bar.set_postfix({"loss": f"{entry['loss']:.3f}", "tokens/s": f"{speed:.0f}"})
+        every = self.args.save_steps
+        if every and (step + 1) % every == 0 and step + 1 < self.steps:
+            save_checkpoint(self.accelerator, self.part, step + 1)
+
+    def save(self, spec: str) -> dict:
+        """Write the model's folder, with the processor of `spec`; what the recipe tells of the training."""
+        if self.args.log_with:
+            self.accelerator.end_training()
+        save_model(self.accelerator, self.model, self.processor, spec, self.part)
+        self.log_file.close()
+        log = (self.part / "train_log.jsonl").read_text(encoding="utf-8")
+        entries = [json.loads(line) for line in log.splitlines()]
+        learnt, left_out = (sum(entry[name] for entry in entries) for name in ("tokens", "left_out"))
+        summary = {"rows": len(self.rows), "steps": self.steps, "init": spec, "processes": self.world}
+        return summary | {"loss": entries[-1]["loss"], "label_tokens": learnt, "rows_left_out": left_out}
+
+
+def run(args: Namespace, spec: str, recipe: Recipe, choose: Callable, make: Callable, train: Callable):
+    """Write the training file (see plan.py) and train on it, in so many processes as the machine has use for.
+
+    `train`: (rows, folder to train in) -> what the recipe tells of it.
+    """
+    file = args.train_file or Path(f"{args.output}.train.jsonl")
+    join_processes()
+    written = write_training_file(file, args.input, args.limit, choose, make) if processes()[0] == 0 else None
+    recipe.start()
+    if written:  # only now: another call may be training on it
+        written.replace(file)
+    meet()
+    ranks = rank_count(args.processes, args.batch_size // LEAST_ROWS, spec, MEMORY)
+    launch(ranks, lambda: finish(recipe, train(TrainingRows(file), recipe.part)))
+
+
+def finish(recipe: Recipe, summary: dict) -> None:
+    meet()  # the folder gets its final name
+    if processes()[0] == 0:
+        recipe.complete(recipe.part, **summary)
+        remove_unneeded(recipe.output)  # only now: a kill in between leaves a whole model
+        counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}"
+        counts += f", {summary['rows_left_out']} rows left out, {recipe.made['seconds']} s"
+        print(f"{recipe.output}: {counts}")
+    meet()
+
+
+# ---------------------------------------------------------------- devices
+
+
+def join_processes() -> None:
+    """Make the process group of this launch, before anything waits for others."""
+    if processes()[1] > 1:
+        accelerate.PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+
+
+def check_tracker(name: str) -> None:
+    """End the command if this tracker cannot be used."""
+    if name not in (known := sorted(map(str, get_available_trackers()))):
+        found = f"there are: {', '.join(known) or 'none'}"
+        fail(f"--log-with: {name}: not installed here, or not a tracker of accelerate; {found}")
+
+
+def make_accelerator(log_with: str | None, folder: Path, sharded=False, bf16=False) -> Accelerator:
+    """Computation in bf16 on GPUs (or if `bf16`); with several of them the model is sharded (FSDP2).
+
+    Gradients are reduced and master weights kept in fp32, as on a single GPU.
+    """
+    join_processes()
+    bf16 = bf16 or torch.cuda.is_available()
+    sharded = sharded or (torch.cuda.is_available() and processes()[1] > 1)
+    # At every checkpoint it warns that tied weights are stored once.
+    logging.getLogger("accelerate.utils.other").setLevel("ERROR")
+    handlers = [
+        # LLaVA's vision tower has an unused layer
+        accelerate.DistributedDataParallelKwargs(find_unused_parameters=True),
+        accelerate.AutocastKwargs(cache_enabled=False),  # else bf16 copies of all weights stay in memory
+    ]
+    settings = {"mixed_precision": "bf16" if bf16 else "no", "kwargs_handlers": handlers}
+    settings |= {"log_with": log_with, "project_dir": folder}
+    return Accelerator(fsdp_plugin=shards(bf16) if sharded else None, **settings)
+
+
+def shards(bf16: bool) -> accelerate.FullyShardedDataParallelPlugin:
+    """The settings of FSDP2; the layers to shard are named in prepare()."""
+    dtypes = {"param_dtype": torch.bfloat16 if bf16 else None, "reduce_dtype": torch.float32}
+    return accelerate.FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        cpu_ram_efficient_loading=True,  # the first process sends the others their part
+        mixed_precision_policy=MixedPrecisionPolicy(**dtypes),
+        state_dict_type="SHARDED_STATE_DICT",
+    )
+
+
+def prepare(accelerator: Accelerator, model, make_optimizer: Callable) -> tuple:
+    """(model, optimizer) on their device, or sharded. `make_optimizer`: model -> optimizer."""
+    if not accelerator.is_fsdp2:
+        return accelerator.prepare(model, make_optimizer(model))
+    kinds = sorted({type(layer).__name__ for layer in checkpointed_layers(model)})
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = kinds
+    # accelerate finds an optimizer's weights again by their addresses, and weights that only another process
+    # has loaded have none: this one is a stand-in, until freeze_unused() makes it of the sharded weights.
+    return accelerator.prepare(model, torch.optim.SGD(model.parameters()))
+
+
+# ---------------------------------------------------------------- the model
+
+
+def set_up_model(model, freeze: str | None, lora: int, recompute: float):
+    """The model, or with `lora` > 0 the model with adapters of this rank on its language part's layers.
+
+    `freeze`: "vision" trains the language part alone. `recompute`: share of layers to checkpoint, 0 to 1.
+    """
+    text = model.train().get_decoder()
+    if freeze == "vision":
+        freeze_vision(model)
+    if recompute > 0:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        for index, layer in enumerate(checkpointed_layers(model)):  # spread evenly
+            layer.gradient_checkpointing = int((index + 1) * recompute) > int(index * recompute)
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        inside = {id(module) for module in text.modules() if isinstance(module, torch.nn.Linear)}
+        names = [name for name, module in model.named_modules() if id(module) in inside]
+        model = get_peft_model(model, LoraConfig(r=lora, lora_alpha=2 * lora, target_modules=names))
+    return model
+
+
+def freeze_vision(model) -> None:
+    parts = model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()
+    trained = {id(parameter) for part in parts for parameter in part.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad = id(parameter) in trained
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        problem = "this model's vision tower cannot be told from its language model"
+        fail(f"--freeze vision: {problem}; leave the flag out")
+
+
+def checkpointed_layers(model) -> list:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+# ---------------------------------------------------------------- the disk
+
+
+@contextlib.contextmanager
+def saving(part: Path) -> Iterator[None]:
+    """Weights are written by libraries whose own errors do not say that the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        free = shutil.disk_usage(part).free
+        if getattr(error, "errno", None) not in DISK_ERRORS and free > MIN_FREE:
+            raise
+        problem = f"cannot be written ({str(error).splitlines()[0]}; {free >> 20} MB free)"
+        remedy = "the last checkpoint is kept: make room and call again to go on"
+        fail(f"{part}: {problem}; {remedy}", 1)
+
+
+def saved_steps(part: Path) -> list[int]:
+    return sorted(int(folder.name.split("-")[1]) for folder in part.glob("checkpoint-*"))
+
+
+def save_checkpoint(accelerator: Accelerator, part: Path, step: int) -> None:
+    """A checkpoint folder gets its final name when it is complete, on the disk too."""
+    with saving(part):
+        accelerator.save_state(str(part / "checkpoint.part"))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        os.sync()
+        (part / "checkpoint.part").rename(part / f"checkpoint-{step}")
+        remove(*(part / f"checkpoint-{old}" for old in saved_steps(part)[:-KEEP]))
+    accelerator.wait_for_everyone()
+
+
+def resume(accelerator: Accelerator, part: Path) -> int:
+    """Load the last checkpoint in `part` and cut the log back to it; the step to go on with."""
+    first = max(saved_steps(part), default=0)
+    if first:
+        checkpoint = part / f"checkpoint-{first}"
+        sharded = (checkpoint / "pytorch_model_fsdp_0").exists()
+        if sharded != accelerator.is_fsdp2:
+            saved, needed = ("several GPUs", "several") if sharded else ("one GPU", "one")
+            remedy = f"go on with {needed}, or remove {part} to start anew"
+            fail(f"{checkpoint}: was saved by {saved}; {remedy}")
+        accelerator.load_state(str(checkpoint))
+        accelerator.print(f"resumed at step {first}")
+    log = part / "train_log.jsonl"
+    if accelerator.is_main_process:
+        remove(part / "checkpoint.part")
+        if log.exists():
+            log.write_text("".join(log.read_text().splitlines(keepends=True)[:first]))
+    accelerator.wait_for_everyone()
+    return first
+
+
+def save_model(accelerator: Accelerator, model, processor, spec: str, part: Path) -> None:
+    """Weights as safetensors (bf16 where the computation was), the processor's files copied as they are."""
+    state = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        model = accelerator.unwrap_model(model)
+        if hasattr(model, "get_base_model"):
+            state, model = merged(model, state), model.get_base_model()
+        if accelerator.mixed_precision == "bf16":
+            floating = {name: part for name, part in state.items() if part.is_floating_point()}
+            state |= {name: tensor.bfloat16() for name, tensor in floating.items()}
+        for name in getattr(model, "all_tied_weights_keys", {}):  # stored once: the other name says where
+            state.pop(name, None)
+        with saving(part):
+            write_model(model, state, processor, part)
+            copy_processor(spec, part)
+    accelerator.wait_for_everyone()
+
+
+def write_model(model, state: dict, processor, part: Path) -> None:
+    """The model's folder. Its generation_config names what ends a reply, and no sampling habits: what a
+    request leaves out a server takes from there.
+    """
+    usual, tokenizer = model.generation_config, processor.tokenizer
+    named = usual.eos_token_id if isinstance(usual.eos_token_id, list) else [usual.eos_token_id]
+    ends = dict.fromkeys([turn_end(processor), tokenizer.eos_token_id, *named])  # what 04 has taught first
+    ids = {"bos_token_id": usual.bos_token_id, "pad_token_id": usual.pad_token_id}
+    model.generation_config = GenerationConfig(eos_token_id=[end for end in ends if end is not None], **ids)
+    model.save_pretrained(part, state_dict=state)
+    dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+        config.dtype = dtype  # save_pretrained notes that of the master weights
+    model.config.save_pretrained(part)
+
+
+def merged(model, state: dict) -> dict:
+    """The state of a model with adapters as one of the model itself: W + scaling * B A."""
+    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    plain = {}
+    for name, tensor in state.items():
+        layer, is_base, rest = name.partition(".base_layer.")
+        if is_base and rest == "weight":
+            down, up = (state[f"{layer}.lora_{side}.default.weight"].float() for side in "AB")
+            tensor = tensor.float() + adapted[layer].scaling["default"] * (up @ down)
+        if ".lora_" not in name:
+            plain[name.replace(".base_layer.", ".").removeprefix("base_model.model.")] = tensor
+    return plain
+
+
+def copy_processor(spec: str, folder: Path) -> None:
+    """The processor's files and a model's code as they are: saving a loaded processor may change them."""
+    for path in Path(cached_file(spec, "config.json")).parent.iterdir():
+        if path.suffix in COPIED and not str(path).endswith(MADE_ANEW):
+            shutil.copy(path, folder / path.name)
