@@ -490,7 +490,7 @@ def test_addresses(address, path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     server = Server(good)
     spec = server.spec.replace("/v1#m", f"{address}#gpt-4o")
-    check_address(spec, "--model")
+    check_address(spec)
     replies = list(open_model(spec, flags(), load)(questions(1)))
     assert replies[0].finish == "stop" and fingerprint(spec) == "#gpt-4o"
     (asked, sent), body = server.heads[0], server.seen[0][1]

@@ -369,6 +369,17 @@ def test_scores_are_fp32(dtype, most):
         assert off < most
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_scores_on_a_gpu_need_no_copy_of_the_keys():
+    query, key = (torch.randn(8, 2, n, 64, device="cuda").bfloat16() for n in (3, 4096))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    found = engine.products(query, key[:, :, :4000])
+    assert torch.cuda.max_memory_allocated() - before < key.nbytes / 2 and found.dtype == torch.float32
+    expected = query.double() @ key[:, :, :4000].double().transpose(2, 3)
+    assert engine.relative(found.double(), expected) < 1e-5
+
+
 def deep_model(folder, init: float, dtype=torch.bfloat16):
     """A Qwen2-VL of 28 layers."""
     spec = str(tiny.make_model("qwen2_vl", folder))
@@ -461,20 +472,20 @@ def test_a_reply_ends_with_the_template_s_turn(tiny_model, problems, tmp_path):
     assert generate.model.generation_config.eos_token_id == sorted(generate.eos_ids)
 
 
-@pytest.mark.parametrize("named", [None, "<eos>"])
-def test_a_tokenizer_without_eos(named, tiny_model, problems, tmp_path, capsys):
-    """If nothing else names an end, one line; else the reply ends with what is named."""
+@pytest.mark.parametrize("turn, own", [("", None), ("<eos>", None), ("", 1)])
+def test_a_tokenizer_without_eos(turn, own, tiny_model, problems, tmp_path, capsys):
+    """If neither the template's turns nor generation_config.json name an end: one line."""
     spec = shutil.copytree(tiny_model("qwen2_vl"), tmp_path / "model")
     for name, change in (
         ("tokenizer_config.json", {"eos_token": None, "pad_token": None}),
-        ("generation_config.json", {"eos_token_id": None}),
+        ("generation_config.json", {"eos_token_id": own}),
         ("special_tokens_map.json", {"eos_token": None, "pad_token": None}),
     ):
         if (path := spec / name).exists():
             path.write_text(json.dumps(json.loads(path.read_text()) | change))
     template = spec / "chat_template.jinja"
-    template.write_text(template.read_text().replace("<eos>", named or ""))
-    if named:
+    template.write_text(template.read_text().replace("<eos>", turn))
+    if turn or own:
         assert len(texts(open_tiny(spec), problems)) == 4
         return
     with pytest.raises(SystemExit) as ended:

