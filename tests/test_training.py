@@ -86,7 +86,7 @@ def words(text: str = "", **flags) -> list[str]:
 
 
 @pytest.fixture
-def finetune(stage, monkeypatch, capsys):
+def finetune(stage, monkeypatch, capfd):
     """Call 04_finetune.py in this process, which saves the time to load torch; what it printed. A mistake
     raises SystemExit.
     """
@@ -97,19 +97,19 @@ def finetune(stage, monkeypatch, capsys):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
         monkeypatch.setattr(sys, "argv", ["04_finetune.py", *words(text, **flags)])
         stage("04_finetune").main()
-        return capsys.readouterr().out
+        return capfd.readouterr().out
 
     return call
 
 
 @pytest.fixture
-def refused(finetune, capsys):
+def refused(finetune, capfd):
     """The same, for a call that ends in one line on stderr, exit code 2; the line."""
 
     def call(text: str = "", **flags) -> str:
         with pytest.raises(SystemExit, match="2"):
             finetune(text, **flags)
-        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
         return line
 
     return call
@@ -474,7 +474,7 @@ def test_a_training_goes_on_with_another_number_of_processes(
         )
         finetune(f"{flags} --processes {first}", **files, output=tmp_path / "moved")
     printed = finetune(f"{flags} --processes {then}", **files, output=tmp_path / "moved")
-    assert then == 2 or "resumed at step 4" in printed  # the forks print past what is caught
+    assert "resumed at step 4" in printed
     assert log(tmp_path / "moved") == pytest.approx(log(tmp_path / "whole"), rel=1e-4)
     one, other = weights(tmp_path / "moved"), weights(tmp_path / "whole")
     assert one.keys() == other.keys()
@@ -719,7 +719,7 @@ def written(module, args: argparse.Namespace, path) -> list[dict]:
     """The training file as main() lets it be written."""
     parts = (module.choose_rows, module.training_row)
     choose, make = (functools.partial(part, args=args) for part in parts)
-    write_training_file(path, args.input, args.limit, choose, make)
+    write_training_file(path, args.input, args.limit, choose, make).replace(path)
     return read_rows(path)
 
 
