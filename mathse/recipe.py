@@ -29,7 +29,7 @@ WITHOUT_EFFECT = {
     "output", "force", "dry_run", "retry_errors", "workers", "concurrency", "timeout", "max_requests",
     "max_cost", "spent", "trust_remote_code", "processes",
 }  # fmt: skip
-NO_CONTENT = {"recipe.json", "train_log.jsonl", "lock", "unused.json"}  # of a model folder: not the model
+NO_CONTENT = {"recipe.json", "train_log.jsonl", "lock"}  # of a model folder: not the model
 BLOCKS, BLOCK = 256, 1 << 16  # bytes of a large weights file that are read: so many blocks, evenly spaced
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lark", "mpmath", "pillow", "numpy")
 COMMON = Path(__file__).parent.parent / "common.py"
