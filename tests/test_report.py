@@ -98,7 +98,7 @@ def write_errors(folder):
 def write_training(folder, rows):
     """model/ and train.jsonl of a stage."""
     (folder / "model").mkdir()
-    logged = {"lr": 0, "grad_norm": 1, "tokens_per_second": 4321.0, "mfu": None}
+    logged = {"lr": 0, "grad_norm": 1, "tokens_per_second": 4321.0}
     steps = [{"step": step, "loss": 2 / (step + 1)} | logged for step in range(4)]
     write_rows(folder / "model" / "train_log.jsonl", steps)
     trained = [{"id": f"p{index}", "sample": 0, "messages": [], "images": []} for index in range(rows)]

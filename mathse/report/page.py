@@ -21,7 +21,7 @@ from mathse.report.metrics import label, read_columns
 from mathse.report.statistics import right_rate
 
 TEMPLATE = Path(__file__).parent / "page.html"
-LOGGED = ("step", "loss", "lr", "grad_norm", "tokens_per_second", "mfu")
+LOGGED = ("step", "loss", "lr", "grad_norm", "tokens_per_second")
 FILTERS = {
     "percent": lambda share: "–" if isna(share) else f"{100 * share:.1f}",
     "points": lambda share: f"{100 * share:+.1f}",
