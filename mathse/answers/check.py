@@ -183,8 +183,8 @@ def named_letters(text: str, options: list[str]) -> set[str]:
     if re.fullmatch(rf"\(?[{letters.lower()}]\)?", text) and not letters_of(text, options):
         return {text.strip("()").upper()}
     head = re.match(
-        rf"(?:(?i:{words('called')})\s*)*[:\s]*(?P<open>[(\[])?(?P<letter>[{letters}])(?(open)[)\]]|(?![\w'^\\]))"
-        r"(?P<mark>\)|[.:,-]|$)? ?(?P<rest>.*)",
+        rf"(?:(?i:{words('called')})\s*)*[:\s]*(?P<open>[(\[])?(?P<letter>[{letters}])"
+        r"(?(open)[)\]]|(?![\w'^\\]))(?P<mark>\)|[.:,-]|$)? ?(?P<rest>.*)",
         text,
         re.ASCII,
     )

@@ -201,9 +201,8 @@ NOTHING, PLEASANTRY, DONE = pattern("nothing"), pattern("pleasantry"), pattern("
 LABEL = re.compile(r"(?:^|[\s$(])[A-Za-zα-ω∠△]{1,4}\S?\s*[=≈]$")  # x =
 PROPERTY = re.compile(r"(?i)\banswers?\b(?! choice|\W*$)")  # something is said of the answer, or of another
 SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
-IS_THE_ANSWER = pattern(
-    "hence", before="(?:.*[,.] |.*", behind=",? |)(.{1,80}?) (?:is|are) (?:the|our) (?:\\w+ )?answers?$"
-)
+ANSWER = r" (?:is|are) (?:the|our) (?:correct |final |right )?answers?$"
+IS_THE_ANSWER = pattern("hence", before="(?:.*[,.] |.*", behind=rf",? |)(.{{1,80}}?){ANSWER}")
 FORMULA = re.compile(r"(?:\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")  # at the end
 NUMERAL = re.compile(
     r"(?<![A-Za-z0-9_.])[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?(?:%|°)?(?![A-Za-z0-9_])"
@@ -220,10 +219,9 @@ def conclusion(text: str) -> tuple[str | None, str]:
         sentences.pop()
     last = re.sub(r"(?<!\.)[.。．]$", "", sentences[-1]).strip()
     none = SUPPOSED.search(last) or PLEASANTRY.match(last) or last.endswith("?") or len(last) > 2 * SPAN
-    if answer := IS_THE_ANSWER.match(last):
-        return answer[1], "conclusion"
-    if none or not last or PROPERTY.search(last):
-        return None, "none"
+    answer = None if none else IS_THE_ANSWER.match(last)
+    if answer or none or not last or PROPERTY.search(last):
+        return (answer[1], "conclusion") if answer else (None, "none")
     value = None if NOTHING.search(last) else read(spell(last))
     if value is not None and (not isinstance(value, Words) or len(last.split()) <= 3):
         return last, "bare"
@@ -233,7 +231,7 @@ def conclusion(text: str) -> tuple[str | None, str]:
 
 def value_in(last: str, whole: bool = False) -> str | None:
     """What a sentence names: behind a verb to its end, its last formula or only number. `whole`: it ends."""
-    if nothing := NOTHING.search(last):
+    if (nothing := NOTHING.search(last)) and not NO.search(last[: nothing.start()]):
         return nothing[0]
     for lead in list(LEAD.finditer(last))[-LEADS:]:
         clause = re.split(r"[,;，]", last[: lead.end()].rstrip(" ,"))[-1]

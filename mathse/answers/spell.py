@@ -11,6 +11,7 @@ from functools import lru_cache
 from mathse.answers.tables import rules, sections, spellings, substituted
 
 DEPTH = 24  # of braces in braces; what stands deeper stays, and is not read
+LONG = 1000  # characters; a longer text stays as it is
 FUNCTIONS = "arcsin arccos arctan sin cos tan cot sec csc ln log lg exp".split()
 TABLES = sections("spelling.txt")
 PLAIN = {ord(sign): plain for sign, plain in spellings(TABLES["alike"]).items() if len(sign) == 1}
@@ -24,6 +25,8 @@ BRACES = re.compile(r"(?<!\\begin)(?<!\\end)\{([^{}]*)\}")
 @lru_cache(maxsize=4096)
 def spell(text: str) -> str:
     """A text in the one spelling: $\\frac{1}{2}$ as ((1)/(2)), 25 per cent as 25%, two thirds as 2/3."""
+    if len(text) > LONG:
+        return text.strip()
     text = in_plain_letters(text)
     if text.count("$") - text.count("\\$") == 1:  # no formula begins or ends here: it is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])", r"\\$", text)

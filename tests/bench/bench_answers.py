@@ -32,7 +32,7 @@ def responses(endings: list[str], numbers: range) -> list[tuple[str, dict]]:
     return items
 
 
-for name, endings, count in (("plain answers", PLAIN, 4000), ("expressions", SURDS, 4000)):
+for name, endings, count in (("plain answers", PLAIN, 1000), ("expressions", SURDS, 1000)):
     rates = []
     for turn in range(REPEATS):
         items = responses(endings, range(turn * count, (turn + 1) * count))  # nothing is read twice
