@@ -10,7 +10,7 @@ import pytest
 from conftest import read_rows, write_rows
 
 import common
-from mathse import answers, chat, records
+from mathse import chat, records
 from mathse.generate import Reply
 from mathse.jsonl import Output
 from mathse.recipe import Recipe
@@ -250,72 +250,6 @@ def test_annotations_that_contradict_the_answer_check_are_dropped(stage, check_c
     told = {name: row.get("teacher_check") for name, row in found.items()}
     right = ("correct", "wrong") if check_correct else (None, None)
     assert told == {"right": right[0], "luck": right[1], "wrong": "wrong", "praised": "correct"}
-
-
-@pytest.mark.parametrize(
-    "analysis, response, leaks",
-    [
-        ("The area is 35.", "It is 34.", True),
-        ("7 * 5 is not 34.", "It is 34.", False),
-        ("The side is 3.5 long.", "It is 34.", False),
-        ("It is 350.", "It is 34.", False),
-        ("35 was right there.", "I get 35, no, 34.", False),
-    ],
-)
-def test_gives_away(analysis, response, leaks):
-    row = {"answer": "35", "response": response, "question": "What?"}
-    assert answers.reveals(analysis, row) == leaks
-
-
-@pytest.mark.parametrize(
-    "answer, analysis, response, leaks",
-    [
-        ("B", "The area is 35.", "It is 34. The answer is C.", True),  # the text behind the letter
-        ("35", "It must be option B.", "It is 34. The answer is C.", True),  # the letter of the text
-        ("B", "The right choice is (B).", "The answer is C.", True),
-        ("B", "应选B。", "答案是C。", True),
-        ("B", "7 * 5 is not 34.", "It is 34. The answer is C.", False),
-        # the response itself says it
-        ("B", "This does not follow from 7 * 5 = 35.", "7 * 5 = 35. The answer is C.", False),
-        ("B", "The line from B to C is misread.", "AC is 34. The answer is C.", False),  # a point
-        # the article
-        ("A", "A square has four sides. The answer C is not one of them.", "The answer is C.", False),
-        ("C", "C is not what the steps lead to.", "It is 35. The answer is B.", False),
-        ("AB", "It is 33.", "The answer is C.", True),
-    ],
-)
-def test_gives_away_a_choice(answer, analysis, response, leaks):
-    row = {
-        "answer": answer,
-        "options": ["(A) 33", "(B) 35", "(C) 34"],
-        "response": response,
-        "question": "Which?",
-    }
-    assert answers.reveals(analysis, row) == leaks
-
-
-@pytest.mark.parametrize(
-    "answer, analysis, leaks",
-    [
-        ("1/2", "The share is 0.5.", True),
-        ("0.5", "It should be $\\frac{1}{2}$.", True),
-        ("1/2", "The share is 0.52.", False),
-        ("6\\sqrt{2}", "It must be √72.", False),  # no number that is read in running text
-        ("6\\sqrt{2}", "It must be $\\sqrt{72}$.", True),
-        ("1,200", "That gives 1200.", True),
-        ("12 cm", "The side is 12.", True),
-    ],
-)
-def test_gives_away_the_value_in_another_spelling(answer, analysis, leaks):
-    row = {"answer": answer, "response": "It is 34.", "question": "What?"}
-    assert answers.reveals(analysis, row) == leaks
-    known = row | {"response": f"{analysis} So it is 34."}
-    assert not answers.reveals(analysis, known)
-
-
-def test_gives_away_where_several_answers_are_right():
-    row = {"answer": ["35", "35 cm"], "response": "It is 34.", "question": "What?"}
-    assert answers.reveals("It is 35.", row)
 
 
 def test_drafts_do_not_hang_on_the_order_of_the_rows(stage, tmp_path):
