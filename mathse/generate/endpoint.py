@@ -10,7 +10,6 @@ for once; those that the server does not give are asked for one by one.
 """
 
 import argparse
-import ipaddress
 import itertools
 import json
 import math
@@ -128,16 +127,11 @@ class Endpoint(Generator):
         failed: list[Reply] = []  # since the last answer; held back, because the server may be at fault
         for outcome in self.outcomes(self.jobs(requests)):
             if outcome.kind not in ("answer", "row"):
+                last, in_a_row = outcome, in_a_row + 1
                 failed += outcome.replies
-                in_a_row += 1
                 if not given_up and (outcome.kind == "key" or in_a_row == HOPELESS):
-                    why = (
-                        ""
-                        if outcome.kind == "key"
-                        else f"{HOPELESS} requests failed in a row, the last one: "
-                    )
-                    self.give_up(why + failed[-1].reason, answered)  # and take what is in flight
                     given_up = True
+                    self.give_up(last, in_a_row, answered)  # and take what is in flight
                 continue
             if outcome.kind == "answer":
                 answered, in_a_row = True, 0
@@ -145,7 +139,7 @@ class Endpoint(Generator):
                 failed.clear()
             yield from outcome.replies
         if failed and not (answered or self.stop.is_set() or self.is_alive()):
-            self.give_up(f"{in_a_row} requests failed in a row, the last one: {failed[-1].reason}", answered)
+            self.give_up(last, in_a_row, answered)
         if not self.stop.is_set():
             yield from failed
         elif not given_up:
@@ -194,13 +188,16 @@ class Endpoint(Generator):
             for _ in range(self.concurrency):
                 jobs.put(None)
 
-    def give_up(self, why: str, answered: bool) -> None:
+    def give_up(self, last: Outcome, in_a_row: int, answered: bool) -> None:
         """Stop the stage; end it if the server has answered nothing."""
         self.stop.set()
+        reason = last.replies[-1].reason
+        many = "" if last.kind == "key" else f"{in_a_row} requests failed in a row, the last one: "
+        why = f"{many}{reason}; call again when it works"
         if not answered:
-            model = "; is it the right model?" if "HTTP 404" in why else ""
-            fail(f"--model: {self.spec}: none was answered, {why}; call again when it works{model}")
-        print(f"stopped: --model: {self.spec}: {why}; call again when it works", file=sys.stderr)
+            model = "; is it the right model?" if reason.startswith("HTTP 404") else ""
+            fail(f"--model: {self.spec}: none was answered, {why}{model}")
+        print(f"stopped: --model: {self.spec}: {why}", file=sys.stderr)
 
     def is_alive(self) -> bool:
         """Whether the server answers a question of ours: then the rows that failed are at fault."""
@@ -292,14 +289,8 @@ class Endpoint(Generator):
         written = shares(used[1], [choice.characters + 1 for choice in choices])
         read = shares(used[0], [1] * len(choices))
         for sample, choice, new, prompt in zip(job.samples, choices, written, read):
-            said = (
-                self.hide(choice.text),
-                choice.finish,
-                new,
-                prompt,
-                choice.reason and self.hide(choice.reason),
-            )
-            replies.append(Reply(job.request.row, sample, *said, seed))
+            text, reason = self.hide(choice.text), choice.reason and self.hide(choice.reason)[:MAX_REASON]
+            replies.append(Reply(job.request.row, sample, text, choice.finish, new, prompt, reason, seed))
         kind = "refused" if all(reply.finish == "error" for reply in replies) else "answer"
         return Outcome(kind, replies, left=job.singly()[len(choices) :])
 
@@ -390,10 +381,7 @@ def place(address: str, path: str) -> str:
 def is_loopback(address: str) -> bool:
     """Whether a server is on this machine, where no proxy leads to."""
     host = urlsplit(address).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return bool(re.fullmatch(r"(.+\.)?localhost|127(\.\d+){3}|::1", host))
 
 
 def retry_after(value: str | None) -> float | None:
@@ -547,11 +535,9 @@ def read_usage(usage: object, estimate: tuple[int, int]) -> tuple[int, int]:
     tokens: so --max-cost holds there as well.
     """
     told = usage if isinstance(usage, dict) else {}
-    read, written = (
-        count if type(count) is int and 0 < count < 1 << 32 else guess
-        for count, guess in zip((told.get("prompt_tokens"), told.get("completion_tokens")), estimate)
-    )
-    return read, written
+    found = told.get("prompt_tokens"), told.get("completion_tokens")
+    is_count = [type(count) is int and 0 < count < 1 << 32 for count in found]
+    return tuple(count if sound else guess for count, sound, guess in zip(found, is_count, estimate))
 
 
 def shares(total: int, weights: list[int]) -> list[int]:
