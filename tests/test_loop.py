@@ -174,7 +174,7 @@ def test_a_second_call_only_skips(small_run, run):
     lines = [line for line in again.stdout.split("\n\n")[0].splitlines()]
     assert again.returncode == 0 and lines and all(line.startswith("skip ") for line in lines), again.stdout
     assert not again.stderr and "report: runs/test-loop/report.html" in again.stdout
-    assert recipes(ROOT / "runs" / "test-loop") == before and len(before) == 27
+    assert recipes(ROOT / "runs" / "test-loop") == before and len(before) == 25
 
 
 @pytest.mark.parametrize("output", ["round_1/samples.jsonl", "final/verified.jsonl", "orm/model"])
