@@ -39,21 +39,12 @@ def parse_args() -> argparse.Namespace:
     add("--samples", type=whole(1), default=1, help="solutions a problem (default %(default)s)")
     add("--limit", type=whole(0), default=0, help="only the first N problems (default %(default)s: all)")
     drawn = "problems drawn by the seed: a number, a share below 1 such as 0.3, or all (default %(default)s)"
-    add("--draw", type=draw_count, default="all", metavar="N", help=drawn)
+    add("--draw", type=cli.share_or_count, default="all", metavar="N", help=drawn)
     add("--unsolved-in", nargs="*", default=[], help="verified.jsonl files; what they solve is left out")
     add("--origin", default="sample", help="name of these paths, for train.jsonl (default %(default)s)")
     cli.add_generation_flags(parser, max_tokens=2048)
     cli.add_output_flags(parser)
     return parser.parse_args()
-
-
-def draw_count(text: str) -> int | float | str:
-    """The type of --draw. 1 is one problem, never all; 0 and 1.0 could mean either."""
-    if text == "all" or (text.isdecimal() and int(text)):
-        return text if text == "all" else int(text)
-    if text.replace(".", "", 1).isdecimal() and 0 < float(text) < 1:
-        return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: must be a number of problems, a share between 0 and 1, or all")
 
 
 def drawn(draw: int | float | str, problems: int) -> int:

@@ -62,6 +62,15 @@ def real(low: float = 0.0, high: float = math.inf, above: bool = False) -> Calla
     return parse
 
 
+def share_or_count(text: str) -> int | float | str:
+    """The type of a flag: a number from 1, a share below 1, or "all". 0 and 1.0 could mean two things."""
+    if text == "all" or (text.isdecimal() and int(text)):
+        return text if text == "all" else int(text)
+    if text.replace(".", "", 1).isdecimal() and 0 < float(text) < 1:
+        return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: must be a number from 1, a share between 0 and 1, or all")
+
+
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every command that writes an output."""
     add = parser.add_argument_group("output").add_argument

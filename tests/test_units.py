@@ -10,7 +10,7 @@ import pytest
 from conftest import read_rows, write_rows
 
 import common
-from mathse import chat, records
+from mathse import chat, cli, records
 from mathse.generate import Reply
 from mathse.jsonl import Output
 from mathse.recipe import Recipe
@@ -282,7 +282,7 @@ def test_draws_are_nested_and_by_number_or_share(stage, tmp_path):
 
     def drawn(draw: str) -> set[str]:
         args = argparse.Namespace(input=[path], limit=0, unsolved_in=[], seed=0, model="m")
-        args.draw = sample.draw_count(draw)
+        args.draw = cli.share_or_count(draw)
         return {*sample.choose(args, check=True)}
 
     assert [len(drawn(draw)) for draw in ("all", "7", "0.3", ".02", "1", "99")] == [50, 7, 15, 1, 1, 50]
@@ -290,9 +290,9 @@ def test_draws_are_nested_and_by_number_or_share(stage, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["0", "1.0", "0.0", "1.5", "-1", "nan", "1e3", "30%", "", "every"])
-def test_a_draw_that_could_mean_two_things_is_refused(stage, text):
+def test_a_draw_that_could_mean_two_things_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="a share between 0 and 1, or all"):
-        stage("01_sample").draw_count(text)
+        cli.share_or_count(text)
 
 
 def test_the_first_mistake_of_a_toy_solution():
