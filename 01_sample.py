@@ -54,9 +54,11 @@ def drawn(draw: int | float | str, problems: int) -> int:
 
 
 def read_problems(args: argparse.Namespace, check: bool) -> Iterator[dict]:
-    """The problems of all files, up to --limit; of those that are their own teacher, with a solution."""
+    """The problems of all files, up to --limit; of their own solutions, those that an answer can confirm."""
     rows = islice((row for path in args.input for row in read_rows(path, check=check)), args.limit or None)
-    return (row for row in rows if args.model != SOLUTIONS or row.get("solution"))
+    return (
+        row for row in rows if args.model != SOLUTIONS or (row.get("solution") and row["answer"] is not None)
+    )
 
 
 def choose(args: argparse.Namespace, check: bool) -> dict[str, int]:

@@ -51,6 +51,9 @@ is right. Reply with strict JSON only:
 "improvement_suggestion": what to look at again or null}
 The explanation must not reveal the right final answer."""
 
+# An edit of these concerns the other half of this stage alone: no teacher is asked again because of decide().
+VERIFYING = ("decide", "agreeing", "decided", "judged", "verify")
+ANNOTATING = ("FEEDBACK_PROMPT", "annotated", "annotate")
 NEEDED = ("id", "question", "sample", "response", "finish")
 WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
 ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")  # the paper's Figure 4
@@ -78,7 +81,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def decide(row: dict, paths: list[dict], args: argparse.Namespace) -> tuple[str, str | None]:
-    """(status, reason) of a path, given all paths of its problem, each with answer_check and orm_check.
+    """(status, reason) of a path, given all paths of its problem, each with answer_check and orm_check; of D0
+    and reflections, too, which mostly have one path a problem: row["origin"] tells.
 
     Without a reference answer the ORM decides; `both` accepts what neither doubts. Nothing is accepted that
     does not agree with enough of the problem's paths (--agree).
@@ -248,13 +252,14 @@ def check_args(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     check_args(args)
-    work = annotate if args.annotate else verify
+    work, unused = (annotate, VERIFYING) if args.annotate else (verify, ANNOTATING)
     run_stage(
         args,
         __file__,
         load,
         inputs=("input", "model"),
         without=() if args.model else {*vars(args)} - {"input", "accept", "agree", "limit"},
+        unused=unused,
         constants={"answer check": check_version()},
         keys=lambda check: path_lengths(args, check),
         rows=lambda generate, missing: work(args, read_paths(args, False, missing), generate),

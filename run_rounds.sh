@@ -6,7 +6,7 @@
 # A killed run goes on where it stopped. A changed setting is refused; FORCE=1 makes anew what depends on it.
 { set -euo pipefail -o allexport  # in braces, so that all is read before it runs: edit it at any time
 cd "$(dirname "${BASH_SOURCE[0]}")"
-source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh
+source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh  # others for the toy
 : "${RUN:=default}"             # the run folder is runs/RUN
 : "${TEACHER:=solutions}"       # http://host:port/v1#name or a model; solutions: the problems' own, for D0
 : "${DATA:=}"                   # the problems: problems.jsonl, x.parquet, NAME:FOLDER, hf:NAME:SPLIT

@@ -6,7 +6,7 @@ check RUN '[A-Za-z0-9_][A-Za-z0-9._-]*' "letters, digits, dots, dashes and under
 for name in PAIRS ERRORS DRY_RUN FORCE; do check $name '[01]' "0 or 1"; done
 for name in ROUNDS SAMPLES; do check $name '[1-9][0-9]{0,5}' "a whole number of at least 1"; done
 for name in LIMIT MAX_PIXELS SEED; do check $name '[0-9]{1,15}' "a whole number"; done
-for name in DATA TEST; do check $name '.*[^ ].*' "set, see run_rounds.sh"; done
+for name in DATA TEST; do check $name '.*[^ ].*' "set where MODEL is, see run_rounds.sh"; done
 for name in ACCEPT REFLECT_ACCEPT; do check $name 'orm|answer|both' "orm, answer or both"; done
 check DISTILL 'all|[1-9][0-9]{0,8}|0?\.[0-9]*[1-9][0-9]*' "a number from 1, a share such as 0.3, or all"
 check INIT 'base|previous' "base or previous"
@@ -24,12 +24,13 @@ run=runs/$RUN teacher=$TEACHER
 [[ $TEACHER != toy ]] || teacher=http://127.0.0.1:1/v1#teacher  # until it is started
 if [[ -e $TEST ]]; then tests=("$TEST"); else mapfile -t tests < <(xargs -n 1 <<< "$TEST"); fi
 if [[ $DRY_RUN == 0 ]]; then  # what is wrong is said now, not after hours
+  [[ ! -t 2 ]] || echo "a dry run of all stages first ..." >&2
   said=$(DRY_RUN=1 bash "$0" 2>&1 > /dev/null) ||
     { [[ $? != 2 ]] || { grep '^error: ' <<< "$said" >&2 || echo "$said" >&2; exit 2; }; }
-else  # stages alone count: nothing is there that commands between them could read, and none may do its work
+else  # stages alone are looked at: other programs are not found, so that none does its work or ends the loop
   set +e
-  python() { :; }; python3() { :; }
-  interpreter=$PYTHON PYTHON=: plan=
+  command_not_found_handle() { :; }
+  path=$PATH interpreter=$(command -v "$PYTHON") awk=$(command -v awk) PATH= PYTHON=: plan=
   declare -A planned=()  # rows of each file that would have been made
 fi
 
@@ -49,8 +50,9 @@ plan_stage() {
     if [[ $flag == --input && ! -e $word ]]; then ((rows += ${planned[$word]:-0})) || true; fi
   done
   [[ $1 != 03_* ]] || rows=${planned[$run/problems.jsonl]:-0}  # as if every problem had a wrong path
-  said=$("$interpreter" "$@" --dry-run "$rows" 2>&1) || {  # the error, with the setting's name for the flag's
+  said=$(PATH=$path "$interpreter" "$@" --dry-run "$rows" 2>&1) || {  # the setting's name for the flag's
     for name in MODEL TEACHER REFLECTOR ORM; do said=${said/"--model: ${!name}:"/"$name: ${!name}:"}; done
+    said=${said/another --output, or make it anew with --force/another RUN, or make it anew with FORCE=1}
     echo "${said//--fields:/FIELDS:}" >&2
     exit 2
   }
@@ -66,7 +68,7 @@ begin() {  # before the first stage: the run's settings, for people and the repo
 }
 finish() {  # after the last: the report, or the sum of a dry run
   if [[ $DRY_RUN == 0 ]]; then "$PYTHON" -m mathse.report "$run"; return; fi
-  awk '/model calls/ { gsub(/[,$]/, ""); calls += $4; read += $7; written += $11; cost += $14 }
+  "$awk" '/model calls/ { gsub(/[,$]/, ""); calls += $4; read += $7; written += $11; cost += $14 }
     END { printf "in all about %d model calls, %d tokens in and %d out", calls, read, written
           print (cost ? sprintf(", about $%.2f", cost) : "") }' <<< "$plan"
 }

@@ -40,7 +40,8 @@ class Recipe:
 
     `inputs`: flags that name files, folders or models, of which the content counts, not the name.
     `without`: further flags that do not change this stage's output. `constants`: what else decides it:
-    {name: text}. The code of the stage's own file counts, and what it takes from common.py.
+    {name: text}. The code of the stage's own file counts, and what it takes from common.py, but for the names
+    in `unused`, which this call of the stage does not use.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Recipe:
         inputs: Iterable[str] = (),
         without: Iterable[str] = (),
         constants: dict[str, str] | None = None,
+        unused: Iterable[str] = (),
         is_folder: bool = False,
     ):
         self.output, self.part = Path(output), Path(f"{output}.part")
@@ -67,7 +69,9 @@ class Recipe:
             "inputs": {name: fingerprints(value) for name, value in given.items()},
             "constants": {name: digest(text) for name, text in (constants or {}).items()},
         }
-        self.content["constants"][f"the code of {name_of(script)} or common.py"] = code_digest(Path(script))
+        self.content["constants"][f"the code of {name_of(script)} or common.py"] = code_digest(
+            Path(script), unused
+        )
         self.begun = time.monotonic()
 
     def refuse_inside(self, name: str, specs: list) -> None:
@@ -240,11 +244,12 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def code_digest(script: Path) -> str:
-    """A digest of a stage's file and of what it takes from common.py, by whatever way: comments, layout and
-    docstrings aside.
+def code_digest(script: Path, unused: Iterable[str] = ()) -> str:
+    """A digest of a stage's file, without the names in `unused`, and of what it takes from common.py, by
+    whatever way: comments, layout and docstrings aside.
     """
     stage, common = ast.parse(script.read_text("utf-8")), ast.parse(COMMON.read_text("utf-8"))
+    stage.body = [node for node in stage.body if not {*names_defined(node)} & {*unused}]
     defined = {name: node for node in common.body for name in names_defined(node)}
     parts, waiting = {"": stage}, [stage]
     while waiting:

@@ -441,3 +441,9 @@ def test_a_loop_that_was_edited_runs(run, toy_data, tmp_path):
     assert not [row for row in verified if row["status"] == "correct"]  # so the break
     assert not (folder / "round_1" / "model").exists() and not (folder / "base").exists()
     assert "+ distilled" in done.stdout and (folder / "report.html").exists()
+    plan = run(f"{tmp_path}/run_rounds.sh", DRY_RUN="1", **(settings | {"RUN": "planned"}))
+    assert plan.returncode == 0 and not plan.stderr, plan.stderr
+    assert "runs/planned/round_2/model" in plan.stdout  # a break is for what a real run finds
+    assert [path.name for path in (tmp_path / "runs").iterdir() if "touched" in path.name] == [
+        "edited.touched"
+    ]

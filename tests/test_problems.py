@@ -550,3 +550,16 @@ def test_a_table_in_which_no_row_has_a_picture_is_refused(tmp_path, run, flags, 
     table = make_table(tmp_path / "train.parquet", question=["1 + 1?", "2 + 1?"], answer=["2", "3"])
     done = run("-m", "mathse.problems", "--input", table, *flags, "--output", tmp_path / "out" / "p.jsonl")
     assert done.returncode == code and ("images: none of 2 rows has a picture" in done.stderr) == bool(code)
+
+
+def test_a_benchmark_from_a_csv_file(tmp_path, monkeypatch):
+    from mathse.problems import sources
+
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "own.csv").write_text('id,question,answer,image\n7,"1 + 1, or more?",2,a.png\n')
+    monkeypatch.setitem(sources.BENCHMARKS, "own", lambda row: row | {"images": row.pop("image")})
+    monkeypatch.setitem(sources.BENCHMARK_FILES, "own", [("own.csv",)])
+    name, rows = problems.load_problems(f"own:{tmp_path}", tmp_path / "images")
+    (row,) = rows
+    assert (name, row["id"], row["question"], row["answer"]) == ("own", "7", "1 + 1, or more?", "2")
+    assert row["images"] == [str(tmp_path / "a.png")]

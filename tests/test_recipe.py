@@ -149,6 +149,21 @@ def test_every_edit_of_a_stage_and_of_what_it_takes_from_common_is_noticed(
     assert (recipe.code_digest(paths["stage"]) != before) == noticed
 
 
+def test_an_edit_of_what_a_call_does_not_use_is_none(tmp_path, monkeypatch):
+    """Another decide() asks no teacher again for annotations."""
+    path = tmp_path / "stage.py"
+    path.write_text("PROMPT = 1\n\n\ndef decide():\n    return 1\n\n\ndef main():\n    decide()\n")
+    before = recipe.code_digest(path, ["decide"]), recipe.code_digest(path, ["PROMPT"])
+    path.write_text(path.read_text().replace("return 1", "return 2"))
+    after = recipe.code_digest(path, ["decide"]), recipe.code_digest(path, ["PROMPT"])
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+def test_the_halves_of_02_are_names_of_its_own(stage):
+    module = stage("02_verify")
+    assert all(hasattr(module, name) for name in module.VERIFYING + module.ANNOTATING)
+
+
 def test_an_edited_stage_is_refused_in_words(verify, samples, tmp_path):
     assert verify().returncode == 0
     path = samples.parent / "v.jsonl.recipe.json"

@@ -20,4 +20,6 @@ DISTILL_FLAGS="--epochs 10 ${DISTILL_FLAGS:-}"  # M0's rows are few
 # the base can check sums and descriptions: a high learning rate would make it forget that
 ORM_FLAGS="--lr 2e-4 --epochs 2 --per-problem 2 --wrong-ratio 1.7 ${ORM_FLAGS:-}"
 ORM_UPDATE_FLAGS="--lr 1e-4 --epochs 0.5 ${ORM_UPDATE_FLAGS:-}"
-if [[ ! -e toy/train.jsonl || ! -e toy/test.jsonl ]]; then "$PYTHON" toy/problems.py --output toy; fi
+if [[ ! -e toy/train.jsonl || ! -e toy/test.jsonl || common.py -nt toy/train.jsonl ]]; then  # by CLOSING
+  "$PYTHON" toy/problems.py --output toy
+fi

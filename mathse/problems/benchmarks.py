@@ -1,8 +1,8 @@
 """The benchmarks: a row in a benchmark's own form -> a problem record.
 
-Another benchmark needs an adapter here and entries in BENCHMARKS, BENCHMARK_FILES and SPLITS.
-
-In the rows `image` is a path, a list of paths, or null. `query` is the benchmark's own prompt.
+Another benchmark needs an adapter here and entries in BENCHMARKS, BENCHMARK_FILES (JSON, JSON lines or csv)
+and SPLITS. Images are read from the column `image`: a path from the benchmark's folder (or IMAGE_FOLDERS), a
+list of paths, or null. `query` is the benchmark's own prompt.
 """
 
 import re

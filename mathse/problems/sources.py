@@ -7,6 +7,7 @@ hf:NAME:SPLIT      a data set that `datasets` loads from the hub or from a local
                    names its columns, and those of a table
 """
 
+import csv
 import hashlib
 import itertools
 import json
@@ -120,7 +121,7 @@ def folder_rows(name: str, folder: Path) -> Iterator[dict]:
 
 
 def file_rows(path: Path) -> Iterator[dict]:
-    """Rows of JSON lines, or (.json) of a list or an object of rows."""
+    """Rows of JSON lines, of a csv file with a head line, or (.json) of a list or an object of rows."""
     if path.suffix == ".json":
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -128,6 +129,9 @@ def file_rows(path: Path) -> Iterator[dict]:
             fail(f"{path}: not JSON ({error}); fetch the file again")
         content = list(content.values()) if isinstance(content, dict) else content
         rows = [(str(path), row) for row in (content if isinstance(content, list) else [content])]
+    elif path.suffix == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [(f"{path}:{number}", row) for number, row in enumerate(csv.DictReader(file), 2)]
     else:
         rows = json_lines(path)
     for where, row in rows:

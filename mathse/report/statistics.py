@@ -141,7 +141,10 @@ def verdict_lines(rows: Iterable[dict]) -> Iterator[str]:
         checks[f"{row['answer_check']}/{row.get('orm_check')}"] += 1
     kinds = ", ".join(f"{name} {count:,}" for name, count in status.most_common())
     yield f"{status.total():,} responses: {kinds or 'nothing to do'}"
-    yield from (f"undecided {count:,}: {reason}" for reason, count in (+reasons).most_common(REASONS))
+    told = (+reasons).most_common(REASONS)
+    yield from (f"undecided {count:,}: {reason}" for reason, count in told)
+    if others := status["undecided"] - sum(count for _, count in told):
+        yield f"undecided {others:,}: other reasons"
     if any(not pair.endswith("/None") for pair in checks):
         yield from crosstab(checks)
 
