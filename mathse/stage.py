@@ -63,10 +63,10 @@ def run_stage(
     """Write the rows that a stage makes to args.output, or `output`.
 
     `inputs`, `constants`, `without`, `unused`: see Recipe. `load`, `schema`: see open_model(); without
-    args.model or `load` no model is asked. `keys(check)`: {row_key() of each row to make, with `samples` of its
-    sample 0: expected length}; with `check` the inputs are checked. `rows(generate, missing)`: rows of these
-    keys, with the numbers of their samples. For a dry run: `count(N)`: keys of N input rows; `calls`: model
-    calls a row. `settle`: see Output.finish(). `summary(rows)`: lines about all rows.
+    args.model or `load` no model is asked. `keys(check)`: {row_key() of each row to make, with `samples` of
+    its sample 0: expected length}; with `check` the inputs are checked. `rows(generate, missing)`: rows of
+    these keys, with the numbers of their samples. For a dry run: `count(N)`: keys of N input rows; `calls`:
+    model calls a row. `settle`: see Output.finish(). `summary(rows)`: lines about all rows.
     """
     recipe = Recipe(output or args.output, script, args, inputs, {"batch_size", *without}, constants, unused)
     if args.dry_run is not None:
