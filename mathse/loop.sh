@@ -30,7 +30,7 @@ if [[ $DRY_RUN == 0 ]]; then  # what is wrong is said now, not after hours
 else  # stages alone are looked at: other programs are not found, so that none does its work or ends the loop
   set +e
   command_not_found_handle() { :; }
-  path=$PATH interpreter=$(command -v "$PYTHON") awk=$(command -v awk) PATH= PYTHON=: plan=
+  path=$PATH interpreter=$(command -v "$PYTHON") awk=$(command -v awk) PATH=/nowhere PYTHON=: plan=
   declare -A planned=()  # rows of each file that would have been made
 fi
 

@@ -402,10 +402,11 @@ def test_an_active_environment_without_the_packages_is_not_used(tmp_path):
 
 EDITS = [  # (old, new)
     ("begin; evaluate base\n", "begin\n"),  # a stage left out
-    ("student round_0 ", 'echo hello; python3 own.py "$run/round_0/verified.jsonl"\nstudent round_0 '),
+    ("student round_0 ", 'echo hello; touch "$run.touched"; python3 own.py "$first"\nstudent round_0 '),
+    ("sample round_0 ", "first=$run/round_0/verified.jsonl\nsample round_0 "),
     (
         '  student "round_$i"',
-        '  grep -q \'"status": "correct"\' "$run/round_$i/verified.jsonl" || break\n  student "round_$i"',
+        '  grep -q correct\\", "$run/round_$i/verified.jsonl" || break\n  student "round_$i"',
     ),
 ]
 OWN_SCRIPT = """
@@ -444,6 +445,4 @@ def test_a_loop_that_was_edited_runs(run, toy_data, tmp_path):
     plan = run(f"{tmp_path}/run_rounds.sh", DRY_RUN="1", **(settings | {"RUN": "planned"}))
     assert plan.returncode == 0 and not plan.stderr, plan.stderr
     assert "runs/planned/round_2/model" in plan.stdout  # a break is for what a real run finds
-    assert [path.name for path in (tmp_path / "runs").iterdir() if "touched" in path.name] == [
-        "edited.touched"
-    ]
+    assert [path.name for path in (tmp_path / "runs").glob("*.touched")] == ["edited.touched"]
