@@ -159,14 +159,18 @@ def check_model(args: argparse.Namespace, spec: str, trained: bool = False) -> N
         refuse(f"config.json: not JSON ({error}); download it again")
     if not isinstance(config, dict):
         refuse("config.json: not a JSON object; download it again")
-    # remote code (auto_map) may see without saying so
-    if "auto_map" not in config and not any(map(SEES.search, (*config, str(config.get("model_type"))))):
+    if not reads_images(config):
         name = (config.get("architectures") or ["model"])[0]
         refuse(f"a {name} that reads no images, by its config.json; give an image-text-to-text model")
     if not any(folder.glob("*.safetensors")):
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
         convert = f"pickled ones ({', '.join(pickles[:1])}) are never loaded: convert them"
         refuse(f"no *.safetensors weights in it; {convert if pickles else 'is the download complete?'}")
+
+
+def reads_images(config: dict) -> bool:
+    """Whether a config.json speaks of images, or of remote code, which may see without saying so."""
+    return "auto_map" in config or any(map(SEES.search, (*config, str(config.get("model_type")))))
 
 
 def check_address(spec: str) -> None:

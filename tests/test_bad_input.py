@@ -403,8 +403,8 @@ BAD_SPECS = {
 
 @pytest.mark.parametrize("spec", BAD_SPECS)
 def test_bad_specs_of_models(capsys, spec):
-    words = f"--reflector: {spec}: ", BAD_SPECS[spec]
-    refused(capsys, lambda: cli.check_model(ARGS, spec, "--reflector"), *words)
+    words = f"--model: {spec}: ", BAD_SPECS[spec]
+    refused(capsys, lambda: cli.check_model(ARGS, spec), *words)
 
 
 VISION = {"model_type": "vision-encoder-decoder", "encoder": {}, "decoder": {}}
