@@ -247,7 +247,7 @@ def test_a_run_that_is_killed_in_its_steps_ends_as_one_that_is_not(small_run):
     budget = kill_runs.BUDGET | {
         "TEACHER": server.spec,
         "OPENAI_API_KEY": KEY,
-        "ENDPOINT_FLAGS": "--timeout 3 --concurrency 4",
+        "ENDPOINT_FLAGS": "--timeout 6 --concurrency 4",
     }
     folder = ROOT / "runs" / "test-kill"
     shutil.rmtree(folder, ignore_errors=True)
