@@ -84,7 +84,7 @@ def rank_count(asked: int | None, most: int, spec: str | None, copies: int) -> i
     forked for an endpoint, or where a launcher has done so. GPUs are counted by NVML: a process that has used
     CUDA could not fork ranks that do.
     """
-    if processes()[1] > 1 or not spec or is_endpoint(spec):
+    if "RANK" in os.environ or not spec or is_endpoint(spec):
         return 1
     if asked:
         return asked

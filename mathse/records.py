@@ -110,11 +110,6 @@ def same_text(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def listed(counts: dict) -> str:
-    """Counts as a summary line shows them."""
-    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "nothing to do"
-
-
 def shown(value: object) -> str:
     """A value as a message shows it: cut short, on one line."""
     return reprlib.repr(value)
