@@ -26,7 +26,7 @@ from mathse.chat import fill, question_text, user_message
 from mathse.generate import Generator, Reply, Request
 from mathse.jsonl import expected_length
 from mathse.launch import stage_end
-from mathse.records import VERDICT_FIELDS, derive_seed, fail, read_rows, row_key
+from mathse.records import ERROR_TYPES, VERDICT_FIELDS, derive_seed, fail, read_rows, row_key
 from mathse.replies import REPLY_SCHEMA, last_object
 from mathse.report.statistics import verdict_lines
 from mathse.stage import ask, run_stage
@@ -56,7 +56,6 @@ VERIFYING = ("decide", "agreeing", "decided", "judged", "verify")
 ANNOTATING = ("FEEDBACK_PROMPT", "annotated", "annotate")
 NEEDED = ("id", "question", "sample", "response", "finish")
 WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
-ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")  # the paper's Figure 4
 
 
 def parse_args() -> argparse.Namespace:

@@ -44,6 +44,7 @@ VERDICT_FIELDS = {
     "answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_analysis", "error_type",
     "judge_reply", "judge_tokens", "judge_error", "teacher_check",
 }  # fmt: skip
+ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")  # the paper's Figure 4
 Text = Annotated[str, Meta(pattern=r"\S")]
 Scalar = str | int | float
 

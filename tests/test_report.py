@@ -255,13 +255,18 @@ def test_ledger(reported):
 
 def test_error_types_are_those_of_the_predictions_that_stand(by_name, run_folder, tmp_path):
     found = {name: stage["benchmarks"]["set"].get("error_types") for name, stage in by_name.items()}
-    types = dict.fromkeys(metrics.ERROR_TYPES, 0) | {"vision": 1, EVIL: 1}  # one that a fork has
+    types = dict.fromkeys((*metrics.ERROR_TYPES, "unclassified"), 0) | {
+        "vision": 1,
+        EVIL: 1,
+    }  # one that a fork has
     assert found == dict.fromkeys(CHECKS) | {"round_1": types}
     folder = shutil.copytree(run_folder / "round_1" / "eval", tmp_path / "eval")
     assert metrics.error_types(folder) == {"set": {"error_types": types}}  # wherever it lies
     rows = [row | {"answer_check": "undecided"} for row in read_rows(folder / "errors.jsonl")]
     write_rows(folder / "errors.jsonl", rows)  # none is wrong
-    assert metrics.error_types(folder) == {"set": {"error_types": dict.fromkeys(metrics.ERROR_TYPES, 0)}}
+    assert metrics.error_types(folder) == {
+        "set": {"error_types": dict.fromkeys((*metrics.ERROR_TYPES, "unclassified"), 0)}
+    }
     with (folder / "predictions.jsonl").open("a") as file:
         file.write("{}\n")
     assert metrics.error_types(folder) == {}

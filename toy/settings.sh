@@ -7,8 +7,8 @@ elif [[ -z ${TEACHER:-} ]]; then  # own problems: their solutions are D0, and no
 fi
 : "${ROUNDS:=3}" "${SAMPLES:=3}" "${DISTILL:=0.08}"
 : "${INIT:=previous}"          # the toy has no time to start each round anew
-# right answers in per cent after rounds 1, 2, 3 (seed 0, commit cff1c43): neither 70.3, 66.3, 65.7; ORM_UPDATE
-# alone 70.3, 66.3, 72.0; PAIRS alone 66.0, 67.7, 73.0; both 66.3, 79.3, 77.3
+# right answers in per cent after rounds 1, 2, 3 (seed 0, commit cff1c43): neither 70.3, 66.3, 65.7;
+# ORM_UPDATE alone 70.3, 66.3, 72.0; PAIRS alone 66.0, 67.7, 73.0; both 66.3, 79.3, 77.3
 : "${PAIRS:=1}" "${ORM_UPDATE:=every}"
 : "${REFLECT_ACCEPT:=${ACCEPT:-answer}}"  # asking the ORM too loses accuracy: docs/PAPER.md
 SAMPLE_FLAGS="--max-tokens 128 --batch-size 256 ${SAMPLE_FLAGS:-}"

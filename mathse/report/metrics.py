@@ -11,7 +11,7 @@ from mathse.cli import price
 from mathse.generate.endpoint import read_spent
 from mathse.jsonl import line_of, replace
 from mathse.recipe import content_of, digest, read_recipe
-from mathse.records import MAX_LINE, fail, is_endpoint, written_rows
+from mathse.records import ERROR_TYPES, MAX_LINE, fail, is_endpoint, written_rows
 from mathse.report.statistics import CHECK, compare, differing, predictions
 
 MOST_ROUNDS = 999  # that are looked for where no settings tell
@@ -25,7 +25,6 @@ STEPS = {
     "01_sample.py": "sampling", "02_verify.py": "verifying", "03_reflect.py": "reflecting",
     "04_finetune.py": "fine-tuning", "05_evaluate.py": "evaluating",
 }  # fmt: skip
-ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision", "unclassified")
 TEXTS = {"id", "status", "answer_check", "orm_check", "finish", "benchmark", "error_type"}  # else numbers
 
 
@@ -149,7 +148,8 @@ def error_types(folder: Path) -> dict[str, dict]:
     rows = rows.fillna({"error_type": "unclassified"})
     wrong = {name: part.error_type[part.answer_check == "wrong"] for name, part in rows.groupby("benchmark")}
     return {
-        name: {"error_types": dict.fromkeys(ERROR_TYPES, 0) | Counter(types)} for name, types in wrong.items()
+        name: {"error_types": dict.fromkeys((*ERROR_TYPES, "unclassified"), 0) | Counter(types)}
+        for name, types in wrong.items()
     }
 
 
