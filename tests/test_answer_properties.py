@@ -118,15 +118,21 @@ LINES = FORMS.strip().split("\n")
 FORMS = {head.split()[0]: (head.split()[1:], same, other) for head, same, other in zip(*[iter(LINES)] * 3)}
 
 
+def number_or_text(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
 def drawn(name: str, draw: random.Random) -> tuple[list[str], list[str]]:
     """(spellings of one answer, other answers)"""
     ranges, same, other = FORMS[name]
     names = {}
     for variable, _, values in (text.partition("=") for text in ranges):
         low, _, high = values.partition("..")
-        some = values.split(",") if not high else range(int(low), int(high) + 1)
-        some = [int(value) if str(value).lstrip("-").isdigit() else value for value in some]
-        names[variable] = draw.choice([value for value in some if value not in names.values()])
+        some = range(int(low), int(high) + 1) if high else [number_or_text(one) for one in values.split(",")]
+        value = draw.choice(some)
+        while value in names.values():
+            value = draw.choice(some)
+        names[variable] = value
     filled = [
         re.sub(
             r"<([A-Za-z][^<> ]*|2\*[a-z])>", lambda field: eval(f"f'{{{field[1]}}}'", TABLES | names), line
