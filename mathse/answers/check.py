@@ -189,7 +189,7 @@ def named_letters(text: str, options: list[str]) -> set[str]:
         re.ASCII,
     )
     if not head:
-        last = rf"(.*?)[\s,]+(?:(?:option|choice|选项)\s*\(?([{letters}])\)?|\(([{letters}])\))"
+        last = rf"(.*?)[\s,]+(?:\(?(?:option|choice|选项)\s*\(?([{letters}])\)*|\(([{letters}])\))"
         behind = re.fullmatch(last, text)
         return {behind[2] or behind[3]} | letters_of(behind[1], options) if behind else set()
     rest, letter = head["rest"].strip(" .:,()-="), head["letter"]

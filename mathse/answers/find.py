@@ -6,7 +6,7 @@ from functools import lru_cache
 from mathse.answers.read import read
 from mathse.answers.spell import spell
 from mathse.answers.tables import pattern, rules, substituted, words
-from mathse.answers.values import Many, Named, Quantity, Words
+from mathse.answers.values import Many, Named, Quantity, Said, Unread, Words
 
 TAIL = 8000  # characters of a response that are read: its answer stands at the end
 SPAN = 400  # characters of an answer
@@ -37,7 +37,7 @@ def statements(closing: str) -> re.Pattern:
     return re.compile("|".join(named), re.IGNORECASE)
 
 
-CLAUSE = r"[^.!?\n,;\\]{0,30}$"
+CLAUSE = r"[^.!?\n,;。，；\\]{0,30}$"
 DENIED, OTHERS = pattern("denying", behind=CLAUSE), pattern("of another", behind=CLAUSE)  # before a statement
 OWN = pattern("own", behind=r" *$")  # the answer; another word before it makes it another's
 SUPPOSED, PART_OF = pattern("supposition", "saying", behind=r"[^.!?\n]*$"), pattern("part of")
@@ -123,7 +123,7 @@ def find_answer(response: str, closing: str = "") -> tuple[str | None, str]:
         span, end = sentence(text, last.end())
     span = re.sub(r"(?<!\\)\\$|(?<!\.)\.$", "", span.strip(' \n*_"`,;:．')).strip()
     if TAKEN_BACK.search(text, last.end()):
-        instead = INSTEAD.search(text, end)
+        instead = INSTEAD.search(text, last.end())
         span = instead[1].strip(" *_") if instead else ""
     if not span or len(span) > SPAN:
         return None, "none"
@@ -197,13 +197,15 @@ def with_unit(box: str, text: str, end: int) -> tuple[str, int]:
 NO = pattern("denial", "doubt", "supposition", "change", "too")
 VAGUE = pattern("bound", "change", "doubt", "operation", "vague")
 LEAD = pattern("lead", behind=",?")
-NOTHING, PLEASANTRY, DONE = pattern("nothing"), pattern("pleasantry"), pattern("done")
-LABEL = re.compile(r"(?:^|[\s$(])[A-Za-zα-ω∠△]{1,4}\S?\s*[=≈]$")  # x =
+NOTHING, PLEASANTRY, DONE = pattern("nothing"), pattern("pleasantry", "check"), pattern("done")
+CHECK = pattern("check", before=r"\n\W*", behind=r"(?:(?!\n\n).)*\Z")  # a last paragraph
 PROPERTY = re.compile(r"(?i)\banswers?\b(?! choice|\W*$)")  # something is said of the answer, or of another
 SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<=。)|\n+")
 ANSWER = r" (?:is|are) (?:the|our) (?:correct |final |right )?answers?$"
 IS_THE_ANSWER = pattern("hence", before="(?:.*[,.] |.*", behind=rf",? |)(.{{1,80}}?){ANSWER}")
 FORMULA = re.compile(r"(?:\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")  # at the end
+PASSIVE = re.compile(r" (?:are|is|was|were) (?:\w+ed|left|sold)\b(?![^,]*\b(?:not?|wrong)\b).*$")
+CLAUSES = re.compile(r"[,;，]|\b(?:and|so)\b")
 NUMERAL = re.compile(
     r"(?<![A-Za-z0-9_.])[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?(?:%|°)?(?![A-Za-z0-9_])"
 )
@@ -212,11 +214,14 @@ NOUNS = re.compile(r" ?[A-Za-z°%/^2³²]+(?: [a-z]+){0,2}| ?[\u4e00-\u9fff/]{1,
 
 def conclusion(text: str) -> tuple[str | None, str]:
     """(all of a short response, "bare", or the value that its last sentence names, "conclusion")"""
+    if check := CHECK.search(text):
+        text = text[: check.start()] if not TAKEN_BACK.search(check[0]) else ""
     if len(text) <= SPAN and "\n" in text and isinstance(read(spell(text)), Many):
         return text, "bare"
     sentences = [part.strip() for part in SENTENCES.split(text[-4 * SPAN :]) if part.strip()] or [""]
     while len(sentences) > 1 and PLEASANTRY.match(sentences[-1]):
-        sentences.pop()
+        if TAKEN_BACK.search(sentences.pop()):
+            return None, "none"
     last = re.sub(r"(?<!\.)[.。．]$", "", sentences[-1]).strip()
     none = SUPPOSED.search(last) or PLEASANTRY.match(last) or last.endswith("?") or len(last) > 2 * SPAN
     answer = None if none else IS_THE_ANSWER.match(last)
@@ -231,20 +236,22 @@ def conclusion(text: str) -> tuple[str | None, str]:
 
 def value_in(last: str, whole: bool = False) -> str | None:
     """What a sentence names: behind a verb to its end, its last formula or only number. `whole`: it ends."""
-    if (nothing := NOTHING.search(last)) and not NO.search(last[: nothing.start()]):
+    if (nothing := NOTHING.search(last)) and not NO.search(CLAUSES.split(last[: nothing.start()])[-1]):
         return nothing[0]
     for lead in list(LEAD.finditer(last))[-LEADS:]:
         clause = re.split(r"[,;，]", last[: lead.end()].rstrip(" ,"))[-1]
         said = last[lead.end() :].strip(" *:")
-        is_result = lead[0][0] in "=≈" and not LABEL.search(re.split("[-+*/^]", clause)[-1])
-        if is_result or NO.search(clause):
+        if NO.search(clause):
             continue
         value = read(spell(said))
+        if value is None and (done := PASSIVE.search(said)) and not VAGUE.search(done[0]):
+            said = said[: done.start()].strip(" *")  # 8 boats are needed
+            value = read(spell(said))
         if isinstance(value, Words) and not re.search(r"\d", said):  # and no date
-            value = None if len(said.split()) > 3 or re.search(r"\d", last) or DONE.search(said) else value
+            value = None if len(said.split()) > 3 or re.search(r"\d", clause) or DONE.search(said) else value
         if isinstance(value, Many) and isinstance(value.items[-1], Named):  # 9, and the next is 34
             value = value if isinstance(value.items[0], Named) else None
-        if value is not None:
+        if value is not None and not contradicts(clause, value):
             return said
     if NO.search(last):
         return None
@@ -253,6 +260,17 @@ def value_in(last: str, whole: bool = False) -> str | None:
     else:
         value = None if VAGUE.search(last) else only_number(last) or only_number(spell(last))
     return value if value and (whole or last.rstrip(" $*)\\").endswith(value)) else None
+
+
+def contradicts(clause: str, value: object) -> bool:
+    """Whether a clause that ends with = or ≈ has another number in front of it: 7/2 ≈ 3."""
+    left = read(spell(re.split("[=≈]", clause)[-2])) if clause[-1] in "=≈" else None
+    if not all(isinstance(side, Quantity) and side.is_number for side in (left, value)):
+        return False
+    try:
+        return not Said.of([left, value], [clause[-1]])
+    except Unread:
+        return True
 
 
 def only_number(text: str) -> str | None:

@@ -247,6 +247,7 @@ HEDGE, ABOUT = pattern("hedge", "about", before="(?:", behind=r"(?![a-z])[\s,:.]
 AGAIN = pattern("again", "about", before=r"[,;]? ?\(? ?(?:", behind=r"[,. ]*)+(?=[-\d√π(.⦃a-z])(?<!\bor )")
 REMARK = pattern("remark", before=r"(.+?) ?(?:\(|- |— )(", behind=r" [a-z ,\d]+)\)?")
 NUMBERED = re.compile(r"(?:^|[\s;,.])\(?(\d|[a-h])\)[:.]? ?(.+?)(?=[\s;,.]+\(?(?:\d|[a-h])\)|$)")
+DOUBTFUL = re.compile(r"(?<![A-Za-z])[a-z]/\d+[a-zπ√(](?![a-z])")  # x/2y is x/(2y) or xy/2
 TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?: ([apAP])m)?")
 MONTH = re.compile(r"(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|\d月|^\d{4}-")
 WEEKDAY = re.compile(r"(?i)\b(?:mon|tues|wednes|thurs|fri|satur|sun)day,? |,|\b(?:the|of) ")
@@ -289,9 +290,12 @@ def date(text: str) -> Words | None:
 
 
 def parsed(text: str) -> object | None:
-    """The value of a text by the grammar: of 1 h 30 min as 1 h ⊕ 30 min, of ±3 as 3 or -3."""
+    """The value of a text by the grammar: of ±3 as 3 or -3, 6 km / 2 h as 6 km/(2 h), 1 h 30 min as 1 h ⊕ 30 min."""
     if "±" in text:
         text = " or ".join(text.replace("±", sign) for sign in "+-")
+    if DOUBTFUL.search(text):
+        return None
+    text = re.sub(rf"(?<=[a-z]) ?/ ?(\d[\d.]* (?:{unit_pattern()})(?:\^\d)?)", r"/(\1)", text)
     value, plain = None, ARTICLE.sub("", text)
     compound = rf"(?<=\d) ?({unit_pattern()}) ?(?:and )?(?=\d+(?:\.\d+)? ?(?:{unit_pattern()}))"
     for spelled in dict.fromkeys((re.sub(compound, r" \1 ⊕ ", plain), plain)):
@@ -317,6 +321,7 @@ def restated(text: str) -> object | None:
     sides = [read(text[: match.start()]), read(text[match.end() :].removesuffix(")"))]
     if sides[0] == sides[1]:
         return sides[0]
+    sides[0] = sides[0].value if isinstance(sides[0], Named) else sides[0]
     flat = [one for side in sides for one in (side.values if isinstance(side, Said) else (side,))]
     with suppress(Unread):
         return Said.of(flat, ["≈" if ABOUT.search(match[0]) else "="] * (len(flat) - 1))

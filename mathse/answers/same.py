@@ -15,6 +15,8 @@ EXACT_SHARE = 10**5  # and must then agree to this part of the value
 MOST_DECIMALS = 12  # of a problem's precision
 PARTS_OF_PI = 5040  # a number of whole parts is taken for an angle in radians
 TOLERANCE = mp.mpf(10) ** -50
+ROUNDED = 100  # smallest last places of a reference that a finer number may be rounded to: 1.00
+DECIMAL = re.compile(r"(?:.*[=≈])? ?-?\d*\.(\d+)[ %°a-zA-Z^/\d]*")
 COMMA = re.compile(r"(-?(?:\d{1,3}(?:[. ]\d{3})+|\d+)),(\d{1,2}|\d{4,}|(?<=0,)\d+)(\D.*)?")
 
 
@@ -25,7 +27,7 @@ def same_answer(given: str, reference: str, rules: "Rules | None" = None) -> boo
         return True
     pairs = []
     for texts in product(readings(given), readings(reference)):
-        decimals = tuple(len(text.partition(".")[2]) for text in texts if re.fullmatch(r"-?\d*\.\d+", text))
+        decimals = tuple(len(found[1]) if (found := DECIMAL.fullmatch(text)) else None for text in texts)
         pairs.append((*map(read, texts), replace(rules, decimals=decimals)))
     wanted = read(reference)
     if isinstance(wanted, Many):  # 100,200 may be two blanks
@@ -63,12 +65,13 @@ def every(verdicts: Iterable[bool | None]) -> bool | None:
 @dataclass(frozen=True)
 class Rules:
     """How values are compared. `precision`: decimals that count, None for all; `percent`: the question asks
-    for one, so 35 is 35%; `ordered`: it asks for an order; `decimals`: that both sides are written with."""
+    for one, so 35 is 35%; `ordered`: it asks for an order; `decimals`: that the given answer and the
+    reference are written with, None for other numbers."""
 
     precision: int | None = None
     percent: bool = False
     ordered: bool = False
-    decimals: tuple[int, ...] = ()
+    decimals: tuple[int | None, int | None] = (None, None)
 
     def compare(self, one: object, other: object) -> bool | None:
         """same(), and no telling where the values refuse."""
@@ -81,8 +84,12 @@ class Rules:
         for kind in (Named | Relation, Said):
             if isinstance(other, kind) and not isinstance(one, kind):
                 one, other = other, one
-        if isinstance(one, Said):  # with a unit, where one is said
-            values = [value for value in one.values if value.dims] or one.values
+        if isinstance(one, Said):
+            unit = next((value for value in one.values if value.dims), one.values[0])
+            values = [
+                value if value.dims else replace(value, dims=unit.dims, size=unit.size)
+                for value in one.values
+            ]
             verdicts = [self.same(value, other) for value in values]
             return True if True in verdicts else None if None in verdicts else False
         if isinstance(one, Named | Relation):
@@ -145,10 +152,13 @@ class Rules:
             if self.precision is not None:
                 decimals = min(int(self.precision), MOST_DECIMALS)
                 return close(*pairs[0], mp.mpf(10) ** -decimals / 2 + TOLERANCE)
-            decimals = min(self.decimals, default=0)
-            is_exact = len({*self.decimals}) < len(self.decimals)  # two with as many decimals
-            if decimals >= EXACT_DECIMALS and not is_exact and size == other_size == 1:
+            given, wanted = self.decimals
+            decimals = min((each for each in self.decimals if each is not None), default=0)
+            if decimals >= EXACT_DECIMALS and given != wanted and size == other_size == 1:
                 return close(*pairs[0], min(mp.mpf(10) ** -decimals, abs(pairs[0][1]) / EXACT_SHARE))
+            if given and wanted and given > wanted >= 2 and size == other_size:  # 4.514 is 4.51
+                place = mp.mpf(10) ** -wanted * size
+                return abs(pairs[0][1]) >= ROUNDED * place and close(*pairs[0], place / 2 + TOLERANCE)
         return all(close(*pair) for pair in pairs)
 
     def same_single(self, one: object, other: object) -> bool | None:
@@ -192,11 +202,16 @@ class Rules:
             return same_size and every(map(self.same, *items))
         left = self.without_doubles(one)
         for item in self.without_doubles(other):
-            partner = next((each for each in left if self.same(each, item)), None)
+            partner = next((each for each in left if self.same_member(each, item)), None)
             if partner is None:
                 return False
             left.remove(partner)
         return not left
+
+    def same_member(self, one: object, other: object) -> bool | None:
+        """{2} in a set is not 2 in it."""
+        are_many = {isinstance(getattr(each, "value", each), Many) for each in (one, other)}
+        return len(are_many) == 1 and self.same(one, other)
 
     def same_ratio(self, one: Many, other: Many) -> bool | None:
         """3:5 and 6:10."""

@@ -95,12 +95,20 @@ DIGITS = f"[{''.join([*HAN, *HAN_SCALE])}]{{1,20}}"
 CHINESE = re.compile(rf"(?<!\d)({DIGITS}(?:点{DIGITS})?)(?![角边棱面次象样周定维下])")
 
 
+TO_THE_HOUR = re.compile(r"(?:(?:a )?quarter|(\d\d?) minutes) to (\d{1,2})\b")
+
+
 def numerals(text: str) -> str:
     """Number words as digits: twenty-five, two thirds, three and a half, 三分之二, 百分之二十."""
     text = ENGLISH.sub(english, text)
-    text = re.sub(r"(?:a )?quarter to (\d{1,2})\b", lambda found: f"{int(found[1]) - 1 or 12}:45", text)
+    text = TO_THE_HOUR.sub(to_the_hour, text)
     text = CHINESE.sub(chinese, re.sub(r"百分之(?=[\d一-龥])", "%之", text))
     return substituted(FRACTION.sub(fraction, text), NUMERALS)
+
+
+def to_the_hour(found: re.Match) -> str:
+    """20 minutes to 9 as 8:40"""
+    return f"{int(found[2]) - 1 or 12}:{60 - int(found[1] or 15):02}"
 
 
 def english(found: re.Match) -> str:

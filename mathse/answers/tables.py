@@ -33,7 +33,7 @@ def words(*kinds: str) -> str:
             patterns.append(re.sub(r"<([a-z ]+)>", lambda kind: words(kind[1]), line))
         else:
             written = [word.replace("_", " ") for word in line.split()]
-            (patterns if language == "zh" else others).extend(written)
+            (patterns if re.search("[\u3040-\u9fff]", line) else others).extend(written)
     return "|".join(patterns + ([rf"\b(?:{'|'.join(others)})\b"] if others else []))
 
 
