@@ -1,8 +1,8 @@
 """Labelled pairs for the answer check: a response, a reference answer, and whether the one states the other.
 
-answer_pairs.jsonl has seven sets, each written by hand before the code of its time was run on it: "a" to "c"
-before an older answer check, "d" and "f" as models of today write plain answers, "e" and "g" as attacks; and
-"tables", with exact verdicts. Two more are read if they lie beside the project; nothing needs them.
+answer_pairs.jsonl has eleven sets, each written before the code of its time was run on it: "a" to "c" before an
+older answer check, "d", "f", "h" and "j" as models of today write plain answers, "e", "g", "i" and "k" as attacks;
+and "tables", with exact verdicts. Two more are read if they lie beside the project; nothing needs them.
 """
 
 import json
@@ -37,7 +37,7 @@ def read_pairs(path: Path, name: str | None = None) -> list[dict]:
 
 def sets() -> dict[str, list[dict]]:
     """All sets at hand, by name."""
-    found = {f"own {name}": read_pairs(OWN, name) for name in "abcdefg"}
+    found = {f"own {name}": read_pairs(OWN, name) for name in "abcdefghijk"}
     found |= {name: read_pairs(path) for name, path in FILES.items() if path.exists()}
     return found
 

@@ -163,6 +163,11 @@ def letters_of(text: str, options: list[str]) -> set[str]:
     return {letter for letter, option in zip(LETTERS, plain[1:]) if option and option == plain[0]}
 
 
+def letters_worth(text: str, options: list[str]) -> set[str]:
+    """The letters of the options that have the value of a text."""
+    return {letter for letter, option in zip(LETTERS, options) if option and same_value(text, option)}
+
+
 def letters_in(text: str, options: list[str]) -> set[str]:
     """The letters of the options that an answer gives, by text or by name."""
     return letters_of(text, options) or named_letters(text, options)
@@ -192,10 +197,10 @@ def named_letters(text: str, options: list[str]) -> set[str]:
         last = rf"(.*?)[\s,]+(?:\(?(?:option|choice|选项)\s*\(?([{letters}])\)*|\(([{letters}])\))"
         behind = re.fullmatch(last, text)
         return {behind[2] or behind[3]} | letters_of(behind[1], options) if behind else set()
-    rest, letter = head["rest"].strip(" .:,()-="), head["letter"]
+    rest, letter = head["rest"].strip(" .:,-="), head["letter"]
     if re.match(WRONG, f"is {rest}") or re.match(WRONG, rest):
         return set()
-    if same := letters_of(rest, options):
+    if same := letters_of(rest.strip("()"), options) or letters_worth(rest, options):
         return {letter} | same  # the letter of one option with the value of another: two answers
     others = text[head.end("letter") :].strip(" ).")
     joined = rf"(?:[\s,/&、;)]*(?:and|和|与|(?:option|choice)s?)?[\s(]*[{letters}]\)?)+"

@@ -17,8 +17,8 @@ LEADS = 12  # of a sentence that are tried, the last ones
 
 FORMS = {  # the rule of an answer that is stated: what it is stated with
     "boxed": r"\\(?:f?boxed|fbox)\s*\{",
-    "field": r"\"(?:final[_ ])?answer\"\s*:\s*\"?",
-    "tag": r"<(?:final_)?answer>",
+    "field": r"\"(?:(?:final|short)[_ ])?answer\"\s*:\s*\"?",
+    "tag": r"<(?:final_)?answer>(?::? ?<<)?",
     "answer_line": words("answer line"),
     "choice": words("choice"),
 }
@@ -84,7 +84,7 @@ LEADING = re.compile(r"[\s*:：\"_]*(?:(?<=\n)[-•] )?(?:(?:\$\$|\\\[|\$)\s*\n\
 LISTED = re.compile(r"[ *:：]*((?:\n+ *[-*•] [^\n]{1,60}){2,12})(?=\n\n|\s*$)")  # an answer a line
 END = re.compile(  # of a sentence
     r"(?<!i\.e)(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?。]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|。"
-    r"|\n(?!\s*(?:or|and)\b)|</(?:final_)?answer>"
+    r"|\n(?!\s*(?:or|and)\b)|</(?:final_)?answer>|>>"
     r"|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)",
     re.IGNORECASE,
 )

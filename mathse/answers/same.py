@@ -42,6 +42,8 @@ def readings(text: str) -> list[str]:
     other = text
     if match := COMMA.fullmatch(text):
         other = f"{re.sub('[. ]', '', match[1])}.{match[2]}{match[3] or ''}"
+    if re.fullmatch("[A-Z](?:-[A-Z])+", text):  # a way, from point to point
+        other = text.replace("-", "→")
     return list(dict.fromkeys([text, re.sub(r"^C\((\d+), ?(\d+)\)", r"choose(\1;\2)", other)]))
 
 

@@ -30,7 +30,9 @@ def spell(text: str) -> str:
     text = in_plain_letters(text)
     if text.count("$") - text.count("\\$") == 1:  # no formula begins or ends here: it is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])", r"\\$", text)
-    text = re.sub(r"^\s*\{([^{}]*,[^{}]*)\}\s*$", r"\\{\1\\}", text).replace("\\$", "¤")
+    if re.fullmatch(r"\s*\{[^\\]*,[^\\]*\}\s*", text):  # a set, not LaTeX
+        text = re.sub("[{}]", r"\\\g<0>", text)
+    text = text.replace("\\$", "¤")
     text = substituted(text, MARKUP)
     for pattern, form in MATRICES:
         text = pattern.sub(lambda found, form=form: rows(found.expand(form)), text)
