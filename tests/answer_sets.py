@@ -1,8 +1,9 @@
-"""Labelled pairs for the answer check: a response, a reference answer, and whether the one states the other.
+"""Labelled pairs for the answer check: a response, a reference, and whether the one states the other.
 
-answer_pairs.jsonl has eleven sets, each written before the code of its time was run on it: "a" to "c" before an
-older answer check, "d", "f", "h" and "j" as models of today write plain answers, "e", "g", "i" and "k" as attacks;
-and "tables", with exact verdicts. Two more are read if they lie beside the project; nothing needs them.
+answer_pairs.jsonl has eleven sets, each written before the code of its time was run on it: "a" to "c" before
+an older answer check, "d", "f", "h" and "j" as models of today write plain answers, "e", "g", "i" and "k" as
+attacks; and "tables", with exact verdicts. Two more are read if they lie beside the project; nothing needs
+them.
 """
 
 import json

@@ -4,7 +4,7 @@ A verdict is "correct", "wrong" or "undecided": no answer found, cut off, not re
 read whole, as values, or not at all: what is not read is right only as the same text. A check's way:
 
     find.py    which words of a response are its answer    words.txt: what states, denies, takes back
-    spell.py   one spelling for LaTeX and number words     spelling.txt: how each thing is spelled
+    spell.py   one spelling for LaTeX and number words     spelling.txt, numbers.txt: how each is spelled
     read.py    the answer as a value                       grammar.lark, units.txt: which answers are read
     same.py    are two values the same?                    values.py: values and their arithmetic
     check.py   the check, choices, what else the stages ask of answers

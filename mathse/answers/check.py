@@ -17,7 +17,7 @@ ASKS_PERCENT, ASKS_ORDER = pattern("asks percent"), pattern("asks order")
 NEGATIVE = pattern("denial", "doubt", "not chosen")
 CHOOSES = re.compile(words("chooses") + "|[:=]")
 BOLD = re.compile(r"\*\*(.+?)\*\*")
-RIGHT, WRONG = words("right"), words("wrong")
+RIGHT, WRONG, CALLED = words("right"), words("wrong"), words("called a choice")
 VERDICTS = {True: "correct", False: "wrong", None: "undecided"}
 
 
@@ -114,10 +114,7 @@ def votes(answers: Iterable[tuple[object, str | None]], options: list | None = N
     return list(groups.values())
 
 
-VALUE = re.compile(  # in a text: a formula, a fraction, a number with what belongs to it
-    r"\$[^$\n]{1,80}\$|\\[dt]?frac\{[^{}]{1,20}\}\{[^{}]{1,20}\}"
-    r"|-?\d+(?:,\d{3})*(?:\.\d+)?(?: ?/ ?\d+|%|π|√\d+|\\sqrt\{\d+\}|\\pi)?"
-)
+VALUE = pattern("value")
 
 
 def states_value(text: str, answer: str) -> bool:
@@ -137,7 +134,7 @@ def reveals(explanation: str, row: dict) -> bool:
     def stated(text: str) -> set[str]:
         """The values and letters that a text holds."""
         literal = {value for value in values if re.search(rf"(?<![\w.]){re.escape(value)}(?!\w|\.\d)", text)}
-        called = {letter for letter in letters if calls_choice(text, letter)}
+        called = {letter for letter in letters if re.search(CALLED.replace("LETTER", letter), text)}
         return literal | called | {value for value in values - literal if states_value(text, value)}
 
     return bool(stated(explanation) - stated(f"{row['response']} {row['question']}"))
@@ -158,14 +155,12 @@ def reference_letters(problem: dict) -> set[str]:
 
 
 def letters_of(text: str, options: list[str]) -> set[str]:
-    """The letters of the options that read like a text."""
+    """The letters of the options that read like a text or, if none does, have its value."""
     plain = [key(ARTICLE.sub("", one)).casefold() for one in (text, *options)]
-    return {letter for letter, option in zip(LETTERS, plain[1:]) if option and option == plain[0]}
-
-
-def letters_worth(text: str, options: list[str]) -> set[str]:
-    """The letters of the options that have the value of a text."""
-    return {letter for letter, option in zip(LETTERS, options) if option and same_value(text, option)}
+    found = {letter for letter, option in zip(LETTERS, plain[1:]) if option and option == plain[0]}
+    return found or {
+        letter for letter, option in zip(LETTERS, options) if option and same_value(text, option)
+    }
 
 
 def letters_in(text: str, options: list[str]) -> set[str]:
@@ -200,7 +195,7 @@ def named_letters(text: str, options: list[str]) -> set[str]:
     rest, letter = head["rest"].strip(" .:,-="), head["letter"]
     if re.match(WRONG, f"is {rest}") or re.match(WRONG, rest):
         return set()
-    if same := letters_of(rest.strip("()"), options) or letters_worth(rest, options):
+    if same := letters_of(rest.strip("()"), options) or letters_of(rest, options):
         return {letter} | same  # the letter of one option with the value of another: two answers
     others = text[head.end("letter") :].strip(" ).")
     joined = rf"(?:[\s,/&、;)]*(?:and|和|与|(?:option|choice)s?)?[\s(]*[{letters}]\)?)+"
@@ -240,8 +235,3 @@ def check_choice(response: str, span: str | None, rule: str, problem: dict, rule
     value = texts[LETTERS.index(min(wanted))]
     verdict = same_answer(given, value, rules) if given and value and len(wanted) == 1 else None
     return verdict, span, rule
-
-
-def calls_choice(text: str, letter: str) -> bool:
-    """Whether a text calls a letter a choice: (B), option B, the answer is B, 选B."""
-    return bool(re.search(words("called a choice").replace("LETTER", letter), text))

@@ -6,14 +6,13 @@ from functools import lru_cache
 from mathse.answers.read import read
 from mathse.answers.spell import spell
 from mathse.answers.tables import pattern, rules, substituted, words
-from mathse.answers.values import Many, Named, Quantity, Said, Unread, Words
+from mathse.answers.values import Many, Named, Quantity, Words
 
 TAIL = 8000  # characters of a response that are read: its answer stands at the end
 SPAN = 400  # characters of an answer
 STATEMENTS = 40  # that are looked at, the last ones
 BOXES = 12  # of one answer
 LEADS = 12  # of a sentence that are tried, the last ones
-
 
 FORMS = {  # the rule of an answer that is stated: what it is stated with
     "boxed": r"\\(?:f?boxed|fbox)\s*\{",
@@ -43,20 +42,7 @@ OWN = pattern("own", behind=r" *$")  # the answer; another word before it makes 
 SUPPOSED, PART_OF = pattern("supposition", "saying", behind=r"[^.!?\n]*$"), pattern("part of")
 DENIED_BEHIND, TAKEN_BACK = pattern("denied behind"), pattern("retraction")
 INSTEAD = pattern("instead", behind=r" ?([^\n]{1,60}?)[.!。\n]?\s*$")
-COMMAND = r"\\(?:neq?|not|[lg]eq?(?:slant)?|[lg]t|times|cdot|div|pm|sqrt|frac)(?![A-Za-z])"
-NEUTRAL = "approx|because|displaystyle|implies|left|(?:Long)?[Rr]ightarrow|q?quad|therefore|to"
-LIMITED = r"up to|below|under|over|above|exceeds?|beyond|within|between|\w{3,}er than|(?:min|max)imum of"
-IN_FORMULA = re.compile(  # before a box that is a part of something
-    rf"(?:[+/^<>≤≥≠√]\s*|[-|]|[\w)}}] - |\d\.?|[\^_}}]\s*\{{\s*"
-    rf"|\\(?!(?:{NEUTRAL})(?![A-Za-z]))[A-Za-z]+(?:\[[^\]]*\])?\s*\{{?\s*)\Z"
-    rf"|(?:\b(?i:{LIMITED})|至[少多]|[大小多少高低]于|超过)[\s$(]*$"
-)
-CHANGED = "hundred|thousand|million|billion|dozen|times|plus|minus|divided|squared|cubed|out of"
-GOES_ON = re.compile(  # behind such a box
-    r"[A-Za-z\d_!^|]|[,.]\d|\s*,\s*-?\d+\s*[)\]]|\{,\}|\\[,!]\d|\s*[-+*/^]\s*(?:\d|[a-z]\b|\\(?!text|\)|\]))"
-    rf"|[\s$]*(?:[<>≤≥]|{COMMAND}|\\pi)|\s*(?:or(?!\s*\$?\\boxed)|{CHANGED})\b"
-    r"|\s*\\?%[\s$]*(?:\\text\{\s*)?of\b"
-)
+IN_FORMULA, GOES_ON = pattern("in a formula", behind=r"\Z"), pattern("goes on")
 
 
 def holds(text: str, found: re.Match) -> bool:
@@ -82,19 +68,11 @@ def holds(text: str, found: re.Match) -> bool:
 CLEANING = rules("response", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 LEADING = re.compile(r"[\s*:：\"_]*(?:(?<=\n)[-•] )?(?:(?:\$\$|\\\[|\$)\s*\n\s*)?")
 LISTED = re.compile(r"[ *:：]*((?:\n+ *[-*•] [^\n]{1,60}){2,12})(?=\n\n|\s*$)")  # an answer a line
-END = re.compile(  # of a sentence
-    r"(?<!i\.e)(?<!sq)(?<!cu)(?<!approx)(?<!\.)(?:[.?。]|(?<!\d)!)(?=[$*\"')}\]]*(?:\s|$))|。"
-    r"|\n(?!\s*(?:or|and)\b)|</(?:final_)?answer>|>>"
-    r"|,?\s+\(?(?:because|since|which|so that)\b|,\s+as\b(?! well)",
-    re.IGNORECASE,
-)
+END = pattern("end")
 QUOTED = re.compile(r"(?:[^\"\\\n]|\\.)*")
-APART = re.compile(r"(?i)[.。…\n=≈]|\b(?:after|so|thus|hence|gives|wrong)\b")  # between boxes of two answers
+APART = pattern("apart")
 LABELLED = re.compile(r"\(([1-9a-h])\)\W*$|\b([a-zA-Z])\s*=\s*\$?$")  # (1) or x = before a box
-UNIT_BEHIND = re.compile(  # a box: %, cm^2, \text{ km/h}
-    r"[\s$]*(?:\\\)|\\\])?[\s~]*(?:\\(?:text|mathrm|,)\s*)?\{?[\s~]*"
-    r"(\\?%|(?!in |a )[a-zμ°]+(?:\^?\{?[23²³]\}?)?(?:/[a-z]+)?)(?![A-Za-z])(?!\}?[\s$]*(?:\\text\{ ?)?of\b)"
-)
+UNIT_BEHIND = pattern("unit behind")
 
 
 def clean(response: str) -> str:
@@ -206,9 +184,7 @@ IS_THE_ANSWER = pattern("hence", before="(?:.*[,.] |.*", behind=rf",? |)(.{{1,80
 FORMULA = re.compile(r"(?:\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")  # at the end
 PASSIVE = re.compile(r" (?:are|is|was|were) (?:\w+ed|left|sold)\b(?![^,]*\b(?:not?|wrong)\b).*$")
 CLAUSES = re.compile(r"[,;，]|\b(?:and|so)\b")
-NUMERAL = re.compile(
-    r"(?<![A-Za-z0-9_.])[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?(?:%|°)?(?![A-Za-z0-9_])"
-)
+NUMERAL = pattern("numeral")
 NOUNS = re.compile(r" ?[A-Za-z°%/^2³²]+(?: [a-z]+){0,2}| ?[\u4e00-\u9fff/]{1,6}")
 
 
@@ -251,7 +227,7 @@ def value_in(last: str, whole: bool = False) -> str | None:
             value = None if len(said.split()) > 3 or re.search(r"\d", clause) or DONE.search(said) else value
         if isinstance(value, Many) and isinstance(value.items[-1], Named):  # 9, and the next is 34
             value = value if isinstance(value.items[0], Named) else None
-        if value is not None and not contradicts(clause, value):
+        if value is not None and not contradicts(clause, said):
             return said
     if NO.search(last):
         return None
@@ -262,15 +238,12 @@ def value_in(last: str, whole: bool = False) -> str | None:
     return value if value and (whole or last.rstrip(" $*)\\").endswith(value)) else None
 
 
-def contradicts(clause: str, value: object) -> bool:
+def contradicts(clause: str, said: str) -> bool:
     """Whether a clause that ends with = or ≈ has another number in front of it: 7/2 ≈ 3."""
-    left = read(spell(re.split("[=≈]", clause)[-2])) if clause[-1] in "=≈" else None
-    if not all(isinstance(side, Quantity) and side.is_number for side in (left, value)):
-        return False
-    try:
-        return not Said.of([left, value], [clause[-1]])
-    except Unread:
-        return True
+    left = re.split("[=≈]", clause)[-2] if clause[-1] in "=≈" else ""
+    values = [read(spell(side)) for side in (left, said)]
+    are_numbers = all(isinstance(value, Quantity) and value.is_number for value in values)
+    return are_numbers and read(spell(f"{left}{clause[-1]}{said}")) is None
 
 
 def only_number(text: str) -> str | None:

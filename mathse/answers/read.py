@@ -290,7 +290,7 @@ def date(text: str) -> Words | None:
 
 
 def parsed(text: str) -> object | None:
-    """The value of a text by the grammar: of ±3 as 3 or -3, 6 km / 2 h as 6 km/(2 h), 1 h 30 min as 1 h ⊕ 30 min."""
+    """The value of a text by the grammar: ±3 is 3 or -3, 6 km / 2 h 6 km/(2 h), 1 h 30 min 1 h ⊕ 30 min."""
     if "±" in text:
         text = " or ".join(text.replace("±", sign) for sign in "+-")
     if DOUBTFUL.search(text):

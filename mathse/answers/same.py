@@ -15,7 +15,7 @@ EXACT_SHARE = 10**5  # and must then agree to this part of the value
 MOST_DECIMALS = 12  # of a problem's precision
 PARTS_OF_PI = 5040  # a number of whole parts is taken for an angle in radians
 TOLERANCE = mp.mpf(10) ** -50
-ROUNDED = 100  # smallest last places of a reference that a finer number may be rounded to: 1.00
+LEAST_PLACES = 100  # smallest last places of a reference that a finer number may be rounded to: 1.00
 DECIMAL = re.compile(r"(?:.*[=≈])? ?-?\d*\.(\d+)[ %°a-zA-Z^/\d]*")
 COMMA = re.compile(r"(-?(?:\d{1,3}(?:[. ]\d{3})+|\d+)),(\d{1,2}|\d{4,}|(?<=0,)\d+)(\D.*)?")
 
@@ -76,7 +76,11 @@ class Rules:
     decimals: tuple[int | None, int | None] = (None, None)
 
     def compare(self, one: object, other: object) -> bool | None:
-        """same(), and no telling where the values refuse."""
+        """same(), and no telling where the values refuse. A set of one is what is in it."""
+        sets = [
+            isinstance(each, Many) and each.form == "set" and len(each.items) == 1 for each in (one, other)
+        ]
+        one, other = (each.items[0] if is_set else each for each, is_set in zip((one, other), sets))
         with suppress(ArithmeticError):  # Unread is one too
             return self.same(one, other)
         return None
@@ -106,9 +110,8 @@ class Rules:
         if isinstance(one, Time) and isinstance(other, Time):
             return one.is_same(other)
         if isinstance(one, Many | Time) and isinstance(other, Many | Time):
-            return self.same_many(
-                *(each.ratio() if isinstance(each, Time) else each for each in (one, other))
-            )
+            one, other = (each.ratio() if isinstance(each, Time) else each for each in (one, other))
+            return self.same_many(one, other)
         return self.same_single(one, other)
 
     def same_named(self, one: Named | Relation, other: object) -> bool | None:
@@ -160,13 +163,13 @@ class Rules:
                 return close(*pairs[0], min(mp.mpf(10) ** -decimals, abs(pairs[0][1]) / EXACT_SHARE))
             if given and wanted and given > wanted >= 2 and size == other_size:  # 4.514 is 4.51
                 place = mp.mpf(10) ** -wanted * size
-                return abs(pairs[0][1]) >= ROUNDED * place and close(*pairs[0], place / 2 + TOLERANCE)
+                return abs(pairs[0][1]) >= LEAST_PLACES * place and close(*pairs[0], place / 2 + TOLERANCE)
         return all(close(*pair) for pair in pairs)
 
     def same_single(self, one: object, other: object) -> bool | None:
         """One value against several: alternatives may all be the same; a ratio 1:2 is 1/2."""
         several, single = (one, other) if isinstance(one, Many) else (other, one)
-        if not isinstance(several, Many) or not isinstance(single, Quantity):
+        if not isinstance(several, Many) or several.form == "set" or not isinstance(single, Quantity):
             return None
         if several.form == "ratio" and len(several.items) == 2 and not single.dims:
             above, below = (item.values[0] for item in several.items)
@@ -204,16 +207,11 @@ class Rules:
             return same_size and every(map(self.same, *items))
         left = self.without_doubles(one)
         for item in self.without_doubles(other):
-            partner = next((each for each in left if self.same_member(each, item)), None)
+            partner = next((each for each in left if self.same(each, item)), None)
             if partner is None:
                 return False
             left.remove(partner)
         return not left
-
-    def same_member(self, one: object, other: object) -> bool | None:
-        """{2} in a set is not 2 in it."""
-        are_many = {isinstance(getattr(each, "value", each), Many) for each in (one, other)}
-        return len(are_many) == 1 and self.same(one, other)
 
     def same_ratio(self, one: Many, other: Many) -> bool | None:
         """3:5 and 6:10."""

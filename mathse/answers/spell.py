@@ -18,7 +18,8 @@ PLAIN = {ord(sign): plain for sign, plain in spellings(TABLES["alike"]).items() 
 PLAIN |= {ord("。"): ". ", ord("\u200b"): ""} | {ord("①") + i: f"({i + 1})" for i in range(9)}
 COMMANDS = spellings(TABLES["commands"]) | {name: f" {name} " for name in FUNCTIONS}
 COMMANDS |= {"land": " and ", "lor": " or "} | dict.fromkeys(TABLES["silent"][0].split(), " ")
-MARKUP, MATRICES, GROUPS, SIGNS, NUMERALS = map(rules, ("markup", "matrices", "groups", "words", "numerals"))
+RAISED, MARKUP, MATRICES = rules("raised"), rules("markup"), rules("matrices")
+GROUPS, SIGNS, NUMERALS = rules("groups"), rules("words"), rules("numerals")
 BRACES = re.compile(r"(?<!\\begin)(?<!\\end)\{([^{}]*)\}")
 
 
@@ -46,9 +47,7 @@ def in_plain_letters(text: str) -> str:
     """Unicode's fractions, raised and lowered digits and wide letters in ASCII."""
     text = text.translate(PLAIN)
     text = re.sub("[¼-¾⅐-⅞]", lambda found: f" {unicodedata.normalize('NFKC', found[0])} ", text)
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", r"^(\g<0>)", text)
-    text = re.sub("[₀-₉]+", r"_(\g<0>)", text)
-    return unicodedata.normalize("NFKC", text).translate(PLAIN)
+    return unicodedata.normalize("NFKC", substituted(text, RAISED)).translate(PLAIN)
 
 
 def rows(text: str) -> str:
@@ -76,17 +75,11 @@ def key(text: str) -> str:
 
 # ---------------------------------------------------------------- numbers in words
 
-SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen""".split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-PARTS = "half third quarter fifth sixth seventh eighth ninth tenth".split()
-VALUE = {word: value for value, word in enumerate(SMALL)}
-VALUE |= {word: 10 * value for value, word in enumerate(TENS, 2)}
-SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-PART = {word: value for value, word in enumerate(PARTS, 2)} | {"hundredth": 100, "thousandth": 1000}
-PART |= {f"{word}s": value for word, value in PART.items()} | {"halves": 2, "fourth": 4, "fourths": 4}
-HAN = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
-HAN_SCALE = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
+NUMBERS = sections("numbers.txt")
+VALUE, SCALE, PART, HAN, HAN_SCALE = (
+    {word: int(value) for value, *words in map(str.split, NUMBERS[kind]) for word in words}
+    for kind in ("words", "scales", "parts", "han", "han scales")
+)
 WORD = f"(?i:{'|'.join([*VALUE, *SCALE])})"
 ENGLISH = re.compile(
     rf"\b(?:(?:an?|\d+(?:\.\d+)?) (?=hundred|thousand|million|billion))?{WORD}"
@@ -95,22 +88,15 @@ ENGLISH = re.compile(
 FRACTION = re.compile(rf"(?i)\b(\d+|an?)[ -]({'|'.join(PART)})\b(?!-| (?:past|to)\b)(?! of\b(?! an?\b))")
 DIGITS = f"[{''.join([*HAN, *HAN_SCALE])}]{{1,20}}"
 CHINESE = re.compile(rf"(?<!\d)({DIGITS}(?:点{DIGITS})?)(?![角边棱面次象样周定维下])")
-
-
-TO_THE_HOUR = re.compile(r"(?:(?:a )?quarter|(\d\d?) minutes) to (\d{1,2})\b")
+TO_THE_HOUR = re.compile(r"(?:(?:a )?quarter|(\d\d?) minutes) to (\d{1,2})\b")  # 20 minutes to 9
 
 
 def numerals(text: str) -> str:
     """Number words as digits: twenty-five, two thirds, three and a half, 三分之二, 百分之二十."""
     text = ENGLISH.sub(english, text)
-    text = TO_THE_HOUR.sub(to_the_hour, text)
+    text = TO_THE_HOUR.sub(lambda found: f"{int(found[2]) - 1 or 12}:{60 - int(found[1] or 15):02}", text)
     text = CHINESE.sub(chinese, re.sub(r"百分之(?=[\d一-龥])", "%之", text))
     return substituted(FRACTION.sub(fraction, text), NUMERALS)
-
-
-def to_the_hour(found: re.Match) -> str:
-    """20 minutes to 9 as 8:40"""
-    return f"{int(found[2]) - 1 or 12}:{60 - int(found[1] or 15):02}"
 
 
 def english(found: re.Match) -> str:
