@@ -7,6 +7,7 @@ noticed downstream. While an output is made, its recipe stands in OUT.part/, and
 
 import ast
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -326,16 +327,8 @@ def provenance() -> dict:
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-    command = [
-        "git",
-        "-C",
-        str(COMMON.parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    describe = "describe --always --dirty --abbrev=40 --exclude=*".split()
+    command = ["git", "-C", str(COMMON.parent), *describe]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
     return {"versions": versions, "git_commit": commit}
@@ -343,9 +336,12 @@ def provenance() -> dict:
 
 def write_settings(path: str, script: str) -> None:
     """Write a run's config.json, for people and the report: the variables of the environment that `script`
-    sets.
+    sets. A line says which others look like one of them.
     """
     names = re.findall(r"\$\{([A-Z_]+)[:}]", Path(script).read_text(encoding="utf-8"))
+    for name in sorted(os.environ.keys() - {*names}):
+        for meant in difflib.get_close_matches(name, names, 1, 0.88):
+            print(f"{name}: no setting of {script}; did you mean {meant}?", file=sys.stderr)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(path), {"settings": {name: os.environ.get(name, "") for name in dict.fromkeys(names)}})
 

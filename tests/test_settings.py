@@ -59,6 +59,11 @@ def test_a_wrong_setting_is_refused_by_its_name_before_anything_runs(run, own_da
     assert not (ROOT / "runs" / "test-refused").exists()
 
 
+def test_a_misspelt_setting_is_named(run, tmp_path):
+    done = run("-m", "mathse.recipe", tmp_path / "config.json", "run_rounds.sh", SAMPLE="3", XLA_FLAGS="1")
+    assert done.stderr == "SAMPLE: no setting of run_rounds.sh; did you mean SAMPLES?\n"
+
+
 @pytest.mark.parametrize("word", ["ROUNDS=1", "--help"])
 def test_an_argument_is_refused(run, word):
     done = run("run_rounds.sh", word)
