@@ -1,9 +1,9 @@
 """Labelled pairs for the answer check: a response, a reference, and whether the one states the other.
 
-answer_pairs.jsonl has eleven sets, each written before the code of its time was run on it: "a" to "c" before
+answer_pairs.jsonl has twelve sets, each written before the code of its time was run on it: "a" to "c" before
 an older answer check, "d", "f", "h" and "j" as models of today write plain answers, "e", "g", "i" and "k" as
-attacks; and "tables", with exact verdicts. Two more are read if they lie beside the project; nothing needs
-them.
+attacks, "l" as both; and "tables", with exact verdicts. Two more are read if they lie beside the project;
+nothing needs them.
 """
 
 import json
@@ -38,7 +38,7 @@ def read_pairs(path: Path, name: str | None = None) -> list[dict]:
 
 def sets() -> dict[str, list[dict]]:
     """All sets at hand, by name."""
-    found = {f"own {name}": read_pairs(OWN, name) for name in "abcdefghijk"}
+    found = {f"own {name}": read_pairs(OWN, name) for name in "abcdefghijkl"}
     found |= {name: read_pairs(path) for name, path in FILES.items() if path.exists()}
     return found
 

@@ -182,9 +182,8 @@ SENTENCES = re.compile(r"(?<=[.!?])(?<!i\.e\.)(?<!sq\.)(?<!cu\.)(?:\$\$)?\s+|(?<
 ANSWER = r" (?:is|are) (?:the|our) (?:correct |final |right )?answers?$"
 IS_THE_ANSWER = pattern("hence", before="(?:.*[,.] |.*", behind=rf",? |)(.{{1,80}}?){ANSWER}")
 FORMULA = re.compile(r"(?:\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\*\*([^*]+)\*\*)[^$=\d]{0,20}$")  # at the end
-PASSIVE = re.compile(r" (?:are|is|was|were) (?:\w+ed|left|sold)\b(?![^,]*\b(?:not?|wrong)\b).*$")
-CLAUSES = re.compile(r"[,;，]|\b(?:and|so)\b")
-NUMERAL = pattern("numeral")
+PASSIVE, REASON, CLAUSES = pattern("passive"), pattern("reason"), pattern("between clauses")
+NUMERAL, DIGIT = pattern("numeral"), pattern("digit")
 NOUNS = re.compile(r" ?[A-Za-z°%/^2³²]+(?: [a-z]+){0,2}| ?[\u4e00-\u9fff/]{1,6}")
 
 
@@ -214,6 +213,7 @@ def value_in(last: str, whole: bool = False) -> str | None:
     """What a sentence names: behind a verb to its end, its last formula or only number. `whole`: it ends."""
     if (nothing := NOTHING.search(last)) and not NO.search(CLAUSES.split(last[: nothing.start()])[-1]):
         return nothing[0]
+    last = REASON.sub("", last)
     for lead in list(LEAD.finditer(last))[-LEADS:]:
         clause = re.split(r"[,;，]", last[: lead.end()].rstrip(" ,"))[-1]
         said = last[lead.end() :].strip(" *:")
@@ -224,7 +224,7 @@ def value_in(last: str, whole: bool = False) -> str | None:
             said = said[: done.start()].strip(" *")  # 8 boats are needed
             value = read(spell(said))
         if isinstance(value, Words) and not re.search(r"\d", said):  # and no date
-            value = None if len(said.split()) > 3 or re.search(r"\d", clause) or DONE.search(said) else value
+            value = None if len(said.split()) > 3 or DIGIT.search(clause) or DONE.search(said) else value
         if isinstance(value, Many) and isinstance(value.items[-1], Named):  # 9, and the next is 34
             value = value if isinstance(value.items[0], Named) else None
         if value is not None and not contradicts(clause, said):
