@@ -1,4 +1,4 @@
-"""Sample reasoning paths: n solutions of each problem, from the student, the teacher or any other model.
+"""Sample responses: n solutions of each problem, from the student, the teacher or any other model.
 
 Reads:  problems.jsonl   id, question, images, answer, optional options, solution, subject, source
 Writes: samples.jsonl    + prompt, sample (0 ... n-1), response, finish (stop, length, error), tokens,
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     drawn = "problems drawn by the seed: a number, a share below 1 such as 0.3, or all (default %(default)s)"
     add("--draw", type=cli.share_or_count, default="all", metavar="N", help=drawn)
     add("--unsolved-in", nargs="*", default=[], help="verified.jsonl files; what they solve is left out")
-    add("--origin", default="sample", help="name of these paths, for train.jsonl (default %(default)s)")
+    add("--origin", default="sample", help="name of these responses, for train.jsonl (default %(default)s)")
     cli.add_generation_flags(parser, max_tokens=2048)
     cli.add_output_flags(parser)
     return parser.parse_args()

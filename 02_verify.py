@@ -1,4 +1,4 @@
-"""Tell right paths from wrong ones: by the reference answer, by an outcome reward model (ORM), or by both.
+"""Tell right responses from wrong ones: by the reference answer, an outcome reward model (ORM), or both.
 
 Reads:  samples.jsonl    id, question, images, answer, optional options, sample, response, finish
 Writes: verified.jsonl   + answer_check, orm_check (correct, wrong, undecided; null when not run), status (by
@@ -7,7 +7,7 @@ Writes: verified.jsonl   + answer_check, orm_check (correct, wrong, undecided; n
                          judge_error (why there is no reply)
 
 With --annotate the model is the teacher, which is shown the reference answer. The output is the training data
-of an ORM: + teacher_check, error_type, and each wrong path with the step at which it fails and why. Of
+of an ORM: + teacher_check, error_type, and each wrong response with the step at which it fails and why. Of
 predictions.jsonl (05) it tells which types of errors a model makes.
 
     python 02_verify.py --input out/samples.jsonl --output out/verified.jsonl --accept answer
@@ -31,7 +31,7 @@ from mathse.replies import REPLY_SCHEMA, last_object
 from mathse.report.statistics import verdict_lines
 from mathse.stage import ask, run_stage
 
-# The teacher's annotation of a wrong path (the paper's feedback prompt, in our words). The ORM's prompt is in
+# The teacher's annotation of a wrong response (the paper's feedback prompt, in our words). The ORM's is in
 # common.py, because 04 teaches it.
 FEEDBACK_PROMPT = """You are evaluating a student's solution of a mathematics problem.
 
@@ -66,11 +66,16 @@ def parse_args() -> argparse.Namespace:
     add("--accept", choices=["orm", "answer", "both"], default="both", help="decides (default %(default)s)")
     add("--model", help="the ORM, or with --annotate the teacher; --accept answer works without")
     add("--annotate", action="store_true", help="write training data for an ORM instead of verdicts")
-    add("--check-correct", action="store_true", help="--annotate: drop correct paths with a wrong step")
-    add("--orm-samples", type=whole(1), default=1, help="verdicts a path, by majority (default %(default)s)")
-    agreement = "accept only answers of at least this share of the problem's paths (default 0: any)"
+    add("--check-correct", action="store_true", help="--annotate: drop correct responses with a wrong step")
+    add(
+        "--orm-samples",
+        type=whole(1),
+        default=1,
+        help="verdicts a response, by majority (default %(default)s)",
+    )
+    agreement = "accept only answers of at least this share of the problem's responses (default 0: any)"
     add("--agree", type=real(0, 1), default=0.0, metavar="SHARE", help=agreement)
-    add("--limit", type=whole(0), default=0, help="only the first N paths (default %(default)s: all)")
+    add("--limit", type=whole(0), default=0, help="only the first N responses (default %(default)s: all)")
     cli.add_generation_flags(parser, max_tokens=512)
     cli.add_output_flags(parser)
     return parser.parse_args()
@@ -79,12 +84,12 @@ def parse_args() -> argparse.Namespace:
 # ---------------------------------------------------------------- who accepts
 
 
-def decide(row: dict, paths: list[dict], args: argparse.Namespace) -> tuple[str, str | None]:
-    """(status, reason) of a path, given all paths of its problem, each with answer_check and orm_check; of D0
-    and reflections, too, which mostly have one path a problem: row["origin"] tells.
+def decide(row: dict, responses: list[dict], args: argparse.Namespace) -> tuple[str, str | None]:
+    """(status, reason) of a response, given all of its problem, each with answer_check and orm_check; of D0
+    and reflections, too, of which a problem mostly has one: row["origin"] tells.
 
     Without a reference answer the ORM decides; `both` accepts what neither doubts. Nothing is accepted that
-    does not agree with enough of the problem's paths (--agree).
+    does not agree with enough of the problem's responses (--agree).
     """
     answer_check, orm_check = row["answer_check"], row["orm_check"]
     checks = {"answer": {answer_check}, "orm": {orm_check}, "both": {answer_check, orm_check}}[args.accept]
@@ -93,8 +98,8 @@ def decide(row: dict, paths: list[dict], args: argparse.Namespace) -> tuple[str,
     if "wrong" in checks:
         return "wrong", None
     if checks == {"correct"}:
-        agrees = not args.agree or row_key(row) in agreeing(paths, args.agree)
-        return ("correct", None) if agrees else ("undecided", "too few of the problem's paths agree")
+        agrees = not args.agree or row_key(row) in agreeing(responses, args.agree)
+        return ("correct", None) if agrees else ("undecided", "too few of the problem's responses agree")
     if row["finish"] != "stop":
         return "undecided", row.get("reason") or "cut off"
     if orm_check in checks and orm_check != "correct" and args.model:
@@ -102,20 +107,22 @@ def decide(row: dict, paths: list[dict], args: argparse.Namespace) -> tuple[str,
     return "undecided", f"no answer is stated that can be compared ({row['rule']})"
 
 
-def agreeing(paths: list[dict], share: float) -> set[str]:
-    """Keys of a problem's paths whose answer is, by its value, that of at least this share of them.
+def agreeing(responses: list[dict], share: float) -> set[str]:
+    """Keys of a problem's responses whose answer is, by its value, that of at least this share of them.
 
-    Needs no reference answer. A path without an answer agrees with nobody.
+    Needs no reference answer. A response without an answer agrees with nobody.
     """
-    said = (find_answer(row["response"], CLOSING)[0] if row["finish"] == "stop" else None for row in paths)
-    groups = votes(zip(map(row_key, paths), said), paths[0].get("options"))
-    return {key for keys in groups if len(keys) >= share * len(paths) for key in keys}
+    said = (
+        find_answer(row["response"], CLOSING)[0] if row["finish"] == "stop" else None for row in responses
+    )
+    groups = votes(zip(map(row_key, responses), said), responses[0].get("options"))
+    return {key for keys in groups if len(keys) >= share * len(responses) for key in keys}
 
 
-def decided(paths: list[dict], args: argparse.Namespace) -> Iterator[dict]:
-    """The paths of a problem with their status."""
-    for row in paths:
-        status, reason = decide(row, paths, args)
+def decided(responses: list[dict], args: argparse.Namespace) -> Iterator[dict]:
+    """The responses of a problem with their status."""
+    for row in responses:
+        status, reason = decide(row, responses, args)
         yield row | {"status": status} | ({"reason": reason} if reason else {})
 
 
@@ -188,7 +195,7 @@ def annotated(row: dict, replies: list[Reply]) -> dict:
 
 
 def verify(args: argparse.Namespace, rows: Iterable[dict], generate: Generator | None) -> Iterator[dict]:
-    """Rows with both checks; a path that was cut off or failed is shown to nobody."""
+    """Rows with both checks; a response that was cut off or failed is shown to nobody."""
 
     def request_of(row: dict) -> Request | None:
         if row["finish"] != "stop":
@@ -202,8 +209,8 @@ def verify(args: argparse.Namespace, rows: Iterable[dict], generate: Generator |
 
 
 def annotate(args: argparse.Namespace, rows: Iterable[dict], generate: Generator) -> Iterator[dict]:
-    """Wrong paths with the teacher's explanation; correct ones as they are or, with --check-correct, if the
-    teacher agrees.
+    """Wrong responses with the teacher's explanation; correct ones as they are or, with --check-correct, if
+    the teacher agrees.
     """
 
     def request_of(row: dict) -> Request | None:
@@ -218,7 +225,7 @@ def annotate(args: argparse.Namespace, rows: Iterable[dict], generate: Generator
 
 
 def read_paths(args: argparse.Namespace, check: bool, keys: Iterable[str] | None = None) -> Iterator[dict]:
-    """The paths of all --input files, up to --limit, without an earlier verdict; if `keys`, those."""
+    """The responses of all --input files, up to --limit, without an earlier verdict; if `keys`, those."""
     reading = {"required": NEEDED, "check": check, "may_be_empty": True, "base": args.output}
     rows = (row for path in args.input for row in read_rows(path, **reading))
     for row in islice(rows, args.limit or None):
@@ -228,7 +235,7 @@ def read_paths(args: argparse.Namespace, check: bool, keys: Iterable[str] | None
 
 
 def path_lengths(args: argparse.Namespace, check: bool) -> dict[str, int]:
-    """{key of a path: its expected length}, the paths of a problem together."""
+    """{key of a response: its expected length}, the responses of a problem together."""
     problems = defaultdict(dict)
     for row in read_paths(args, check):
         lengths, key = problems[row["id"]], row_key(row)
@@ -263,7 +270,7 @@ def main() -> None:
         keys=lambda check: path_lengths(args, check),
         rows=lambda generate, missing: work(args, read_paths(args, False, missing), generate),
         calls=args.orm_samples if args.model else 0,
-        settle=None if args.annotate else lambda paths: decided(paths, args),
+        settle=None if args.annotate else lambda responses: decided(responses, args),
         schema=None if args.annotate else REPLY_SCHEMA,
         summary=verdict_lines,
     )

@@ -1,4 +1,4 @@
-"""Think again: wrong paths, with the step at which they fail and why, become reconsidered paths.
+"""Think again: wrong responses, with the step at which they fail and why, become reconsidered ones.
 
 Reads:  verified.jsonl    id, question, images, answer, prompt, sample, response, status, error_step,
                           error_analysis
@@ -48,7 +48,7 @@ NEEDED = ("id", "question", "prompt", "sample", "response", "status")
 
 
 class Draft(NamedTuple):
-    """A wrong path. The smallest is reflected on first: one that is explained, of a late round."""
+    """A wrong response. The smallest is reflected on first: one that is explained, of a late round."""
 
     unexplained: bool
     rounds_back: int
@@ -65,9 +65,13 @@ def parse_args() -> argparse.Namespace:
     add("--input", nargs="+", required=True, help="verified.jsonl files; what they solve is left out")
     add("--output", required=True, help="reflected.jsonl to write")
     add("--model", required=True, help="who reflects: the teacher, another model or the student itself")
-    add("--drafts", type=whole(1), default=1, help="wrong paths a problem, at most (default %(default)s)")
+    add("--drafts", type=whole(1), default=1, help="wrong responses a problem, at most (default %(default)s)")
     add("--limit", type=whole(0), default=0, help="only N unsolved problems (default %(default)s: all)")
-    add("--origin", default="reflection", help="name of these paths, for train.jsonl (default %(default)s)")
+    add(
+        "--origin",
+        default="reflection",
+        help="name of these responses, for train.jsonl (default %(default)s)",
+    )
     cli.add_generation_flags(parser, max_tokens=2048)
     cli.add_output_flags(parser)
     return parser.parse_args()
@@ -136,7 +140,7 @@ def main() -> None:
         inputs=("input", "model"),
         keys=lengths,
         rows=lambda generate, missing: reflect(args, generate, [chosen[key] for key in missing]),
-        count=lambda paths: (args.dry_run or paths) * args.drafts,
+        count=lambda rows: (args.dry_run or rows) * args.drafts,
     )
 
 

@@ -13,14 +13,14 @@ source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh  # o
 : "${TEST:=}"                   # the test sets, separated by spaces; quote one with a space in its name
 : "${FIELDS:=}"                 # columns of a hub data set: "question=problem images=image"
 : "${LIMIT:=0}"                 # first N problems of DATA and of each test set; 0: all
-: "${ROUNDS:=2}" "${SAMPLES:=8}"  # K, self-evolving rounds; paths a problem and round
+: "${ROUNDS:=2}" "${SAMPLES:=8}"  # K, self-evolving rounds; responses a problem and round
 : "${DISTILL:=0.3}"             # |D0|, problems that the teacher solves: a number, a share as 0.3, or all
 : "${INIT:=base}"               # each fine-tuning starts from: base, previous (the last round's model)
-: "${ACCEPT:=both}" "${REFLECT_ACCEPT:=$ACCEPT}"  # who decides about a path, a reflection: orm, answer, both
+: "${ACCEPT:=both}" "${REFLECT_ACCEPT:=$ACCEPT}"  # who accepts a response, a reflection: orm, answer, both
 : "${REFLECT:=final}"           # final, every (round), none
 : "${REFLECTOR:=TEACHER}"       # TEACHER, student (the last round's model), another model
 : "${ORM:=}"                    # an existing ORM; empty: train one; none: no ORM, with ACCEPT=answer
-: "${ORM_UPDATE:=once}"         # the ORM learns: once, from M0's paths; every: from each round's paths too
+: "${ORM_UPDATE:=once}"         # the ORM learns: once, from M0's responses; every: from each round's too
 : "${PAIRS:=0}"                 # 1: it also learns from corrections of the problems that M0 does not solve
 : "${ERRORS:=0}"                # 1: the teacher names the error type of each wrong test answer (Figure 4)
 : "${MAX_PIXELS:=1003520}" "${SEED:=0}"  # larger images are scaled down, in sampling and training alike
@@ -38,7 +38,7 @@ sample() {  # sample STAGE MODEL FLAGS...
 verify() {  # verify STAGE INPUT OUTPUT POLICY FLAGS...
   D_SFT+=("$run/$1/$3"); stage 02_verify.py --input "$run/$1/$2" --output "$run/$1/$3" --accept "${@:4}"
 }
-annotate() {  # annotate STAGE INPUT OUTPUT FLAGS...: the teacher explains wrong paths
+annotate() {  # annotate STAGE INPUT OUTPUT FLAGS...: the teacher explains wrong responses
   stage 02_verify.py --annotate --input "$run/$1/$2" --output "$run/$1/$3" --model "$teacher" "${asked[@]}" \
     "${@:4}"
 }
@@ -72,7 +72,7 @@ begin; evaluate base
 sample round_0 "$teacher" --draw "$DISTILL" --origin teacher "${asked[@]}"                         # 1
 verify round_0 samples.jsonl verified.jsonl answer
 student round_0 ${DISTILL_FLAGS:-}                                                                # 2
-if [[ ! $ORM ]]; then  # train one on paths of M0: wrong ones, explained by the teacher, and correct ones
+if [[ ! $ORM ]]; then  # train one on responses of M0: wrong ones, explained by the teacher, and correct ones
   sample orm "$M" --origin orm --draw 15000 --samples 4 --temperature 1.0 "${same[@]}" ${SAMPLE_FLAGS:-}
   D_ORM=("${D_SFT[@]}"); teach orm samples.jsonl annotated.jsonl
   if [[ $PAIRS == 1 ]]; then

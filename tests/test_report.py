@@ -194,7 +194,7 @@ def test_metrics_of_a_run(found, by_name):
         "correct/wrong": 1,
         "wrong/undecided": 1,
     }
-    assert audit["answer/orm"] == pairs and audit["paths"] == audit["judged"] == 6
+    assert audit["answer/orm"] == pairs and audit["responses"] == audit["judged"] == 6
     assert by_name["round_0"]["audit"]["answer/orm"] == {"correct/None": 1}
     assert found["pool"]["first_solved"] == {"round_0": 1, "round_1": 1, "final": 1}
     assert found["pool"]["problems"] == 4

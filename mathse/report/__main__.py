@@ -49,7 +49,7 @@ def print_table(metrics: dict) -> None:
     for stage in stages:
         audit, mark = stage["audit"], "*" if stage["not_comparable"] else ""
         accepted = audit.get("status", {"correct": "-"}).get("correct", 0)
-        counts = [stage["train_rows"] or "-", audit.get("paths", "-"), accepted, round(stage["seconds"])]
+        counts = [stage["train_rows"] or "-", audit.get("responses", "-"), accepted, round(stage["seconds"])]
         found = (stage["benchmarks"].get(name) for name in metrics["tests"])
         shares = [percent(share) + mark if share else "-" for share in found]
         lines.append([label(stage["stage"]), *map(str, counts), *shares])

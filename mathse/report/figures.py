@@ -123,7 +123,7 @@ def draw_figures(metrics: dict, logs: dict[str, DataFrame]) -> dict[str, list[st
     """{section of the page: its SVGs}, without figures that have no data. `logs`: of the fine-tunings."""
     stages, tests = {label(stage["stage"]): stage for stage in metrics["stages"]}, metrics["tests"]
     judged = {name: stage["audit"] for name, stage in stages.items() if stage["audit"].get("judged")}
-    pairs = {f"{name}, n = {audit['paths']:,}": audit["answer/orm"] for name, audit in judged.items()}
+    pairs = {f"{name}, n = {audit['responses']:,}": audit["answer/orm"] for name, audit in judged.items()}
     figures = defaultdict(list)
 
     def add(section: str, title: str, draw: Callable, data: dict | DataFrame, *more: object) -> None:

@@ -121,8 +121,8 @@ def whole_lines(path: Path) -> int:
 
 
 def audit_of(path: Path) -> dict:
-    """Counts of verified responses, {} if there are none: {paths: all; status; finish; "answer/orm": pairs of
-    checks; judged: those with an ORM check; tokens: the median}.
+    """Counts of verified responses, {} if there are none: {responses: all; status; finish; "answer/orm": pairs
+    of checks; judged: those with an ORM check; tokens: the median}.
     """
     rows = read_columns(path, "status", "answer_check", "orm_check", "finish", "tokens")
     if rows.empty:
@@ -131,7 +131,7 @@ def audit_of(path: Path) -> dict:
     counts = {"status": rows.status, "finish": rows.finish, "answer/orm": pairs}
     counts = {name: values.value_counts().to_dict() for name, values in counts.items()}
     return {
-        "paths": len(rows),
+        "responses": len(rows),
         "judged": int(rows.orm_check.count()),
         "tokens": rows.tokens.median(),
     } | counts
