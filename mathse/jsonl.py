@@ -23,10 +23,10 @@ from mathse.launch import meet, processes
 from mathse.records import fail, relative_images, row_key
 
 SYNC_SECONDS = 5.0  # a power cut loses the rows written since
-IMAGE_LENGTH, REPLY_LENGTH = 2000, 1000  # characters that an image, and a reply, count for in share()
+IMAGE_LENGTH, REPLY_LENGTH = 2000, 1000  # characters that an image, and a reply, count for in keys_of_rank()
 
 
-def share(lengths: dict[str, int]) -> list[str]:
+def keys_of_rank(lengths: dict[str, int]) -> list[str]:
     """This rank's part of {row_key(): expected length}. The rows of a problem share a prompt, so they stay
     together. The longest problem goes first, each to the rank with least so far.
     """

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mathse.cli import input_rows, print_plan
 from mathse.generate import Generator, Reply, Request, open_model
-from mathse.jsonl import Output, share
+from mathse.jsonl import Output, keys_of_rank
 from mathse.launch import launch, processes, rank_count
 from mathse.recipe import Recipe
 from mathse.records import row_key, written_rows
@@ -82,7 +82,7 @@ def run_stage(
     spent: dict = {}
 
     def work() -> None:
-        mine = {key: missing[key] for key in share(lengths) if key in missing}
+        mine = {key: missing[key] for key in keys_of_rank(lengths) if key in missing}
         if not mine:
             return
         generate = open_model(args.model, args, load, schema) if args.model and load else None

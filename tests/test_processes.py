@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, read_rows, write_rows
 
 from mathse import launch
-from mathse.jsonl import share
+from mathse.jsonl import keys_of_rank
 from mathse.records import fail, row_key
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -39,7 +39,7 @@ def test_shares_are_balanced_and_whole_and_keep_problems_together(monkeypatch, r
     shares = []
     for rank in range(ranks):
         monkeypatch.setenv("RANK", str(rank))
-        shares.append(share(lengths))
+        shares.append(keys_of_rank(lengths))
     assert sorted(key for part in shares for key in part) == sorted(lengths)
     loads = [sum(lengths[key] for key in part) for part in shares]
     assert max(loads) - min(loads) <= 2 * max(lengths.values())

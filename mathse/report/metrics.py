@@ -121,8 +121,8 @@ def whole_lines(path: Path) -> int:
 
 
 def audit_of(path: Path) -> dict:
-    """Counts of verified responses, {} if there are none: {responses: all; status; finish; "answer/orm": pairs
-    of checks; judged: those with an ORM check; tokens: the median}.
+    """Counts of verified responses, {} if there are none: {responses: all; status; finish; "answer/orm":
+    pairs of checks; judged: those with an ORM check; tokens: the median}.
     """
     rows = read_columns(path, "status", "answer_check", "orm_check", "finish", "tokens")
     if rows.empty:
