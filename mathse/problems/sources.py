@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mathse.images import image_problem, save_image
 from mathse.problems.benchmarks import BENCHMARK_FILES, BENCHMARKS, COMPLETED, HUB_PARTS, IMAGE_FOLDERS
@@ -218,10 +219,13 @@ def hub_rows(spec: str, name: str, configuration: str | None, split: str) -> Row
 
     number = 0
     try:  # not found, no such split, no network, a script, a broken file: `datasets` raises anything
-        rows = load_dataset(name, configuration, split=split, streaming=True)
-        for row in rows.decode(False) if rows.features else rows:
-            number += 1
-            yield f"{spec}:{number}", row
+        with (
+            TemporaryDirectory() as cache
+        ):  # streamed, a data set leaves nothing to keep; a home may be read-only
+            rows = load_dataset(name, configuration, split=split, streaming=True, cache_dir=cache)
+            for row in rows.decode(False) if rows.features else rows:
+                number += 1
+                yield f"{spec}:{number}", row
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         fail(f"{spec}:{number + 1}: cannot be loaded: {reason}", 1 if number else 2)
