@@ -172,7 +172,8 @@ def check_columns(row: dict, fields: Fields, needed: tuple[str, ...], where: str
 
 
 def command(fields: Fields) -> str:
-    return '"' + shlex.join(f"{field}={','.join(columns)}" for field, columns in fields.items()) + '"'
+    pairs = [f"{field}={','.join(columns)}" for field, columns in fields.items()]
+    return '"' + " ".join(f"'{pair}'" if " " in pair else pair for pair in pairs) + '"'
 
 
 def set_of(row: dict, kept: list[str], columns: list[str]) -> list[str]:
@@ -299,9 +300,8 @@ def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -
             fail(f"{where}: answer: {answer} counts none of the options {shown(options)}; mend the row")
         problem["answer"] = options[number]
     elif options and type(answer) is int and isinstance(options, list) and not is_an_option(problem):
-        remedy = (
-            f'if it counts them from 0, set --fields "answer=options[{read_columns("answer", fields)[0]}]"'
-        )
+        counted = {"answer": [f"options[{read_columns('answer', fields)[0]}]"]}
+        remedy = f"if it counts them from 0, set --fields {command(fields | counted)}"
         fail(f"{where}: answer: {answer} is not among the options {shown(options)}; {remedy}")
     return problem
 

@@ -78,7 +78,7 @@ def checked(rows: Rows, spec: str) -> Rows:
         try:
             where, row = next(rows, (spec, None))
         except WRONG_FORM as error:
-            fail(f"{spec}:{number}: {shown(error)}: the row is not in the source's own form; mend it")
+            fail(f"{spec}:{number}: {error!r:.200}: the row is not in the source's own form; mend it")
         if row is None:
             break
         check_row(row, where, ("id", "question"), lambda image: image_problem(Path(image)))
@@ -164,9 +164,14 @@ def json_rows(path: Path) -> Rows:
             fail(f"{path}: not JSON ({error}); fetch the file again")
         yield from lines_with_gaps(path)
         return
-    values = [*content.values()] if isinstance(content, dict) else [content]
-    lists = [value for value in values if isinstance(value, list)]
-    yield from ((str(path), row) for row in (lists[0] if len(lists) == 1 else values))
+    values = [*content.values()] if isinstance(content, dict) else []
+    lists = [
+        value for value in values if isinstance(value, list) and isinstance(next(iter(value), None), dict)
+    ]
+    rows = (
+        values if values and all(isinstance(value, dict) for value in values) else next(iter(lists), content)
+    )
+    yield from ((str(path), row) for row in (rows if isinstance(rows, list) else [rows]))
 
 
 def csv_rows(path: Path) -> Rows:
