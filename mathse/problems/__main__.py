@@ -16,7 +16,6 @@ Writes: problems.jsonl       id, question, images, answer, optional options, pre
 """
 
 import argparse
-import contextlib
 import json
 import os
 from collections import Counter
@@ -111,19 +110,17 @@ def read_listings(output: Output) -> list[dict]:
 
 def main() -> None:
     args = parse_args()
-    folder = args.output.parent / "images"
-    with contextlib.ExitStack() as ended:
-        if args.dry_run is not None:
-            folder = Path(ended.enter_context(TemporaryDirectory()))
+    with TemporaryDirectory() as folder:
+        folder = args.output.parent / "images" if args.dry_run is None else Path(folder)
         source = open_problems(args.input, args, folder)
         tests = [open_problems(spec, args, folder) for spec in args.test]
-        is_file = Path(args.input).is_file()  # which is read to its end: faults are told before all else
+        recipe = Recipe(args.output, __file__, args, inputs=("input", "test"))
         if args.dry_run is not None:
-            print(f"    {checked_rows(source) if is_file else args.limit or MATHVL:,} rows")
-    if args.dry_run is not None:
-        Recipe(args.output, __file__, args, inputs=("input", "test")).stands()
-        return
-    recipe = Recipe(args.output, __file__, args, inputs=("input", "test"))
+            path = Path(args.input)  # a text file is read to its end: faults are told before all else
+            is_text = path.is_file() and path.suffix != ".parquet"
+            print(f"    {counted(source, folder) if is_text else f'{args.limit or MATHVL:,} rows'}")
+            recipe.stands()
+            return
     if recipe.is_done():
         return
     output, listing_path = Output(recipe), args.output.parent / LISTING
@@ -151,12 +148,16 @@ def main() -> None:
     print(f"{args.output}: {len(kept)} problems kept, {summary(listings, listing_path)}")
 
 
-def checked_rows(source: Source) -> int:
-    """The number of problems, after a look at each. A run starts from what reference answers confirm."""
-    answers = [row.get("answer") is not None for _, row in source[2]]
-    if not any(answers):
+def counted(source: Source, folder: Path) -> str:
+    """What there is to start from, after a look at each problem; images in `folder` are removed again."""
+    rows = answers = solutions = 0
+    for _, row in source[2]:
+        rows, answers = rows + 1, answers + (row["answer"] is not None)
+        solutions += bool(row.get("solution"))
+        remove(*(path for path in map(Path, row["images"]) if path.parent == folder))
+    if not answers:
         fail(f"{source[0]}: no problem has an answer, and D0 is what answers confirm; write some")
-    return len(answers)
+    return f"{rows:,} rows, {solutions:,} with a solution"
 
 
 def summary(listings: list[dict], path: Path) -> str:
