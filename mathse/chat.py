@@ -5,6 +5,8 @@ Messages are {"role", "content"} with texts; an IMAGE mark in a user's text stan
 row.
 """
 
+import functools
+import itertools
 import re
 
 from mathse.records import IMAGE, PLACEHOLDERS
@@ -12,11 +14,14 @@ from mathse.records import IMAGE, PLACEHOLDERS
 
 def fill(prompt: str, **fields: object) -> str:
     """Put fields into a prompt in one pass: braces in questions, responses and JSON examples stay as they
-    are.
+    are. IMAGE marks are places of images in the question alone.
     """
 
     def replace(match: re.Match) -> str:
-        return harmless(str(fields[match[1]])) if match[1] in fields else match[0]
+        if match[1] not in fields:
+            return match[0]
+        text = str(fields[match[1]])
+        return IMAGE.join(map(harmless, text.split(IMAGE) if match[1] == "question" else [text]))
 
     return re.sub(r"\{(\w+)\}", replace, prompt)
 
@@ -41,8 +46,41 @@ def question_text(problem: dict) -> str:
 
 
 def user_message(prompt: str, images: list) -> list[dict]:
-    """A prompt with all its images in front: what is computed for them serves every sample of the problem."""
-    return [{"role": "user", "content": IMAGE * len(images) + prompt}]
+    """A prompt with its images where its marks are or, without marks, in front: what is computed for them
+    serves every sample of the problem.
+    """
+    marks = prompt.count(IMAGE)
+    content = prompt if marks == len(images) else IMAGE * len(images) + without_marks(prompt)
+    return [{"role": "user", "content": content}]
+
+
+def without_marks(text: str, first: int = 1) -> str:
+    """A text whose images stand in front of it, its sentences whole; `first`: its first image's number."""
+    if first == text.count(IMAGE) == 1:
+        return text.replace(IMAGE, "the image")
+    number = itertools.count(first)
+    return re.sub(IMAGE, lambda _: f"image {next(number)}", text)
+
+
+def fitting(processor, messages: list[dict]) -> list[dict]:
+    """Messages for a chat template: one that puts all images in front, as LLaVA's, gets no marks in texts."""
+    if keeps_places(processor):
+        return messages
+    fitted = []
+    for message in messages:
+        text, marks = message["content"], message["content"].count(IMAGE)
+        bare = re.sub(f"^({IMAGE})*", "", text)
+        if message["role"] == "user" and IMAGE in bare:
+            text = IMAGE * marks + without_marks(bare, marks - bare.count(IMAGE) + 1)
+        fitted.append(message | {"content": text})
+    return fitted
+
+
+@functools.lru_cache(maxsize=8)
+def keeps_places(processor) -> bool:
+    """Whether the chat template writes an image between two texts where it stands."""
+    chat = chat_parts([{"role": "user", "content": f"in front{IMAGE}behind"}])
+    return re.search(r"in front\s*\S.*behind", processor.apply_chat_template(chat), re.DOTALL) is not None
 
 
 def chat_parts(messages: list[dict], images: list | None = None) -> list[dict]:

@@ -227,16 +227,18 @@ def print_plan(args: argparse.Namespace, rows: int, calls: int) -> None:
 # ---------------------------------------------------------------- references
 
 
-def watch_references(rows: Iterable[dict], what: str) -> Iterator[dict]:
-    """The problems; behind the last a line about the references that the answer check cannot read."""
+def watch_references(rows: Iterable, what: str) -> Iterator:
+    """The problems, or (place, problem); behind the last a line about the references that the answer check
+    cannot read."""
     from mathse.answers import is_readable
 
     unread, total = [], 0
-    for row in rows:
+    for told in rows:
+        row = told[1] if isinstance(told, tuple) else told
         total += row.get("answer") is not None
         if not is_readable(row):
             unread.append(f"{shown(row['id'])}: {shown(row['answer'])}")
-        yield row
+        yield told
     if unread and processes()[0] == 0:
         first = "; ".join(unread[:3]) + ("; …" if len(unread) > 3 else "")
         effect = "of them only a response with the same text is right, all others stay undecided"

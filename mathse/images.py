@@ -19,7 +19,12 @@ FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 1280 * 28 * 28  # 1,280 visual tokens of Qwen2-VL; larger images are scaled down
 MAX_IMAGE_PIXELS = 100_000_000  # refuse larger images: they decompress to gigabytes
 PNG, PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-BASE64 = re.compile(r"data:image/[\w.+-]+;base64,(.*)|((?:/9j/|iVBORw|R0lGOD|UklGR)[\w+/\s]{99,}=*\s*)", re.S)
+# of a data URL, or what a file of these formats begins with; neither has a dot, which most paths have
+BASE64 = re.compile(
+    r"data:[^,.]*;base64,(.*)|((?:/9j/|iVBORw0K|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[\w+/\s-]{40,}=*\s*)", re.S
+)
+STARTS = (PNG, b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")  # of files that hold an image
+PICTURE_NAME = re.compile(r"[^\n]{1,500}\.(png|jpe?g|gif|webp|bmp|tiff?|ppm)", re.IGNORECASE)
 TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # by EXIF's orientation
 Source = str | Path | bytes | Image.Image
 
@@ -159,9 +164,21 @@ def data_url(path: str, max_pixels: int) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def save_image(value: object, folder: Path, place: Path = Path()) -> str:
-    """Save an image of a data set's row under its hash, once; return its path, or a path as it is meant from
-    `place`. An image is decoded, bytes, base64 text, or {"bytes", "path"} as `datasets` stores it.
+def is_picture(value: object) -> bool:
+    """Whether a value of a row holds an image, or names an image's file."""
+    if isinstance(value, list):
+        return any(map(is_picture, value))
+    if isinstance(value, str):
+        return bool(PICTURE_NAME.fullmatch(value) or BASE64.fullmatch(value))
+    is_stored = isinstance(value, dict) and "bytes" in value and "path" in value
+    return (
+        is_stored or isinstance(value, Image.Image) or isinstance(value, bytes) and value.startswith(STARTS)
+    )
+
+
+def save_image(value: object, folder: Path, find: Callable[[str], str] = os.path.abspath) -> str:
+    """Save an image of a data set's row under its hash, once; return its path, or that of the file it names,
+    found by find(path). An image is decoded, bytes, base64 text, or {"bytes", "path"} as `datasets` has it.
 
     Raises ValueError if `value` is none.
     """
@@ -170,8 +187,10 @@ def save_image(value: object, folder: Path, place: Path = Path()) -> str:
     if isinstance(value, str):
         found = BASE64.fullmatch(value)
         if not found:
-            return str((place / value).absolute())
-        value = base64.b64decode(found[1] or found[2])
+            return find(value)
+        value = base64.b64decode((found[1] or found[2]).translate({45: "+", 95: "/"}))
+    if isinstance(value, (bytearray, memoryview)):
+        value = bytes(value)
     if not isinstance(value, (bytes, Image.Image)):
         raise ValueError(f"a {type(value).__name__} is not an image")
     if value == b"":

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import gc
+import io
 import multiprocessing
 import os
 import re
@@ -49,17 +50,71 @@ def meet() -> None:
     distributed.barrier()
 
 
+class Steady(io.TextIOWrapper):
+    """An output that takes any character, and goes on when its reader has gone, as behind `| head`."""
+
+    def write(self, text: str) -> int:
+        with self.reader_may_go():
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self.reader_may_go():
+            super().flush()
+
+    @contextlib.contextmanager
+    def reader_may_go(self):
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
+def steady_outputs() -> None:
+    """Make standard output and errors Steady. One that is closed leads nowhere: else the next file would take
+    its number, and child processes would write into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest free number: this one
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name) or open(number, "w", encoding="utf-8")
+        if type(stream) is io.TextIOWrapper:
+            flags = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            stream = Steady(stream.detach(), stream.encoding, "backslashreplace", **flags)
+            setattr(sys, name, stream)
+
+
+@contextlib.contextmanager
+def home_to_write():
+    """Around libraries that keep caches in a user's home: where there is none that takes files, a temporary
+    one, unless it holds what was downloaded.
+    """
+    home = Path(os.path.expanduser("~"))
+    with contextlib.ExitStack() as ended:
+        try:
+            tempfile.TemporaryFile(dir=home).close()
+        except OSError:
+            if not (home / ".cache/huggingface").is_dir():
+                os.environ["HOME"] = ended.enter_context(tempfile.TemporaryDirectory())
+        yield
+
+
 @contextlib.contextmanager
 def stage_end():
-    """Around what a process does: idle threads sleep, a full or read-only disk and Ctrl-C are one line, the
-    process group is closed.
+    """Around what a process does: its outputs are steady, it has a home, idle threads sleep, a full or
+    read-only disk and Ctrl-C are one line, the process group is closed.
     """
+    steady_outputs()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a look for GPUs must not start CUDA
     try:
-        yield
+        with home_to_write():
+            yield
     except KeyboardInterrupt:
         fail("interrupted; what is complete is kept: call again to go on", 130)
     except OSError as error:

@@ -16,8 +16,6 @@ check ORM_UPDATE 'once|every' "once or every"
 if [[ $TEACHER == solutions ]]; then
   [[ $ORM && ($REFLECT == none || $REFLECTOR != TEACHER) ]] ||
     error "TEACHER: not set: name one (http://host:port/v1#name), or set ORM=none ACCEPT=answer REFLECT=none"
-  [[ ! -f $DATA || $DATA == *.parquet ]] || grep -qE '"solution": *"[^"]' -- "$DATA" ||
-    error "TEACHER: not set, and $DATA has no \`solution\` to start from; name a teacher or write some"
 fi
 [[ ! $LAUNCH ]] || command -v "${LAUNCH%% *}" > /dev/null || error "LAUNCH: ${LAUNCH%% *}: not found"
 run=runs/$RUN teacher=$TEACHER
@@ -53,9 +51,11 @@ plan_stage() {
   said=$(PATH=$path "$interpreter" "$@" --dry-run "$rows" 2>&1) || {  # the setting's name for the flag's
     for name in MODEL TEACHER REFLECTOR ORM; do said=${said/"--model: ${!name}:"/"$name: ${!name}:"}; done
     said=${said/another --output, or make it anew with --force/another RUN, or make it anew with FORCE=1}
-    echo "${said//--fields:/FIELDS:}" >&2
+    echo "${said//--fields/FIELDS}" >&2
     exit 2
   }
+  [[ $TEACHER$said != "solutions"*", 0 with a solution"* ]] ||
+    error "TEACHER: not set, and $DATA has no \`solution\` to start from; name a teacher or write some"
   [[ ! $said =~ ([0-9,]+)\ rows ]] || rows=${BASH_REMATCH[1]//,/}
   planned[$output]=$rows planned[$output/predictions.jsonl]=$rows plan+=$said$'\n'
   printf '+ python%s\n' "$(printf ' %q' "$@")"; [[ ! $said ]] || echo "$said"

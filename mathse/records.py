@@ -33,12 +33,14 @@ PLACEHOLDERS = re.compile(
     r"|<video>|<\|video_pad\|>|<\|im_start\|>|<\|im_end\|>"
 )
 LOOKALIKES = {  # of fields of ours: passed over, one would lose the images, the options or the answer
-    "images": r"(decoded)?(image|img|picture|pic|photo|figure)s?(path|file|filename|name|url)?s?\d*",
-    "options": r"(multiple|answer)?(choice|option)s?(list|text)?s?|(choice|option)[a-h1-8]",
-    "answer": r"answers|(gt|gold|correct|reference|standard)answers?|groundtruth|gold",
-    "question": "question",
+    "images": r"(local|decoded)?(image|img|pic|picture|photo|figure|diagram)s?"
+    r"(path|file|filename|name|url)?s?\d*",
+    "options": r"(multiple|answer)?(choice|option)s?(list|text)?s?|(choice|option|op)[a-h1-8]",
+    "answer": r"answers|(gt|gold|correct|reference|standard|final)answers?|answeroption|groundtruth|gold",
+    "question": r"question(text)?|problem(text)?",
     "id": "id",
 }
+NOTHING = (None, "", [], {})
 # What a verdict adds to a row: not the reflection's, and made anew when a verified file is verified again.
 VERDICT_FIELDS = {
     "answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_analysis", "error_type",
@@ -111,6 +113,12 @@ def same_text(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).hexdigest()[:16]
 
 
+@lru_cache(maxsize=1 << 10)
+def tell(line: str) -> None:
+    """A line on stderr for people, once, however often a source is read."""
+    print(line, file=sys.stderr)
+
+
 def shown(value: object) -> str:
     """A value as a message shows it: cut short, on one line."""
     return reprlib.repr(value)
@@ -125,14 +133,19 @@ def finite(text: str) -> float:
     return value
 
 
+def gap(text: str) -> None:
+    return None if text == "NaN" else finite(text)
+
+
 DECODER = json.JSONDecoder(parse_float=finite, parse_constant=finite)
+WITH_GAPS = json.JSONDecoder(parse_float=finite, parse_constant=gap)
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """(file:line, value) of every line that is not blank. A BOM and CRLF are fine, NaN and Infinity are not.
-
-    The first line that is no JSON ends the command.
+def json_lines(path: Path, gaps: bool = False) -> Iterator[tuple[str, object]]:
+    """(file:line, value) of every line that is not blank. A BOM and CRLF are fine, Infinity is not, and NaN
+    only with `gaps`, as null. The first line that is no JSON ends the command.
     """
+    decoder = WITH_GAPS if gaps else DECODER
     if not path.is_file():
         is_there = path.exists() and "not a plain file; it is read twice, so no folder and no pipe"
         fail(f"{path}: {is_there or 'no such file'}")
@@ -150,7 +163,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, object]]:
                 fail(f"{where}: not a JSON object in UTF-8 but UTF-16; save the file as UTF-8")
             try:
                 text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8").strip()
-                value = DECODER.decode(text) if text else None
+                value = decoder.decode(text) if text else None
             except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, JSON nested without end
                 remedy = "write one object a line: mend or remove this one"
                 fail(f"{where}: not a JSON object in UTF-8 ({error}); {remedy}")
@@ -238,10 +251,11 @@ def check_row(
     def refuse(field: str, problem: str) -> NoReturn:
         fail(f"{where}: {field}: {problem}")
 
-    for field in row:
+    for field, value in row.items():
         meant = meant_field(field)
-        if meant and (meant not in row or (row[field] and row[meant] in (None, "", []))):
-            refuse(field, f"not a field of a problem; call it {meant!r}")
+        if meant and is_passed_over(meant, value, row.get(meant)):
+            remedy = f"call it {meant!r}" if row.get(meant) in NOTHING else f"{meant!r} must hold all, alone"
+            refuse(field, f"not a field of a problem; {remedy}")
     for field in required:
         if field not in row:
             refuse(field, f"missing; this stage needs {', '.join(required)}")
@@ -254,11 +268,14 @@ def check_row(
     for field, value in row.items():
         if re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
             refuse(field, "holds half a surrogate pair, which is no character; write the text anew in UTF-8")
+    options, answer, images = row.get("options"), row.get("answer"), row.get("images") or []
     for field in ("question", "options"):
-        if found := PLACEHOLDERS.search(str(row.get(field))):
+        if found := PLACEHOLDERS.search(str(row.get(field)).replace(IMAGE, "")):
             remedy = "remove it: images go in front of the question"
             refuse(field, f"holds the image placeholder {found.group()!r}; {remedy}")
-    options, answer, images = row.get("options"), row.get("answer"), row.get("images") or []
+    for field, texts in {"question": [row.get("question"), options], "prompt": row.get("prompt")}.items():
+        if (marks := str(texts).count(IMAGE)) not in (0, len(images)):
+            refuse(field, f"{marks} {IMAGE} marks for {len(images)} images; write one for each, or none")
     if options and answer is not None and not is_an_option(row):
         remedy = "write the letter or the text of one, or null if it is not known"
         refuse("answer", f"{shown(answer)} is not among the options {shown(options)}; {remedy}")
@@ -287,3 +304,10 @@ def meant_field(name: str) -> str | None:
     plain = re.sub(r"[\W_]", "", name).lower()
     alike = (field for field, names in LOOKALIKES.items() if plain == field or re.fullmatch(names, plain))
     return None if name in LOOKALIKES else next(alike, None)
+
+
+def is_passed_over(field: str, value: object, ours: object) -> bool:
+    """Whether a value under another name would be lost; `ours`: what stands in the field that it means."""
+    if value in NOTHING or value == ours or [value] == ours:
+        return False
+    return ours in NOTHING or field in ("images", "options", "answer")

@@ -120,8 +120,12 @@ def marked(text: str) -> str:
     """A text for json-repair in which no two names are alike, and LaTeX is escaped."""
     count = itertools.count()
     text = re.sub(r"(?<=\w)'(?=\w)", APOSTROPHE, re.sub("[⸢⸣⸥]", "", text))
-    text = ESCAPE.sub(lambda match: match[2] or (match[0] if match[1] else r"\\"), text)
-    return NAME.sub(lambda match: f"{match[1]}{match[2]}⸢{next(count)}⸣{match[3]}", text)
+    return NAME.sub(lambda match: f"{match[1]}{match[2]}⸢{next(count)}⸣{match[3]}", escaped(text))
+
+
+def escaped(text: str) -> str:
+    """A text of quoted texts in which the backslashes of LaTeX are doubled, and those of escapes are not."""
+    return ESCAPE.sub(lambda match: match[2] or (match[0] if match[1] else r"\\"), text)
 
 
 def unmarked(text: str) -> str:

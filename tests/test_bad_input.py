@@ -75,7 +75,9 @@ STRINGS = "must be a list of strings", 'write ["3", "4"]'
 ANSWER = "must be a string, a number, a list of them, or null", "write null if it is not known"
 OPTION = "is not among the options ['3', '4']", "write the letter or the text"
 NAME = ("not a field of a problem; call it",)
+ALONE = "must hold all, alone"
 COUNT = "is not a whole number from 0", "number the samples"
+ONE_EACH_MARK = "2 <image> marks for 1 images", "write one for each, or none"
 ONE_EACH = "1 <image> marks for 2 images", "write one for each"
 MESSAGES = "must be a list", "with texts, the last by the assistant"
 BAD_LINES = {
@@ -112,9 +114,13 @@ BAD_LINES = {
     "question is null": (line(question=None), "1: question:", "None", *TEXT),
     "question is a number": (line(question=1.5), "1: question:", *TEXT),
     "question is blank": (line(question="\u3000\n"), "1: question:", *TEXT),
-    "an image's mark": (line(question="See <image>."), "1: question:", *MARK),
+    "two marks for an image": (line(question="See <image> and <image>."), "1: question:", *ONE_EACH_MARK),
+    "a mark for two images": (line(question="<image>?", images=["x.png"] * 2), "1: question:", "1 <image>"),
+    "a mark without an image": (line(question="See <image>.", images=[]), "1: question:", "1 <image>"),
+    "marks in options": (line(question="<image>?", options=["1", "<image>"]), "1: question:", "2 <image>"),
+    "two marks in a prompt": (line(prompt="<image><image>?"), "1: prompt:", *ONE_EACH_MARK),
     "a model's token": (line(question="<|image_pad|>"), "1: question:", "<|image_pad|>", *MARK),
-    "a mark in an option": (line(options=["1", "<image>"]), "1: options:", *MARK),
+    "a token in an option": (line(options=["1", "<|im_end|>"]), "1: options:", *MARK),
     "images is a bare string": (line(images="x.png"), "1: images:", *PATHS),
     "images is an object": (line(images={"a": "x.png"}), "1: images:", *PATHS),
     "a null among images": (line(images=["x.png", None]), "1: images:", *PATHS),
@@ -134,6 +140,9 @@ BAD_LINES = {
     "choices beside null": (line(Choices=["1", "2"], options=None), "1: Choices:", *NAME, "'options'"),
     "an option a field": (line(option_a="1"), "1: option_a:", *NAME, "'options'"),
     "an answer by another name": (line(ground_truth="1", answer=None), "1: ground_truth:", *NAME, "'answer'"),
+    "an image beside another": (line(image_2="y.png"), "1: image_2:", "'images'", ALONE),
+    "other options": (line(options=["1", "2"], option_c="3"), "1: option_c:", "'options'", ALONE),
+    "another answer": (line(gold="2"), "1: gold:", "'answer'", ALONE),
     "a capital": (line("answer", Answer="1"), "1: Answer:", *NAME, "'answer'"),
     "answer is blank": (line(answer=" "), "1: answer:", *ANSWER),
 }  # fmt: skip
@@ -253,6 +262,9 @@ LEGAL_LINES = {
     "blank lines": f"\n{line()}\n\n \n".encode(),
     "escaped characters": line(question="多少？ \U0001f600").encode(),
     "ids of any text": "\n".join(line(id=name) for name in IDS).encode(),
+    "marks of images": line(question="Is <image> larger than <image>?", images=["x.png"] * 2).encode(),
+    "a mark in an option": line(options=["1", "<image>"]).encode(),
+    "the same under two names": line(image="x.png", gold="1", choices=None).encode(),
     "null fields": line(images=None, options=None, answer=None, solution=None).encode(),
     "no images": json.dumps({"id": "a", "question": "1 + 1?"}).encode(),
     "numbers as answers and options": line(options=[1, 2.5], answer=2.5).encode(),
@@ -558,7 +570,7 @@ def test_a_wrong_setting_is_refused_before_anything_runs(run, toy_data, name):
 )
 def test_every_stage_ends_in_one_line(folder, run, command):
     path, verdict = folder / "rows.jsonl", {"prompt": "Q", "status": "wrong"}
-    path.write_text(sample(**verdict, id="fine") + "\n" + sample(**verdict, images="x.png"))
+    path.write_text(sample(**verdict, id="fine") + "\n" + sample(**verdict, options="1, 2"))
 
     def refusal(output: str) -> str:
         words = [str(path) if word == "FILE" else word for word in command.split()]
@@ -567,6 +579,6 @@ def test_every_stage_ends_in_one_line(folder, run, command):
         assert "kernels:" not in done.stdout  # nothing was loaded
         return done.stderr
 
-    assert refusal("out").startswith(f"error: {path}:2: images: must be a list of paths")
+    assert refusal("out").startswith(f"error: {path}:2: options: must be a list of strings")
     path.unlink()
     assert refusal("other").startswith(f"error: {path}: no such file")

@@ -1,6 +1,7 @@
 """Every stage from the command line: --help, and mistakes that end in one line before a model is loaded."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -140,3 +141,42 @@ def test_a_dry_run_counts_the_files_that_are_there(run, tmp_path, image):
     done = run("01_sample.py", *flags, "--samples", 4, "--temperature", 1, "--dry-run")
     assert done.returncode == 0 and "20 rows: about 20 model calls" in done.stdout
     assert not (tmp_path / "s.jsonl.part").exists()
+
+
+# ---------------------------------------------------------------- where a stage speaks, and lives
+
+
+SHELLS = {  # how a shell calls a command, {}
+    "an ASCII terminal": "PYTHONIOENCODING=ascii {}",
+    "no locale": "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {}",
+    "a reader that leaves": "{} | (exec <&-; sleep 4)",
+    "a reader of errors that leaves": "{} 2>&1 > /dev/null | (exec <&-; sleep 4)",
+    "closed outputs": "{} <&- >&- 2>&-",
+    "no home": "env -u HOME {}",
+    "a home that takes no files": "HOME=/proc {}",
+}
+
+
+@pytest.mark.parametrize("case", SHELLS)
+def test_a_command_goes_on_wherever_it_speaks(tmp_path, case):
+    """A line names an answer that is not read, with letters that not every terminal has."""
+    row = {"id": "Größe ∑", "question": "1 + 1?", "images": [], "answer": "eine Ähre"}
+    write_rows(tmp_path / "p.jsonl", [row | {"id": f"{row['id']} {k}"} for k in range(3)])
+    call = (
+        f"{sys.executable} -m mathse.problems --input {tmp_path}/p.jsonl --output {tmp_path}/Größe/out.jsonl"
+    )
+    shell = ["bash", "-o", "pipefail", "-c", SHELLS[case].format(call)]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert len(read_rows(tmp_path / "Größe" / "out.jsonl")) == 3  # and nothing that was meant for people
+
+
+def test_a_data_set_is_streamed_without_a_home(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"question": "1 + 1?", "answer": "2"}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "set" / "train.parquet")
+    words = ["--input", f"hf:{tmp_path}/set:train", "--fields", "images=", "--output", tmp_path / "p.jsonl"]
+    command = [sys.executable, "-m", "mathse.problems", *map(str, words)]
+    environment = {"HOME": "/proc", "PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and len(read_rows(tmp_path / "p.jsonl")) == 1, done.stderr

@@ -55,7 +55,7 @@ def problems(tmp_path_factory) -> list[dict]:
     questions = [
         (1, "How many?"),
         (0, "1 + 1 = ?"),
-        (2, "Which of the two images is larger, and why?"),
+        (2, "Which is larger, <image> or <image>, and why?"),
         (1, "x"),
     ]
     rows = []

@@ -17,7 +17,7 @@ import mathse.problems.__main__ as command
 from mathse import problems
 from mathse.answers import check_rows
 from mathse.chat import question_text
-from mathse.problems import benchmarks, sources
+from mathse.problems import sources
 
 DATA = ROOT.parent / "shared" / "data"
 
@@ -259,8 +259,7 @@ def test_a_benchmark_as_a_data_set(tmp_path):
     made.to_parquet(tmp_path / "set" / "testmini.parquet")
     configs = "- config_name: default\n  data_files:\n  - split: testmini\n    path: testmini.parquet"
     (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n{configs}\n---\n")
-    hub_rows = sources.benchmark_hub_rows("mathvision", str(tmp_path / "set"), tmp_path / "images")
-    rows = [benchmarks.mathvision(row) for row in hub_rows]
+    rows = load("mathvision", tmp_path / "set")
     assert [row["question"] for row in rows] == ["How many?", "Which?"]
     assert [row["options"] for row in rows] == [[], ["A", "B"]]
     assert [Image.open(row["images"][0]).size for row in rows] == [(20, 10)] * 2
@@ -289,7 +288,7 @@ def test_hub_rows_write_images_once(tmp_path, run):
         made.append(read_rows(tmp_path / place / "problems.jsonl"))
         assert len(list((tmp_path / place / "images").iterdir())) == 1
     assert made[0] == made[1]  # the ids too, though the data set has none
-    assert [row["question"] for row in made[0]] == ["one", "two"]
+    assert [row["question"] for row in made[0]] == ["one <image>", "two"]
     assert made[0][0]["images"] == made[0][1]["images"] and not made[0][0]["images"][0].startswith("/")
 
 
@@ -342,7 +341,7 @@ def test_a_parquet_file_with_images(tmp_path, run, images):
     done = run("-m", "mathse.problems", *flags, "--output", tmp_path / "out" / "problems.jsonl")
     assert done.returncode == 0, done.stderr
     one, two = read_rows(tmp_path / "out" / "problems.jsonl")
-    assert (one["question"], two["options"], one["source"]) == ("one", ["3", "4"], "train")
+    assert (one["question"], two["options"], one["source"]) == ("one <image>", ["3", "4"], "train")
     colours = [Image.open(tmp_path / "out" / row["images"][0]).getpixel((0, 0)) for row in (one, two)]
     assert colours == [(255, 0, 0), (0, 0, 255)]
 
@@ -357,18 +356,18 @@ def parts(folder) -> str:
 
 def test_a_folder_of_parquet_files(tmp_path):
     spec = parts(tmp_path / "set")
-    name, rows = problems.load_problems(spec, tmp_path / "images", {"images": "image"})
+    name, rows = problems.load_problems(spec, tmp_path / "images", {"images": ["image"]})
     rows = list(rows)
     assert name == "set" and [(row["question"], row["answer"]) for row in rows] == [("0?", 0), ("1?", 1)]
     assert len({row["images"][0] for row in rows}) == 1
-    name, rows = problems.load_problems(spec, tmp_path / "images", {"images": ""})  # without, on purpose
+    name, rows = problems.load_problems(spec, tmp_path / "images", {"images": []})  # without, on purpose
     assert [row["images"] for row in rows] == [[], []]
 
 
 def test_a_data_set_saved_by_datasets(tmp_path):
-    columns = {"question": ["one", "two"], "answer": ["1", "2"], "image": [Image.new("RGB", (20, 10)), None]}
+    columns = {"question": ["1?", "2?"], "answer": ["1", "2"], "image": [Image.new("RGB", (20, 10)), None]}
     make_data_set(tmp_path / "set", columns)
-    rows = problems.load_problems(str(tmp_path / "set"), tmp_path / "images", {"images": "image"})[1]
+    rows = problems.load_problems(str(tmp_path / "set"), tmp_path / "images", {"images": ["image"]})[1]
     assert [len(row["images"]) for row in rows] == [1, 0]
 
 
@@ -377,8 +376,13 @@ BAD_TABLES = {
     "images by another name": ({"image": pictures(png("red"))}, {}, "images: not mapped"),
     "pictures": ({"picture": pictures(png("red"))}, {}, "there is a column 'picture'"),
     "choices": ({"choices": [["1", "2"]]}, {}, "options: not mapped, but there is a column 'choices'; set"),
-    "mapped to no column": ({"image": ["x"]}, {"images": "imgae"}, "there is a column 'image'"),
-    "choices as text": ({"options": ["['1', '2']"]}, {}, "options: must be a list of strings"),
+    "mapped to no column": ({"image": ["x"]}, {"images": ["imgae"]}, "there is a column 'image'"),
+    "one of a set": (
+        {"image_1": ["x.png"], "image_2": ["y.png"]},
+        {"images": ["image_1"]},
+        "column 'image_2'; set --fields, for example \"images=image_1,image_2\"",
+    ),
+    "choices as text": ({"options": ["1 or 2"]}, {}, "options: must be a list of strings"),
     "bytes that are no image": ({"images": pictures(b"GIF")}, {}, "images: "),
     "an image that is not there": ({"images": ["no.png"]}, {}, "images: "),
     "no answer": ({"answer": None}, {}, "answer: no such column; it has question"),
@@ -408,14 +412,15 @@ def test_a_folder_of_several_splits_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({}, (":1: question: no such column; it has problem, answer, number", "--fields")),
-        ({"question": "problem"}, ("images: not mapped, but there is a column 'image_name'", "--fields")),
-        ({"question": "problem", "images": "number"}, (":1: images: a int is not an image", "--fields")),
+        ("", (":1: question: no such column; it has problem, answer, number", "--fields")),
+        ("question=problem", ("images: not mapped, but there is a column 'image_name'", "--fields")),
+        ("question=problem images=number", (":1: images: a int is not an image", "--fields")),
     ],
 )
 def test_wrong_columns_are_refused(tmp_path, capsys, monkeypatch, fields, words):
     row = {"problem": "one", "answer": "1", "number": 7, "image_name": "x"}
-    monkeypatch.setattr(sources, "open_data_set", lambda *_: [row])
+    monkeypatch.setattr(sources, "hub_rows", lambda spec, *_: iter([(f"{spec}:1", row)]))
+    fields = problems.parse_fields(fields)
     refused(capsys, lambda: list(problems.load_problems("hf:a/b:train", tmp_path, fields)[1]), *words)
 
 
@@ -464,7 +469,7 @@ BAD_SOURCES = {
         ":1: answer: '6' is not among the options",
     ),
     "an id twice": (
-        source("mathvision", "test.jsonl", json.dumps(MATHV) + "\n" + json.dumps(MATHV)),
+        source("mathvision", "test.jsonl", json.dumps(MATHV) + "\n" + json.dumps(MATHV | {"answer": "7"})),
         ":2: id: 'mathvision/1' stands there already",
     ),
     "a hub data set without its split": (lambda folder: "hf:train", "written hf:NAME:SPLIT"),
@@ -539,7 +544,7 @@ def test_a_dry_run_checks_and_writes_nothing(folder, capsys, call):
     write_rows(folder / "p.jsonl", [problem()])
     before = sorted(folder.iterdir())
     call("--dry-run", 0, "--test", folder / "p.jsonl")
-    assert sorted(folder.iterdir()) == before and capsys.readouterr() == ("    1 rows\n", "")
+    assert sorted(folder.iterdir()) == before and capsys.readouterr() == ("    1 rows, 0 with a solution\n", "")
     refused(capsys, lambda: call("--dry-run", 0, "--test", folder / "no.jsonl"), "no.jsonl: no such file")
     refused(capsys, lambda: call("--dry-run", 0, "--fields", "x=y"), "--fields: x: not a field")
 

@@ -335,7 +335,7 @@ SOURCES = {
     "saved decoded": lambda data, folder: images.save_image(decoded(data, folder), folder),
     "saved data URL": lambda data, folder: images.save_image(f"data:image/png;base64,{text(data)}", folder),
     "saved path": lambda data, folder: images.save_image(
-        {"path": Path(in_file(data, folder)).name}, folder, folder
+        {"path": Path(in_file(data, folder)).name}, folder, lambda path: str(folder / path)
     ),
     "sent": sent,
 }

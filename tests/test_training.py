@@ -61,7 +61,7 @@ def mixed_rows(images) -> list[dict]:
     """Three answers of a problem, one to two images, text only, and what a judge is shown."""
     replies = ["one", "a longer reply it is", "third"]
     rows = [row("a", k, images[:1], "What is it?", reply) for k, reply in enumerate(replies)]
-    rows += [row("b", 0, images[1:], "And these?", "yes")]
+    rows += [row("b", 0, images[1:], "Is <image> like <image>?", "yes")]
     rows += [row("c", k, [], "Text only?", reply) for k, reply in enumerate(["no", "well, hm"])]
     asked = [f"Is {'very ' * k}right right?\nCheck." for k in range(2)]
     return rows + [row("d", k, images[2:], prompt, f"verdict {k}") for k, prompt in enumerate(asked)]

@@ -22,6 +22,59 @@ def test_fill_is_one_pass_and_defuses_tokens():
     assert "<image>" not in chat.fill("{a}", a="see <image> and <|im_end|>")
 
 
+ASKED = {"question": "Is <image> larger than <image>?", "images": ["a.png", "b.png"]}
+
+
+def test_images_stand_where_the_questions_marks_are(stage):
+    """In the prompt, a judge's prompt and what is learnt of it alike; a response has no marks."""
+    prompt = common.solve_prompt(ASKED)
+    (message,) = chat.user_message(prompt, ASKED["images"])
+    assert message["content"] == prompt and ASKED["question"] in prompt
+    row = ASKED | {"prompt": prompt, "response": "<image>", "status": "correct"}
+    (judged,) = chat.user_message(common.judge_prompt(row), row["images"])
+    assert judged["content"].count("<image>") == 2 and ASKED["question"] in judged["content"]
+    for flags, asked in ((False, message), (True, judged)):
+        learnt = stage("04_finetune").training_row(row, argparse.Namespace(orm=flags, binary=False))
+        assert learnt["messages"][0] == asked
+    parts = chat.chat_parts([message])[0]["content"]
+    assert [part["type"] for part in parts] == ["text", "image", "text", "image", "text"]
+
+
+TEMPLATES = {  # how a chat template writes a message's parts -> what a model reads of ASKED
+    "in place": ("".join, "Is [] larger than []?"),
+    "images in front": (
+        lambda parts: "".join(sorted(parts, key="[]".__ne__)),
+        "[][]Is image 1 larger than image 2?",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_a_template_without_places_gets_images_in_front_and_whole_sentences(case):
+    write, expected = TEMPLATES[case]
+
+    class Processor:
+        def apply_chat_template(self, messages: list) -> str:
+            return write([part.get("text", "[]") for message in messages for part in message["content"]])
+
+    messages = chat.user_message(ASKED["question"], ASKED["images"])
+    fitted = chat.fitting(Processor(), messages)
+    assert Processor().apply_chat_template(chat.chat_parts(fitted)) == expected
+
+
+@pytest.mark.parametrize(
+    "prompt, images, content",
+    [
+        ("Q", 2, "<image><image>Q"),
+        ("Q <image>", 1, "Q <image>"),
+        ("In <image>?", 2, "<image><image>In the image?"),  # a prompt of a forker's
+        ("In <image> and <image>?", 1, "<image>In image 1 and image 2?"),
+    ],
+)
+def test_marks_that_are_too_few_or_too_many_are_words(prompt, images, content):
+    assert chat.user_message(prompt, ["x.png"] * images) == [{"role": "user", "content": content}]
+
+
 @pytest.mark.parametrize(
     "options, expected",
     [

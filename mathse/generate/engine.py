@@ -45,7 +45,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import chat_parts, encode_prompts, encode_texts, turn_end, user_message
+from mathse.chat import chat_parts, encode_prompts, encode_texts, fitting, turn_end, user_message
 from mathse.generate.types import Generator, Reply, Request
 from mathse.images import open_image
 from mathse.launch import processes
@@ -183,13 +183,14 @@ class Engine(Generator):
         for group in groups:
             paths = group.requests[0].row["images"]
             images = [open_image(path, self.args.max_pixels) for path in paths]
-            chats.append([chat_parts(request.messages, images) for request in group.requests])
+            messages = [fitting(self.processor, request.messages) for request in group.requests]
+            chats.append([chat_parts(message, images) for message in messages])
         inputs = encode_prompts(self.processor, [chat[0] for chat in chats])
         seen = inputs["attention_mask"].bool()
         for group, chat, ids, mask in zip(groups, chats, inputs["input_ids"], seen):
             group.prompts = [ids[mask].tolist()]
             if len(chat) > 1:
-                messages = [request.messages for request in group.requests]
+                messages = [fitting(self.processor, request.messages) for request in group.requests]
                 group.prompts = encode_texts(self.processor, messages, group.prompts[0]) or [
                     encode_prompts(self.processor, [each])["input_ids"][0].tolist() for each in chat
                 ]

@@ -4,7 +4,8 @@ python -m mathse.problems --help
 """
 
 from mathse.problems.benchmarks import SPLITS
+from mathse.problems.columns import parse_fields
 from mathse.problems.official import RULES
-from mathse.problems.sources import load_problems, parse_fields
+from mathse.problems.sources import load_problems
 
 __all__ = ["RULES", "SPLITS", "load_problems", "parse_fields"]

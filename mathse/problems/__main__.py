@@ -1,6 +1,6 @@
 """Read and check a source of problems, and leave out those that a test set holds too.
 
-Reads:  --input              PATH.jsonl, PATH.parquet (or a folder of them), NAME:PATH (a benchmark) or
+Reads:  --input              a table (jsonl, json, csv, tsv, parquet), NAME:PATH (a benchmark) or
                              hf:NAME:SPLIT; every image is decoded once
         --test               test sets, in the same forms
 Writes: problems.jsonl       id, question, images, answer, optional options, precision, solution, subject,
@@ -22,14 +22,16 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
 from mathse.cli import Parser, add_output_flags, watch_references, whole
 from mathse.jsonl import Output, remove, replace
 from mathse.launch import stage_end
+from mathse.problems.columns import parse_fields
 from mathse.problems.decontaminate import HeldOut, ImageHash, hash_images
-from mathse.problems.sources import load_problems, parse_fields
+from mathse.problems.sources import open_source
 from mathse.recipe import Recipe
 from mathse.records import fail, row_key
 
@@ -41,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.prog = "python -m mathse.problems"
     add = parser.add_argument
-    add("--input", required=True, help="the problems: PATH.jsonl, PATH.parquet, NAME:PATH or hf:NAME:SPLIT")
+    add("--input", required=True, help="the problems: a table, NAME:PATH or hf:NAME:SPLIT")
     add("--output", type=Path, required=True, help="problems.jsonl to write")
     add("--test", nargs="+", default=[], help="test sets, in the same forms (default: none)")
     add(
@@ -62,34 +64,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-Source = tuple[str, str, Iterator[tuple[int, dict]]]  # spec, name, its problems with their row numbers
+Source = tuple[str, str, Iterator[tuple[str, dict]]]  # spec, name, its problems with their places
 
 
-def open_source(spec: str, args: argparse.Namespace) -> Source:
-    """A source up to --limit, its images saved beside the output. It is read when the rows are asked for."""
-    fields = parse_fields(args.fields)
-    name, rows = load_problems(spec, args.output.parent / "images", fields)
-    rows = islice(rows, args.limit or None)
-    if not spec.endswith(".jsonl") and fields.get("images") != "":
-        rows = watch_pictures(rows, spec)
-    return spec, name, enumerate(watch_references(rows, spec), 1)
-
-
-def watch_pictures(rows: Iterator[dict], spec: str) -> Iterator[dict]:
-    """The problems of a table; if none has a picture, its column was not found."""
-    pictures = rows_read = 0
-    for row in rows:
-        pictures, rows_read = pictures + len(row["images"]), rows_read + 1
-        yield row
-    if rows_read and not pictures:
-        remedy = 'name their column in --fields, as "images=img", or write "images=" to do without'
-        fail(f"{spec}: images: none of {rows_read} rows has a picture; {remedy}")
+def open_problems(spec: str, args: argparse.Namespace, folder: Path) -> Source:
+    """A source up to --limit, its images saved in `folder`. It is read when the rows are asked for."""
+    name, rows = open_source(spec, folder, parse_fields(args.fields))
+    return spec, name, watch_references(islice(rows, args.limit or None), spec)
 
 
 def hash_tests(tests: list[Source], workers: int) -> Iterator[tuple[str, dict, list[ImageHash]]]:
     """(name of the test set, row, hashes of its images) of every test problem."""
-    for spec, name, rows in tests:
-        for row, hashes in hash_images(tqdm(rows, desc=name, unit="row", disable=None), spec, workers):
+    for _, name, rows in tests:
+        for row, hashes in hash_images(tqdm(rows, desc=name, unit="row", disable=None), workers):
             yield name, row, hashes
 
 
@@ -98,16 +85,15 @@ def write_problems(source: Source, held_out: HeldOut, output: Output, workers: i
 
     Returns {key: id} of all problems, in order.
     """
-    spec, _, rows = source
     ids = {}
 
-    def missing() -> Iterator[tuple[int, dict]]:
-        for number, row in tqdm(rows, desc="problems", unit="row", disable=None):
+    def missing() -> Iterator[tuple[str, dict]]:
+        for where, row in tqdm(source[2], desc="problems", unit="row", disable=None):
             ids[row_key(row)] = row["id"]
             if row_key(row) not in output.done:
-                yield number, row
+                yield where, row
 
-    for row, hashes in hash_images(missing(), spec, workers):
+    for row, hashes in hash_images(missing(), workers):
         if matches := held_out.matches(row, hashes):
             also = [f"{match['test_set']}: {match['test_id']}" for match in matches[1:]]
             # `benchmark` tells the listing from the problem, also by its key
@@ -124,15 +110,17 @@ def read_listings(output: Output) -> list[dict]:
 
 def main() -> None:
     args = parse_args()
-    source = open_source(args.input, args)
-    tests = [open_source(spec, args) for spec in args.test]
-    if args.dry_run is not None:
-        is_file = args.input.endswith(".jsonl")  # which is read to its end: faults are told before all else
-        rows = checked_rows(source) if is_file else args.limit or MATHVL
-        print(f"    {rows:,} rows")
-        Recipe(args.output, __file__, args, inputs=("input", "test")).stands()
-        return
-    recipe = Recipe(args.output, __file__, args, inputs=("input", "test"))
+    with TemporaryDirectory() as folder:
+        folder = args.output.parent / "images" if args.dry_run is None else Path(folder)
+        source = open_problems(args.input, args, folder)
+        tests = [open_problems(spec, args, folder) for spec in args.test]
+        recipe = Recipe(args.output, __file__, args, inputs=("input", "test"))
+        if args.dry_run is not None:
+            path = Path(args.input)  # a text file is read to its end: faults are told before all else
+            is_text = path.is_file() and path.suffix != ".parquet"
+            print(f"    {counted(source, folder) if is_text else f'{args.limit or MATHVL:,} rows'}")
+            recipe.stands()
+            return
     if recipe.is_done():
         return
     output, listing_path = Output(recipe), args.output.parent / LISTING
@@ -160,12 +148,16 @@ def main() -> None:
     print(f"{args.output}: {len(kept)} problems kept, {summary(listings, listing_path)}")
 
 
-def checked_rows(source: Source) -> int:
-    """The number of problems, after a look at each. A run starts from what reference answers confirm."""
-    answers = [row.get("answer") is not None for _, row in source[2]]
-    if not any(answers):
+def counted(source: Source, folder: Path) -> str:
+    """What there is to start from, after a look at each problem; images in `folder` are removed again."""
+    rows = answers = solutions = 0
+    for _, row in source[2]:
+        rows, answers = rows + 1, answers + (row["answer"] is not None)
+        solutions += bool(row.get("solution"))
+        remove(*(path for path in map(Path, row["images"]) if path.parent == folder))
+    if not answers:
         fail(f"{source[0]}: no problem has an answer, and D0 is what answers confirm; write some")
-    return len(answers)
+    return f"{rows:,} rows, {solutions:,} with a solution"
 
 
 def summary(listings: list[dict], path: Path) -> str:

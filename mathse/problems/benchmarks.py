@@ -1,8 +1,8 @@
 """The benchmarks: a row in a benchmark's own form -> a problem record.
 
-Another benchmark needs an adapter here and entries in BENCHMARKS, BENCHMARK_FILES (JSON, JSON lines or csv)
-and SPLITS. Images are read from the column `image`: a path from the benchmark's folder (or IMAGE_FOLDERS), a
-list of paths, or null. `query` is the benchmark's own prompt.
+Another benchmark needs an adapter here and entries in BENCHMARKS, BENCHMARK_FILES (any table) and SPLITS. Its
+adapter puts into `images` what the source has there: paths from the benchmark's folder (or IMAGE_FOLDERS), or
+images, one or a list, or null. `query` is the benchmark's own prompt.
 """
 
 import re
@@ -28,17 +28,15 @@ MATHVISTA_FORMS = {  # the form of answer that a hint asks for
 
 
 def mathvision(row: dict) -> dict:
-    """A row of MATH-V. A single <image1> mark is dropped; several, all drawn in one image, stay as text."""
+    """A row of MATH-V. Several <image1> marks of one image, in which all are drawn, stay as text."""
     question, options = row["question"], row.get("options") or []
     drawn = options == list(LETTERS[: len(options)])  # the choices stand in the image
     choices = "" if drawn else lettered(options)
     query = f"{MATHVISION_QUERY}{question}\n{choices}"
-    if len(set(re.findall(r"<image\d+>", question))) == 1:
-        question = re.sub(r"\s*<image\d+>\s*", " ", question).strip()
     return {
         "id": f"mathvision/{row['id']}",
         "question": question,
-        "images": row["image"],
+        "images": picture(row),
         "answer": row["answer"],
         "options": options,
         "subject": row.get("subject"),
@@ -62,7 +60,7 @@ def mathvista(row: dict) -> dict:
     return {
         "id": f"mathvista/{row['pid']}",
         "question": question if choices else f"{question}\n{hint}",
-        "images": row["image"],
+        "images": picture(row),
         "answer": row["answer"],
         "options": choices,
         "precision": precision,
@@ -71,6 +69,11 @@ def mathvista(row: dict) -> dict:
         "source": row["metadata"]["source"],
         "query": f"{hint}\nQuestion: {question}{listed}",
     }
+
+
+def picture(row: dict) -> object:
+    """The image of a row: on the hub it stands beside its path."""
+    return row.get("decoded_image") or row["image"]
 
 
 def lettered(options: list) -> str:
@@ -86,7 +89,7 @@ def mathverse(row: dict) -> dict:
     return {
         "id": f"mathverse/{row['problem_index']}/{version.lower().replace(' ', '-')}",
         "question": question.strip() or "Solve the problem that stands in the image.",
-        "images": row["image"],
+        "images": row.get("image") if version == "Text Only" else row["image"],
         "answer": degrees(row["answer"]),
         "options": choices or drawn,
         **({"options_drawn": True} if drawn else {}),
@@ -107,23 +110,23 @@ def degrees(text: str) -> str:
     return re.sub(r"(?<=\d)掳", "°", text)
 
 
-def with_choices(rows: Iterator[dict]) -> Iterator[dict]:
+def with_choices(rows: Iterator[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
     """Rows of MathVerse, those of Vision Only with `choices`: their images show them, and they stand in the
     text for the evaluation or in another version of the problem. A row before such a version is put last.
     """
     known, waiting = {}, []
-    for row in rows:
+    for where, row in rows:
         index, texts = row["problem_index"], (row["question"], row.get("question_for_eval") or "")
         choices = next((choices for _, *choices in map(verse_parts, texts) if choices), [])
         known[index] = known.get(index) or choices
         if row["problem_version"] != "Vision Only" or row.get("question_type") == "free-form":
-            yield row
+            yield where, row
         elif known[index]:
-            yield row | {"choices": known[index]}
+            yield where, row | {"choices": known[index]}
         else:
-            waiting.append(row)
-    for row in waiting:
-        yield row | {"choices": known[row["problem_index"]]}
+            waiting.append((where, row))
+    for where, row in waiting:
+        yield where, row | {"choices": known[row["problem_index"]]}
 
 
 def mathvl(row: dict) -> dict:

@@ -65,10 +65,8 @@ def hash_image(path: str) -> ImageHash | None:
     return ImageHash(path, digest, np.asarray(small).reshape(-1))
 
 
-def hash_images(
-    rows: Iterable[tuple[int, dict]], source: str, workers: int
-) -> Iterator[tuple[dict, list[ImageHash]]]:
-    """Numbered problems -> problems with the hashes of their images (not of blank ones), in order.
+def hash_images(rows: Iterable[tuple[str, dict]], workers: int) -> Iterator[tuple[dict, list[ImageHash]]]:
+    """Problems with their places -> problems with the hashes of their images (not of blank ones), in order.
 
     Threads decode: Pillow releases the GIL. An image that cannot be decoded ends the command.
     """
@@ -80,11 +78,11 @@ def hash_images(
     with ThreadPoolExecutor(workers) as pool:
         while chunk := list(islice(rows, CHUNK)):
             jobs = [pool.submit(hash_row, row) for _, row in chunk]
-            for (number, row), job in zip(chunk, jobs):
+            for (where, row), job in zip(chunk, jobs):
                 try:
                     yield row, job.result()
                 except ValueError as error:
-                    fail(f"{source}:{number}: images: {error}; repair the file or remove the row")
+                    fail(f"{where}: images: {error}; repair the file or remove the row")
 
 
 def image_distance(one: str, other: str) -> tuple[int, float]:

@@ -1,249 +1,285 @@
-"""Read a source of problems: a file, a benchmark, or a data set of the hub.
+"""Open a source of problems: a table, a benchmark, or a data set of the hub.
 
-PATH.jsonl         problem records (docs/RECORDS.md)
-PATH.parquet       a table, or a folder of such files; images inside it, or as paths from its folder
-NAME:PATH          a benchmark (benchmarks.py) in a folder, in its own form; NAME:OWNER/NAME on the hub
-hf:NAME:SPLIT      a data set that `datasets` loads from the hub or from a local folder, streamed; `fields`
-                   names its columns, and those of a table
+FILE             .jsonl, .json, .csv, .tsv or .parquet, or a folder of such files; images inside it, or as
+                 paths from its folder. `fields` names the columns that are not called as ours
+NAME:PATH        a benchmark (benchmarks.py) in a folder, in its own form; NAME:OWNER/NAME on the hub
+hf:NAME:SPLIT    a data set that `datasets` loads from the hub or from a local folder, streamed; of several
+                 configurations hf:NAME:CONFIGURATION:SPLIT
 """
 
 import csv
-import hashlib
 import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mathse.images import image_problem, save_image
-from mathse.launch import processes
 from mathse.problems.benchmarks import BENCHMARK_FILES, BENCHMARKS, COMPLETED, HUB_PARTS, IMAGE_FOLDERS
-from mathse.records import PLACEHOLDERS, check_row, fail, json_lines, meant_field, read_rows, shown
-
-PROBLEM_FIELDS = (
-    "id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level",
+from mathse.problems.columns import (
+    Fields,
+    chosen_for,
+    has_column,
+    passed_over,
+    plain,
+    read_columns,
+    rest_of,
+    to_problem,
+    with_images,
 )  # fmt: skip
-SPLIT_NAMES = {"train", "test", "testmini", "val", "valid", "validation", "dev"}  # of parquet files
+from mathse.records import check_row, fail, image_finder, json_lines, shown, tell
+
+SPLIT_NAMES = {"train", "test", "testmini", "val", "valid", "validation", "dev"}  # of a folder's files
+GAPS = ("", "nan", "NaN", "NaT", "<NA>")  # cells of a csv file: so pandas writes what is not there
 # what an adapter raises at a field that is missing or of another type
 WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError)
+Rows = Iterator[tuple[str, dict]]  # (where it stands, as file:line; the row)
+Find = Callable[[str], str]  # the path of an image as a source names it -> as we open it
 
 
-def load_problems(
-    spec: str, image_folder: Path, fields: dict[str, str] | None = None
-) -> tuple[str, Iterator[dict]]:
+def load_problems(spec: str, folder: Path, fields: Fields | None = None) -> tuple[str, Iterator[dict]]:
     """(name, problem records with absolute image paths) of a source, streamed and checked.
 
-    `image_folder`: where images that come inside rows are saved. `fields`: {our field: column of a data set}.
-    Ends the command in one line if the source cannot be read or a row is at fault.
+    `folder`: where images that come inside rows are saved. `fields`: see parse_fields(). Ends the command in
+    one line if the source cannot be read or a row is at fault.
     """
-    name, _, path = spec.partition(":")
-    if name == "hf":
-        data_set, _, split = path.rpartition(":")
-        if not data_set:
-            fail(f"{spec}: a hub data set is written hf:NAME:SPLIT, for example hf:owner/name:train")
-        rows = open_data_set(spec, data_set, split)
-        rows = table_problems(rows, spec, data_set, fields or {}, image_folder)
-        return re.sub("[/:]", "_", path.strip("/")), checked(rows, spec)
-    if name in BENCHMARKS:
-        is_folder = bool(path) and Path(path).is_dir()
-        if not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", path):
-            remedy = f"write {name}:PATH, or {name}:OWNER/NAME of the hub"
-            fail(f"{spec}: no folder {path or '(none given)'}; {remedy}")
-        if not is_folder and processes()[0] == 0:
-            print(f"{spec}: no such folder from here; taken for a data set of the hub", file=sys.stderr)
-        rows = folder_rows(name, Path(path)) if is_folder else benchmark_hub_rows(name, path, image_folder)
-        return name, checked(map(BENCHMARKS[name], COMPLETED.get(name, iter)(rows)), spec)
-    files = parquet_files(Path(spec))
-    if not files and not Path(spec).is_file():
-        names = ", ".join(BENCHMARKS)
-        kinds = f"a problems.jsonl, a parquet file, hf:NAME:SPLIT, or NAME:PATH with NAME in {names}"
-        fail(f"{spec}: no such file; a source is {kinds}")
-    name = Path(spec).absolute().name if Path(spec).is_dir() else Path(spec).stem
-    if name in ("problems", "test"):  # which say little
-        name = f"{Path(spec).parent.name}_{name}"
-    if not files:
-        return name, read_rows(spec)
-    rows = table_problems(parquet_rows(files), spec, name, fields or {}, image_folder, files[0].parent)
-    return name, checked(rows, spec)
+    name, rows = open_source(spec, folder, fields or {})
+    return name, (row for _, row in rows)
 
 
-def parse_fields(text: str) -> dict[str, str]:
-    """ "question=problem images=image" -> {"question": "problem", "images": "image"}"""
-    fields = dict(pair.partition("=")[::2] for pair in text.split())
-    if unknown := [field for field in fields if field not in PROBLEM_FIELDS]:
-        names = ", ".join(PROBLEM_FIELDS)
-        fail(f"--fields: {unknown[0]}: not a field of a problem; they are {names}")
-    return fields
+def open_source(spec: str, folder: Path, fields: Fields) -> tuple[str, Rows]:
+    """As load_problems(), each problem with the place where it stands."""
+    kind, _, path = spec.partition(":")
+    if kind in BENCHMARKS:
+        rows, find = benchmark_rows(spec, kind, path, folder)
+        return kind, checked(benchmark_problems(kind, rows, folder, find), spec)
+    if kind == "hf":
+        parts = hub_parts(spec)
+        name, rows, find = re.sub("[/:]", "_", parts[0].strip("/")), hub_rows(spec, *parts), finder(folder)
+    else:
+        files = files_of(Path(spec))
+        kind, find = files[0].suffix, image_finder(files[0])
+        name = Path(spec).absolute().name if Path(spec).is_dir() else Path(spec).stem
+        name = f"{files[0].parent.name}_{name}" if name in ("problems", "test") else name  # which say little
+        rows = (row for file in files for row in file_rows(file))
+    is_json = kind not in ("hf", ".parquet", ".csv", ".tsv")
+    problems = table_problems(rows, spec, fields, folder, find, is_json)
+    named = ((where, ({} if is_json else {"source": name}) | row) for where, row in problems)
+    return name, checked(named, spec)
 
 
-def checked(rows: Iterator[dict], spec: str) -> Iterator[dict]:
-    """The records, each checked; the first fault ends the command."""
-    seen = set()
+def checked(rows: Rows, spec: str) -> Rows:
+    """The problems, each checked, and once if it stands there twice; the first fault ends the command."""
+    seen, twice = {}, 0
     for number in itertools.count(1):
-        where = f"{spec}:{number}"
         try:
-            row = next(rows, None)
+            where, row = next(rows, (spec, None))
         except WRONG_FORM as error:
-            fail(f"{where}: {shown(error)}: the row is not in the source's own form; mend it")
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            # of `datasets`: the network, or an image that it cannot decode
-            fail(f"{where}: cannot be read: {error}", 1)
+            fail(f"{spec}:{number}: {error!r:.200}: the row is not in the source's own form; mend it")
         if row is None:
-            return
-        check_row(row, where, ("id", "question", "answer"), lambda image: image_problem(Path(image)))
-        if row["id"] in seen:
-            fail(f"{where}: id: {shown(row['id'])} stands there already; make it unique")
-        seen.add(row["id"])
-        yield row
+            break
+        check_row(row, where, ("id", "question"), lambda image: image_problem(Path(image)))
+        content = hash(json.dumps(row, sort_keys=True))
+        if row["id"] not in seen:
+            seen[row["id"]] = content
+            yield where, row
+        elif seen[row["id"]] == content:
+            twice += 1
+        else:
+            remedy = 'make it unique, or have ids made by --fields "id="'
+            fail(f"{where}: id: {shown(row['id'])} stands there already, for another problem; {remedy}")
+    if twice:
+        tell(f"{spec}: {twice} of {number - 1} rows stand there twice and are read once")
+    if not seen:
+        fail(f"{spec}: the file is empty; write at least one row")
+
+
+# ---------------------------------------------------------------- tables
+
+
+def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Find, is_json: bool) -> Rows:
+    """The problems of a table. In JSON a row may lack columns, and all else that it holds stays; of others no
+    row having a picture, or a column that `fields` names, ends the command."""
+    number = pictures = named = 0
+    unread = {column for field in fields for column in read_columns(field, fields)}
+    for where, row in rows:
+        row, number = plain(row), number + 1
+        chosen = chosen_for(row, fields)
+        named += chosen == fields
+        unread = {name for name in unread if not has_column(row, name)}
+        needed = ("question",) if is_json else ("question", "answer", *chosen)
+        problem = to_problem(row, chosen, needed, where)
+        problem = with_images(problem, where, folder, find, chosen.get("images") == [])
+        pictures += bool(problem["images"])
+        known = {field: value for field, value in problem.items() if value is not None or field == "answer"}
+        yield where, (rest_of(row, chosen) if is_json else {}) | known
+    if unread and named:
+        fail(f"{spec}: {min(unread)}: none of {number} rows has such a column; mend --fields")
+    if unread and number:
+        tell(f"{spec}: has none of the columns of --fields; read by our names")
+    if number and not (pictures or is_json or fields.get("images") == []):
+        remedy = 'name their column in --fields, as "images=img", or write "images=" to do without'
+        fail(f"{spec}: images: none of {number} rows has a picture; {remedy}")
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a path means: itself, or those of a kind in a folder, which must be of one split."""
+    kinds = ("parquet", "jsonl", "csv", "tsv")
+    found = (sorted(place.glob(f"*.{kind}")) for kind in kinds for place in (path, path / "data"))
+    files = [path] if path.is_file() else next(filter(None, found), [])
+    if not files:
+        sources = f"a file or folder of {', '.join(kinds)}, hf:NAME:SPLIT, or NAME:PATH with NAME in"
+        fail(f"{path}: no such file; a source is {sources} {', '.join(BENCHMARKS)}")
+    # train-00000-of-00002 is of train
+    splits = sorted({re.sub(r"\W\d+(?:-of-\d+)?$", "", file.stem) for file in files})
+    if len(splits) > 1 and SPLIT_NAMES & {*splits}:
+        told = f"holds several splits ({', '.join(splits)})"
+        fail(f"{path}: {told}; give one file, or write hf:{path}:{splits[0]}")
+    return files
+
+
+def file_rows(path: Path) -> Rows:
+    """The rows of a file, by its ending; one of another ending is read as JSON lines."""
+    readers = {".parquet": parquet_rows, ".csv": csv_rows, ".tsv": csv_rows, ".json": json_rows}
+    for where, row in readers.get(path.suffix, lines_with_gaps)(path):
+        if not isinstance(row, dict):
+            form = '{"id": ..., "question": ..., ...}'
+            fail(f"{where}: a {type(row).__name__} instead of a row; write {form}")
+        yield where, row
+
+
+def lines_with_gaps(path: Path) -> Rows:
+    return json_lines(path, gaps=True)
+
+
+def json_rows(path: Path) -> Rows:
+    """The rows of a list, of an object of rows, of a list in an object, or of JSON lines after all."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        if "Extra data" not in str(error):
+            fail(f"{path}: not JSON ({error}); fetch the file again")
+        yield from lines_with_gaps(path)
+        return
+    values = [*content.values()] if isinstance(content, dict) else []
+    lists = [
+        value for value in values if isinstance(value, list) and isinstance(next(iter(value), None), dict)
+    ]
+    rows = (
+        values if values and all(isinstance(value, dict) for value in values) else next(iter(lists), content)
+    )
+    yield from ((str(path), row) for row in (rows if isinstance(rows, list) else [rows]))
+
+
+def csv_rows(path: Path) -> Rows:
+    """The rows of a file whose cells are parted by commas, semicolons or tabs, as its head line shows."""
+    csv.field_size_limit(sys.maxsize)  # images as base64 text are long
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, delimiter=max(",;\t", key=file.readline().count), strict=True)
+            file.seek(0)
+            for row in rows:
+                if None in row or len({*rows.fieldnames}) < len(rows.fieldnames):
+                    told = "more cells than names in the head line, or a name twice"
+                    fail(f"{path}:{rows.line_num}: {told}; put a text with commas into quotes")
+                yield (
+                    f"{path}:{rows.line_num}",
+                    {name: None if cell in GAPS else cell for name, cell in row.items()},
+                )
+    except (csv.Error, UnicodeDecodeError) as error:
+        fail(f"{path}: cannot be read: {error}; save it anew as CSV in UTF-8")
+
+
+def parquet_rows(path: Path) -> Rows:
+    """The rows of a parquet file, of which a few are in memory at a time."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(batch_size=16) for row in batch.to_pylist())
+            yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
+    except ArrowException as error:
+        fail(f"{path}: cannot be read: {str(error).splitlines()[0]}; fetch the file again")
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def hub_parts(spec: str) -> tuple[str, str | None, str]:
+    """(name, configuration, split) of hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT"""
+    parts = spec.split(":")[1:]
+    if len(parts) not in (2, 3) or not all(parts):
+        forms = "hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT"
+        fail(f"{spec}: a hub data set is written {forms}, for example hf:owner/name:train")
+    return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
+
+
+def hub_rows(spec: str, name: str, configuration: str | None, split: str) -> Rows:
+    """The rows of a data set, streamed, images as they are stored; opened when the first is asked for."""
+    from datasets import load_dataset
+
+    number = 0
+    try:  # not found, no such split, no network, a script, a broken file: `datasets` raises anything
+        with (
+            TemporaryDirectory() as cache
+        ):  # streamed, a data set leaves nothing to keep; a home may be read-only
+            rows = load_dataset(name, configuration, split=split, streaming=True, cache_dir=cache)
+            for row in rows.decode(False) if rows.features else rows:
+                number += 1
+                yield f"{spec}:{number}", row
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        fail(f"{spec}:{number + 1}: cannot be loaded: {reason}", 1 if number else 2)
+
+
+def finder(folder: Path) -> Find:
+    """Finds the images that a data set names: files, or members of archives, which are saved in `folder`."""
+
+    def find(path: str) -> str:
+        if not re.match("(zip|tar|gzip|hf)://", path):
+            return os.path.abspath(path)
+        import fsspec
+
+        with fsspec.open(path, "rb") as file:
+            return save_image(file.read(), folder)
+
+    return find
 
 
 # ---------------------------------------------------------------- benchmarks
 
 
-def folder_rows(name: str, folder: Path) -> Iterator[dict]:
-    """Rows of a benchmark's files, with absolute paths in `image`."""
-    paths = []
-    for names in BENCHMARK_FILES[name]:
-        paths += [folder / file for file in names if (folder / file).is_file()][:1]
-    if not paths:
-        names = ", ".join(file for names in BENCHMARK_FILES[name] for file in names)
-        fail(f"{folder}: none of {names} in it; give the folder of the benchmark's own files")
-    image_folder = folder.absolute() / IMAGE_FOLDERS.get(name, "")
-    for path in paths:
-        for row in file_rows(path):
-            images = row.get("image") or []
-            images = images if isinstance(images, list) else [images]
-            yield row | {"image": [str(image_folder / image) for image in images]}
-
-
-def file_rows(path: Path) -> Iterator[dict]:
-    """Rows of JSON lines, of a csv file with a head line, or (.json) of a list or an object of rows."""
-    if path.suffix == ".json":
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            fail(f"{path}: not JSON ({error}); fetch the file again")
-        content = list(content.values()) if isinstance(content, dict) else content
-        rows = [(str(path), row) for row in (content if isinstance(content, list) else [content])]
-    elif path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [(f"{path}:{number}", row) for number, row in enumerate(csv.DictReader(file), 2)]
+def benchmark_rows(spec: str, name: str, path: str, folder: Path) -> tuple[Rows, Find]:
+    """The rows of a benchmark: of a folder of its own files or of parquet files, or of the hub."""
+    place, wanted = Path(path or "no folder"), ""
+    names = [
+        [place / file for file in names if (place / file).is_file()][:1] for names in BENCHMARK_FILES[name]
+    ]
+    if files := [file for found in names for file in found]:
+        images = place.absolute() / IMAGE_FOLDERS.get(name, "")
+        return (row for file in files for row in file_rows(file)), lambda image: str(images / image)
+    if place.is_dir():
+        if not [*place.rglob("*.parquet")]:
+            files = ", ".join(file for names in BENCHMARK_FILES[name] for file in names)
+            fail(f"{place}: none of {files} in it; give the folder of the benchmark's own files")
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", path):
+        tell(f"{spec}: no such folder from here; taken for a data set of the hub")
+        path, _, wanted = path.partition(":")
     else:
-        rows = json_lines(path)
-    for where, row in rows:
-        if not isinstance(row, dict):
-            fail(f"{where}: a {type(row).__name__} instead of a row; give the benchmark's own file")
-        yield row
+        remedy = f"write {name}:PATH, or {name}:OWNER/NAME of the hub"
+        fail(f"{spec}: no folder {path or '(none given)'}; {remedy}")
+    parts = [part for part in HUB_PARTS.get(name, [(None, wanted or "testmini")]) if wanted in ("", part[1])]
+    return (row for part in parts for row in hub_rows(spec, path, *part)), finder(folder)
 
 
-def benchmark_hub_rows(name: str, source: str, image_folder: Path) -> Iterator[dict]:
-    """Rows of a benchmark on the hub, `source` being OWNER/NAME or OWNER/NAME:SPLIT.
-
-    The image is the column decoded_image or, where `image` itself is decoded, image.
-    """
-    data_set, _, wanted = source.partition(":")
-    for configuration, split in HUB_PARTS.get(name, [(None, wanted or "testmini")]):
-        if wanted not in ("", split):
-            continue
-        spec = f"{name}:{source}"
-        for number, row in enumerate(open_data_set(spec, data_set, split, configuration), 1):
-            image = row.get("decoded_image") or row.get("image")
-            yield row | {"image": saved_images(image or [], image_folder, f"{spec}:{number}")}
-
-
-# ---------------------------------------------------------------- tables: the hub, parquet files
-
-
-def table_problems(
-    rows: Iterator[dict],
-    spec: str,
-    name: str,
-    fields: dict[str, str],
-    image_folder: Path,
-    place: Path | None = None,
-) -> Iterator[dict]:
-    """Problem records of a table's rows. A row without an id gets one made of its content.
-
-    `place`: the folder from which paths of images count, if the table has one.
-    """
-    for number, row in enumerate(rows, 1):
-        where = f"{spec}:{number}"
-        check_columns(row, fields, where)
-        record = {field: row.get(fields.get(field, field)) for field in PROBLEM_FIELDS}
-        record["images"] = saved_images(record["images"], image_folder, where, place)
-        if record["id"] is None:
-            images = [os.path.relpath(image, image_folder) for image in record["images"]]
-            content = json.dumps([record["question"], record["options"], images], ensure_ascii=False)
-            record["id"] = hashlib.sha256(content.encode()).hexdigest()[:16]
-        record["id"] = str(record["id"])
-        if record["images"] and isinstance(record["question"], str):
-            record["question"] = re.sub(rf"\s*(?:{PLACEHOLDERS.pattern})", "", record["question"]).strip()
-        answer = None if record["answer"] == "" else record["answer"]  # not known
-        known = {field: value for field, value in record.items() if value is not None}
-        source = record["source"] or name
-        yield known | {"question": record["question"], "answer": answer, "source": source}
-
-
-def check_columns(row: dict, fields: dict[str, str], where: str) -> None:
-    """End the command if question or answer is not there, or a column is passed over that looks like images
-    or options; `options=` in --fields leaves them out on purpose."""
-    for column in (fields.get("question", "question"), fields.get("answer", "answer")):
-        if column not in row:
-            remedy = 'name the right ones in --fields, for example "question=problem"'
-            fail(f"{where}: {column}: no such column; it has {', '.join(row)}; {remedy}")
-    for column in row:
-        field = "images" if "image" in column.lower() else meant_field(column)
-        if field in ("images", "options") and fields.get(field, field) not in ("", *row):
-            remedy = f'set --fields, for example "{field}={column}", or "{field}=" to do without'
-            fail(f"{where}: {field}: not mapped, but there is a column {column!r}; {remedy}")
-
-
-def open_data_set(spec: str, name: str, split: str, configuration: str | None = None) -> Iterator[dict]:
-    """The rows of a data set, streamed; opened when the first is asked for."""
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, configuration, split=split, streaming=True)
-    except (OSError, ValueError) as error:  # not found, no such split, no network
-        fail(f"{spec}: cannot be loaded: {str(error).splitlines()[0]}")
-    yield from rows
-
-
-def parquet_files(path: Path) -> list[Path]:
-    """The parquet files that a path means: itself, or those in a folder, which must be of one split."""
-    if path.is_file():
-        return [path] if path.suffix == ".parquet" else []
-    files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
-    # train-00000-of-00002 is of train
-    splits = sorted({re.sub(r"\W\d+(?:-of-\d+)?$", "", file.stem) for file in files})
-    if len(splits) > 1 and SPLIT_NAMES & {*splits}:
-        remedy = f"give one file, or write hf:{path}:{splits[0]}"
-        fail(f"{path}: holds several splits ({', '.join(splits)}); {remedy}")
-    return files
-
-
-def parquet_rows(files: list[Path]) -> Iterator[dict]:
-    """The rows of parquet files, of which a few are in memory at a time."""
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    for path in files:
-        try:
-            with ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=16):
-                    yield from batch.to_pylist()
-        except ArrowException as error:
-            fail(f"{path}: cannot be read: {str(error).splitlines()[0]}; fetch the file again")
-
-
-def saved_images(value: object, folder: Path, where: str, place: Path | None = None) -> list[str]:
-    """The paths of a row's images (one, a list, or None), saved in `folder` if they came inside the row."""
-    values = value if isinstance(value, list) else [value]
-    try:
-        return [save_image(image, folder, place or Path()) for image in values if image is not None]
-    except ValueError as error:
-        fail(f"{where}: images: {error}; name the right column in --fields")
+def benchmark_problems(name: str, rows: Rows, folder: Path, find: Find) -> Rows:
+    for where, row in COMPLETED.get(name, iter)(rows):
+        problem = BENCHMARKS[name](plain(row))
+        if not problem.get("images") and (lost := passed_over(row, {}).get("images")):
+            told = f"the adapter of {name} reads none, but there is a column {lost[0]!r}"
+            fail(f"{where}: images: {told}; mend the adapter")
+        yield where, with_images(problem, where, folder, find)

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import chat_parts, encode_prompts, encode_texts, turn_end
+from mathse.chat import chat_parts, encode_prompts, encode_texts, fitting, turn_end
 from mathse.images import open_image
 from mathse.launch import end_with_parent
 from mathse.records import IMAGE, fail
@@ -120,7 +120,9 @@ def encode(
     """
     found = []
     for _, group in itertools.groupby(numbers, rows.group_of.__getitem__):
-        clean = [row for row in map(rows.__getitem__, group) if not holds_placeholder(processor, row)]
+        read = map(rows.__getitem__, group)
+        read = [row | {"messages": fitting(processor, row["messages"])} for row in read]
+        clean = [row for row in read if not holds_placeholder(processor, row)]
         with contextlib.suppress(OSError, ValueError):
             if clean:
                 images = [open_image(image, args.max_pixels) for image in clean[0]["images"]]

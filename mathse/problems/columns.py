@@ -1,0 +1,324 @@
+"""A row of any table -> a problem record: which columns are a field, and what their values become."""
+
+import ast
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mathse.images import is_picture, save_image
+from mathse.problems.marks import placed
+from mathse.records import NOTHING, Row, fail, is_an_option, is_passed_over, meant_field, shown
+from mathse.replies import escaped
+
+FIELDS = (
+    "id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level",
+)  # fmt: skip
+Fields = dict[str, list[str]]  # our field -> its columns, in order; "-x" is left out on purpose
+GUESSES = {  # how a column may be called: to propose it where ours is missing
+    "images": r"(.*[\W_])?(image|picture|figure|diagram|photo|img)s?(_?path)?",
+    "question": r".*(question|problem|query|instruction|prompt|\.0\.(content|value))",
+    "answer": r".*(answer|truth|label|target|correct).*|.*\.1\.(content|value)",
+}
+INDEX = re.compile(r"options\[(.+?)(-1)?\]")  # a column of answers that count the options from 0 (-1: from 1)
+LETTER = re.compile(r"(?:^|(?<=[\s;,]))[(（]?([A-J])[).:．）、]\s*")  # in front of an option: A. or (A)
+
+
+def parse_fields(text: str) -> Fields:
+    """ "question=problem images=a,b" -> {"question": ["problem"], "images": ["a", "b"]}
+
+    A name with a space stands in quotes.
+    """
+    try:
+        pairs = [pair.partition("=") for pair in shlex.split(text)]
+    except ValueError as error:
+        fail(f"--fields: {text}: {error}; write a name with a space as \"'images=the image'\"")
+    fields = {field: [*filter(None, columns.split(","))] for field, _, columns in pairs}
+    if unknown := [field for field in fields if field not in FIELDS]:
+        fail(f"--fields: {unknown[0]}: not a field of a problem; they are {', '.join(FIELDS)}")
+    return fields
+
+
+# ---------------------------------------------------------------- which columns
+
+
+def read_columns(field: str, fields: Fields) -> list[str]:
+    """The columns that a field is read from."""
+    names = (column for column in fields.get(field, [field]) if not column.startswith("-"))
+    return [INDEX.sub(r"\1", column) for column in names]
+
+
+def chosen_for(row: dict, fields: Fields) -> Fields:
+    """The fields that are for this row: none where it has no column of them, but our names. A command's
+    --fields are for all its sources.
+    """
+    is_named = any(has_column(row, name) for field in fields for name in read_columns(field, fields))
+    return (
+        fields
+        if is_named or "question" not in row
+        else {f: names for f, names in fields.items() if not names}
+    )
+
+
+def look_up(row: dict, column: str) -> object:
+    """The value of a column, or of what is nested in it: reward_model.ground_truth. Raises LookupError."""
+    if column in row:
+        return row[column]
+    value = row
+    for part in column.split("."):
+        try:
+            value = json.loads(value) if isinstance(value, str) else value
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (TypeError, ValueError) as error:
+            raise KeyError(column) from error
+    return value
+
+
+def has_column(row: dict, column: str) -> bool:
+    try:
+        look_up(row, column)
+    except LookupError:
+        return False
+    return True
+
+
+def names_in(row: dict) -> Iterator[str]:
+    """The names of a row's columns, and of what is nested in them."""
+    for name, value in row.items():
+        yield name
+        parts = (
+            {f".{number}": part for number, part in enumerate(value[:2])}
+            if isinstance(value, list)
+            else {"": value}
+        )
+        for number, part in parts.items():
+            if isinstance(part, dict) and not is_picture(part):
+                yield from (f"{name}{number}.{key}" for key in part)
+
+
+def named_by(fields: Fields) -> set[str]:
+    """The columns of which --fields speak."""
+    read = {column for field in fields for column in read_columns(field, fields)}
+    said = {column.removeprefix("-") for columns in fields.values() for column in columns}
+    return {part for column in read | said for part in (column, column.partition(".")[0])}
+
+
+def rest_of(row: dict, fields: Fields) -> dict:
+    """What else a row of JSON holds, beside its fields and what stages write: it stays."""
+    gone = {*FIELDS, *Row.__struct_fields__} | named_by(fields)
+    kept = {name: value for name, value in row.items() if name not in gone and not meant_field(name)}
+    return {name: value for name, value in kept.items() if not is_picture(value)}
+
+
+def is_series(one: str, other: str) -> bool:
+    """Whether two columns are of one set: image and image_2, A and B, option_a and option_b."""
+    bare, rest = re.sub(r"[\W_]*\d+$", "", one), re.sub(r"[\W_]*\d+$", "", other)
+    by_letter = one[:-1] == other[:-1] and (len(one) > 1 or {one, other} <= {*"ABCDEFGH"})
+    return bare == rest or by_letter
+
+
+def passed_over(row: dict, fields: Fields) -> Fields:
+    """{our field: the columns that look like it and are not read}"""
+    named, found = named_by(fields), defaultdict(list)
+    has_letters = row.get("A") not in NOTHING and row.get("B") not in NOTHING
+    for column, value in row.items():
+        if column in FIELDS or column in named or value in NOTHING:
+            continue
+        is_letter, is_shown = has_letters and re.fullmatch("[A-H]", column), is_picture(value)
+        field = meant_field(column) or (is_letter and "options") or (is_shown and "images")
+        if not field or fields.get(field) == []:
+            continue
+        if field not in fields:
+            is_lost = is_passed_over(field, value, row.get(field))
+        else:  # the user has chosen: asked about is what belongs to the choice, or is a picture itself
+            is_lost = any(is_series(column, name) for name in read_columns(field, fields))
+            is_lost = is_lost or (is_shown and not isinstance(value, str))
+        if is_lost:
+            found[field].append(column)
+    return found
+
+
+def check_columns(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -> None:
+    """End the command if a column of a needed field is not there, or one is passed over that looks like ours.
+    The line holds --fields that read it, and --fields that leave it out."""
+    missing = {
+        name: field for field in needed for name in read_columns(field, fields) if not has_column(row, name)
+    }
+    fields = {field: columns for field, columns in fields.items() if field not in missing.values()}
+    lost = passed_over(row, fields)
+    if not missing and not lost:
+        return
+    kept = {field: fields.get(field) or [field] * (row.get(field) not in NOTHING) for field in FIELDS}
+    sets = {field: set_of(row, kept[field], columns) for field, columns in lost.items()}
+    read = fields | {field: sets[field] if field in ("images", "options") else lost[field] for field in lost}
+    for field, guess in GUESSES.items():
+        alike = [name for name in names_in(row) if re.fullmatch(guess, name, re.I)]
+        if alike and field not in read and field not in row:
+            read[field] = alike[-1:]
+    remedy = f"name the right ones in --fields, for example {command(read or {'question': ['problem']})}"
+    for name in missing:
+        fail(f"{where}: {name}: no such column; it has {', '.join(names_in(row))[:500]}; {remedy}")
+    field, columns = next(iter(lost.items()))
+    there = f"there is a column {columns[0]!r}" if len(columns) == 1 else f"there are columns {columns}"
+    without = [*kept[field], *(f"-{column}" for column in columns)] if kept[field] else []
+    remedy = f"set --fields, for example {command(read)}, or {command({field: without})} to do without"
+    fail(f"{where}: {field}: not mapped, but {there}; {remedy}")
+
+
+def command(fields: Fields) -> str:
+    pairs = [f"{field}={','.join(columns)}" for field, columns in fields.items()]
+    return '"' + " ".join(f"'{pair}'" if " " in pair else pair for pair in pairs) + '"'
+
+
+def set_of(row: dict, kept: list[str], columns: list[str]) -> list[str]:
+    """The columns to read a field from, beside those that are `kept`: images themselves before their paths,
+    and all of a set, gaps included.
+    """
+    stored = [name for name in columns if is_picture(row[name]) and not isinstance(row[name], str)]
+    columns = stored or columns[:1]
+    return [
+        *kept,
+        *(
+            name
+            for name in row
+            if name not in kept and any(name == one or is_series(name, one) for one in columns)
+        ),
+    ]
+
+
+# ---------------------------------------------------------------- what values become
+
+
+def plain(value: object) -> object:
+    """A value as JSON has it: a gap (NaN, NaT) is None, decimals and dates are text. Images stay as they are.
+
+    Raises ValueError at Infinity.
+    """
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [*map(plain, value)]
+    if hasattr(value, "tolist") and not isinstance(value, memoryview):  # of numpy
+        return plain(value.tolist())
+    if value is None or value != value:
+        return None
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError(f"{value} is not a number that JSON has")
+    is_ours = isinstance(value, (str, int, float, bytes, bytearray, memoryview)) or is_picture(value)
+    return value if is_ours else str(value)
+
+
+def list_of(value: object) -> object:
+    """The list that a cell means: a text, a dictionary by letters or of lists, lettered text. Else itself."""
+    if isinstance(value, str):
+        text = value.strip()
+        marks = [*LETTER.finditer(text)]
+        if (
+            len(marks) > 1
+            and not marks[0].start()
+            and "ABCDEFGHIJ".startswith("".join(mark[1] for mark in marks))
+        ):
+            ends = [*(mark.start() for mark in marks[1:]), len(text)]
+            return [text[mark.end() : end].strip(" \n;,") for mark, end in zip(marks, ends)]
+        if re.fullmatch(r"\[.*\]|\{.*\}|\(.*\)", text, re.DOTALL):
+            text = escaped(re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text))  # numpy writes no commas
+            for read in (json.loads, ast.literal_eval):
+                with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                    return list_of(plain(read(text)))
+    if isinstance(value, dict) and not is_picture(value):
+        lists = [value[name] for name in sorted(value, reverse=True) if isinstance(value[name], list)]
+        is_by_letter = all(len(name) < 3 for name in value)
+        names = sorted(value, key=lambda name: (len(name), name)) if is_by_letter else value
+        return lists[0] if lists else [value[name] for name in names]  # "text" stands before "label"
+    return value
+
+
+def options_of(values: list) -> object:
+    """The options of a column, or of a set of columns. Gaps at the end are none."""
+    options = list_of(values[0]) if len(values) == 1 else values
+    if not isinstance(options, list):
+        return options
+    while options and options[-1] in (None, ""):
+        options = options[:-1]
+    texts = [
+        next((one[k] for k in ("text", "content", "value") if k in one), one)
+        if isinstance(one, dict)
+        else one
+        for one in options
+    ]
+    return [str(one) if isinstance(one, bool) else one for one in texts]
+
+
+def images_of(value: object) -> Iterator[object]:
+    """The images of a column or of a set of columns, however they are nested. Gaps are none."""
+    value = list_of(value) if isinstance(value, str) and not is_picture(value) else value
+    if isinstance(value, list):
+        for one in value:
+            yield from images_of(one)
+    elif value not in (None, ""):
+        yield value
+
+
+def field_value(field: str, values: list) -> object:
+    """What the values of a field's columns become."""
+    if field == "images":
+        return [*images_of(values)]
+    if field == "options":
+        return options_of(values)
+    known = [
+        value.decode() if isinstance(value, bytes) else value for value in values if value not in NOTHING
+    ]
+    known = [value for value in known if str(value).strip()]
+    if field == "answer":
+        known = [str(value) if isinstance(value, bool) else value for value in known]
+        return known if len(known) > 1 else next(iter(known), None)
+    if field in ("id", "precision"):  # in a column with gaps whole numbers are floats
+        known = [int(value) if isinstance(value, float) and value.is_integer() else value for value in known]
+    if known and (field in ("id", "solution", "subject", "source") or len(known) > 1):
+        lines = (line for value in known for line in (value if isinstance(value, list) else [value]))
+        return "\n".join(map(str, lines))
+    return next(iter(known), None)
+
+
+def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -> dict:
+    """The problem record of a plain row of a table, its images as they stand there."""
+    check_columns(row, fields, needed, where)
+    problem = {}
+    for field in FIELDS:
+        columns = [column for column in read_columns(field, fields) if has_column(row, column)]
+        problem[field] = field_value(field, [look_up(row, column) for column in columns] or [None])
+    options, answer = problem["options"] or [], problem["answer"]
+    if counted := INDEX.fullmatch(fields.get("answer", [""])[0]):
+        number = int(answer) - bool(counted[2])
+        if not 0 <= number < len(options):
+            fail(f"{where}: answer: {answer} counts none of the options {shown(options)}; mend the row")
+        problem["answer"] = options[number]
+    elif options and type(answer) is int and isinstance(options, list) and not is_an_option(problem):
+        counted = {"answer": [f"options[{read_columns('answer', fields)[0]}]"]}
+        remedy = f"if it counts them from 0, set --fields {command(fields | counted)}"
+        fail(f"{where}: answer: {answer} is not among the options {shown(options)}; {remedy}")
+    return problem
+
+
+def with_images(
+    problem: dict, where: str, folder: Path, find: Callable[[str], str], without: bool = False
+) -> dict:
+    """The record with the paths of its images, which are saved in `folder` or found by find(path), with IMAGE
+    where they stand, and with an id made of all that if it has none. `without`: without images on purpose.
+    """
+    try:
+        images = [save_image(image, folder, find) for image in images_of(problem["images"])]
+    except (ValueError, OSError) as error:
+        fail(f"{where}: images: {error}; mend the row, or name the right column in --fields")
+    problem = placed(problem | {"images": images}, where, without)
+    if problem.get("id") is None:
+        images = [os.path.relpath(image, folder) for image in problem["images"]]
+        content = json.dumps(problem | {"images": images}, ensure_ascii=False)
+        problem["id"] = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:16]
+    return problem

@@ -1,0 +1,486 @@
+"""Tables as people have them: what each column becomes in each kind of file; the forms of public data sets,
+with invented content; what would be lost is refused by a line whose command works.
+"""
+
+import base64
+import csv
+import datetime
+import decimal
+import io
+import json
+import re
+
+import pytest
+from PIL import Image
+from test_bad_input import refused
+from test_rows import LEGAL_IMAGES
+
+from mathse import problems
+from mathse.images import open_image
+
+
+def coded(shade: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), (shade, 90, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def stored(shade: int = 90) -> dict:
+    """As `datasets` stores an image."""
+    return {"bytes": coded(shade), "path": None}
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def write_table(folder, kind: str, rows: list[dict]) -> str:
+    """A source of this kind; beside it lie a.png and b.png. Returns its spec."""
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(coded())
+    path = folder / f"rows.{kind}"
+    if kind in ("jsonl", "json"):
+        path.write_text("\n".join(map(json.dumps, rows)) if kind == "jsonl" else json.dumps(rows))
+    elif kind in ("csv", "tsv"):
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="," if kind == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "parquet":
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset.from_list(rows).to_parquet(folder / "set" / "train.parquet")
+        return f"hf:{folder / 'set'}:train"
+    return str(path)
+
+
+def read(spec: str, folder, fields: str = "") -> list[dict]:
+    return [*problems.load_problems(spec, folder / "images", problems.parse_fields(fields))[1]]
+
+
+NAN, ALL, TYPED, FILES = float("nan"), "jsonl parquet csv hf", "jsonl parquet hf", "jsonl parquet csv"
+ROW = {"question": "Q?", "images": ["a.png"], "answer": "1"}
+LETTERS = ROW | {"A": "1", "B": "2", "C": None}
+VALUES = {  # name: (kinds of files, further columns, --fields, what they become)
+    "a gap in the answer": (ALL, {"answer": NAN}, "", {"answer": None}),
+    "a gap in the precision": (ALL, {"precision": NAN}, "", {"precision": None}),
+    "a gap in the id": (TYPED, {"id": NAN}, "", {"answer": "1"}),
+    "gaps behind the options": ("jsonl parquet", {"options": [1, 2.5, NAN], "answer": 2.5}, "",
+                                {"options": [1, 2.5]}),
+    "a precision beside gaps": (TYPED, {"precision": 2.0}, "", {"precision": 2}),
+    "a number as id": (ALL, {"id": 7}, "", {"id": "7"}),
+    "a number as id, beside gaps": (TYPED, {"id": 7.0}, "", {"id": "7"}),
+    "a truth value": (TYPED, {"answer": True}, "", {"answer": "True"}),
+    "a decimal": ("parquet hf", {"answer": decimal.Decimal("2.50")}, "", {"answer": "2.50"}),
+    "a date": ("parquet hf", {"answer": datetime.date(2020, 1, 2)}, "", {"answer": "2020-01-02"}),
+    "bytes": ("parquet", {"answer": b"1"}, "", {"answer": "1"}),
+    "options as a list's text": (ALL, {"options": "['1', '2']"}, "", {"options": ["1", "2"]}),
+    "options as JSON": (ALL, {"options": '["1", "2"]'}, "", {"options": ["1", "2"]}),
+    "options as numpy writes them": ("csv", {"options": "['1' '2'\n '3']"}, "", {"options": ["1", "2", "3"]}),
+    "LaTeX in a list's text": ("csv", {"options": r"['1', '\frac{1}{2}', '\\nu']"}, "",
+                               {"options": ["1", r"\frac{1}{2}", r"\nu"]}),
+    "options by letters": (TYPED, {"options": {"B": "2", "A": "1"}}, "", {"options": ["1", "2"]}),
+    "options with their labels": (TYPED, {"options": {"text": ["1", "2"], "label": ["A", "B"]}}, "",
+                                  {"options": ["1", "2"]}),
+    "options in one line": ("jsonl csv", {"options": "A. 1; B. (2, 3); C. none"}, "",
+                            {"options": ["1", "(2, 3)", "none"]}),
+    "truth values as options": (TYPED, {"options": [True, False], "answer": True}, "",
+                                {"options": ["True", "False"], "answer": "True"}),
+    "options in columns": (ALL, LETTERS, "options=A,B,C", {"options": ["1", "2"]}),
+    "an answer that counts": (TYPED, {"options": ["3", "4"], "answer": 1}, "answer=options[answer]",
+                              {"answer": "4"}),
+    "an answer that counts from 1": ("jsonl", {"options": ["3", "4"], "answer": 1},
+                                     "answer=options[answer-1]", {"answer": "3"}),
+    "a nested answer": (TYPED, {"reward": {"truth": "9"}}, "answer=reward.truth", {"answer": "9"}),
+    "a nested answer in JSON": ("csv parquet", {"reward": '{"truth": "9"}'}, "answer=reward.truth",
+                                {"answer": "9"}),
+    "in a list": ("jsonl parquet", {"said": [{"value": "Why?"}, {"value": "9"}]},
+                  "question=said.0.value answer=said.1.value", {"question": "Why?", "answer": "9"}),
+    "a name with a space": ("jsonl csv", {"the answer": "9"}, "'answer=the answer,-answer'", {"answer": "9"}),
+    "two texts": ("jsonl csv", {"hint": "A hint."}, "question=hint,question", {"question": "A hint.\nQ?"}),
+    "a column left out": (FILES, {"gold": "2"}, "answer=answer,-gold", {"answer": "1"}),
+    "the same answer twice": (FILES, {"gold": "1"}, "", {"answer": "1"}),
+    "our names, --fields for others": (FILES, {}, "question=problem images=image", {"question": "Q?"}),
+}  # fmt: skip
+CASES = [(name, kind) for name, (kinds, *_) in VALUES.items() for kind in kinds.split()]
+
+
+@pytest.mark.parametrize("name, kind", CASES)
+def test_what_values_become(tmp_path, name, kind):
+    _, columns, fields, expected = VALUES[name]
+    if "images" not in fields:
+        fields = f"{fields} images=images"
+    row = ROW | {"images": "a.png"} | columns
+    (found,) = read(
+        write_table(tmp_path, kind, [row]), tmp_path, fields if kind != "hf" else f"{fields} images="
+    )
+    assert {field: found.get(field) for field in expected} == expected
+    assert found["images"] == ([str(tmp_path / "a.png")] if kind != "hf" else [])
+    json.loads(json.dumps(found, allow_nan=False))
+
+
+IMAGES = {  # what stands in the column of images -> the number of images
+    "a path": ("a.png", 1),
+    "paths": (["a.png", "b.png"], 2),
+    "the text of a list": ("['a.png', 'b.png']", 2),
+    "none": (None, 0),
+    "no paths": ([], 0),
+    "base64": (text(coded()), 1),
+    "a data URL": (f"data:image/png;base64,{text(coded())}", 1),
+    "bytes": (coded(), 1),
+    "as datasets has it": (stored(), 1),
+    "several": ([stored(), stored(80)], 2),
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "hf"])
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_a_column_of_images_may_hold(tmp_path, name, kind):
+    value, count = IMAGES[name]
+    holds_bytes = "PNG" in str(value)
+    if (holds_bytes and kind in ("jsonl", "csv")) or (isinstance(value, list) and kind == "csv"):
+        pytest.skip("no such cell")
+    if kind == "hf" and "a.png" in str(value):
+        pytest.skip("a path of a data set counts from where one stands")
+    other = [text(coded(70))] if isinstance(value, list) else text(coded(70))  # one row must have a picture
+    rows = [ROW | {"images": value}, ROW | {"question": "Other?", "images": value or other}]
+    row = read(write_table(tmp_path, kind, rows), tmp_path)[0]
+    assert len(row["images"]) == count
+    assert all(open_image(image, 0).size == (20, 10) for image in row["images"])
+
+
+def test_every_image_is_read_from_every_table(tmp_path):
+    """All legal images: bytes in parquet, stored on the hub, base64 text in csv and JSON lines."""
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"id": name, "question": "Q?", "answer": "1", "image": data}
+        for name, (data, *_) in LEGAL_IMAGES.items()
+    ]
+    coded_rows = [row | {"image": f"data:image/x;base64,{text(row['image'])}"} for row in rows]
+    specs = [write_table(tmp_path, kind, coded_rows) for kind in ("jsonl", "csv")]
+    specs.append(write_table(tmp_path, "parquet", rows))
+    form = {
+        "id": datasets.Value("string"),
+        "question": datasets.Value("string"),
+        "answer": datasets.Value("string"),
+    }
+    form = datasets.Features(form | {"image": datasets.Image()})
+    hub = [row | {"image": {"bytes": row["image"], "path": "x"}} for row in rows]
+    datasets.Dataset.from_list(hub, features=form).to_parquet(tmp_path / "set" / "train.parquet")
+    for spec in [*specs, f"hf:{tmp_path / 'set'}:train"]:
+        found = read(spec, tmp_path, "images=image")
+        assert [row["id"] for row in found] == [*LEGAL_IMAGES]
+        for row in found:
+            _, size, colour = LEGAL_IMAGES[row["id"]]
+            image = open_image(row["images"][0], 100_000)
+            assert image.size == size, row["id"]
+            assert max(abs(one - other) for one, other in zip(image.getpixel((0, 0)), colour)) <= 2, row["id"]
+
+
+# ---------------------------------------------------------------- marks
+
+
+MARKS = {  # a question, its images -> the question as it is read, or None if it is refused
+    "<image>\nHow wide?": (1, "How wide?"),
+    "<image>How wide?": (1, "How wide?"),
+    "<image> is how wide?": (1, "<image> is how wide?"),
+    "How wide?\n<image>": (1, "How wide?"),
+    "How wide? <image1>": (1, "How wide?"),
+    "Is <image> wider than <image>?": (2, "Is <image> wider than <image>?"),
+    "<image><image>Which is wider?": (2, "Which is wider?"),
+    "<image>, <image>: which is wider?": (2, "<image>, <image>: which is wider?"),
+    "Is <image 1> wider than <image_2>?": (2, "Is <image> wider than <image>?"),
+    "Is <image 2> wider than <image 1>, or <image 2>?": (2, "Is <image> wider than <image>, or image 1?"),
+    "See <image_0> and <image_1>.": (2, "See <image> and <image>."),
+    "<|vision_start|><|image_pad|><|vision_end|>How wide?": (1, "How wide?"),
+    "See <ImageHere>.": (1, "See <image>."),
+    "<image1> or <image2>?": (1, "<image1> or <image2>?"),  # of MATH-V, drawn in one
+    "No mark?": (2, "No mark?"),
+    "The tag <img>?": (1, "The tag <img>?"),
+    "<image><image>How wide?": (1, None),
+    "<image>How wide is it?": (2, None),
+    "See <image>.": (0, None),
+    "See <image 1> and <image 2>.": (1, None),
+    "See <image 1>.": (2, None),
+    "See <image 2> and <image 3>.": (2, None),
+    "See <image> and <image 1>.": (2, None),
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("question", MARKS)
+def test_marks_of_images(tmp_path, capsys, question, kind):
+    count, expected = MARKS[question]
+    row = ROW | {"question": question, "images": ["b.png", "a.png"][:count]}
+    spec = write_table(tmp_path, kind, [ROW, row])
+    if expected is None:
+        return refused(capsys, lambda: read(spec, tmp_path), "question: has marks of ", f"{count} images")
+    found = read(spec, tmp_path)[1]
+    assert found["question"] == expected
+    names = ["a.png", "b.png"] if "<image 2> wider" in question else ["b.png", "a.png"][:count]
+    assert [image.rpartition("/")[2] for image in found["images"]] == names
+
+
+def test_marks_in_options(tmp_path):
+    """As MMMU has them: each option is an image."""
+    row = ROW | {"images": ["b.png", "a.png"], "options": ["<image 2>", "<image 1>"], "answer": "B"}
+    (found,) = read(write_table(tmp_path, "jsonl", [row]), tmp_path)
+    assert found["options"] == ["<image>"] * 2 and found["images"][0].endswith("a.png")
+
+
+def test_marks_without_images_on_purpose(tmp_path):
+    (found,) = read(write_table(tmp_path, "jsonl", [ROW | {"question": "In <image>?"}]), tmp_path, "images=")
+    assert (found["question"], found["images"]) == ("In the image?", [])
+
+
+# ---------------------------------------------------------------- forms of public data sets
+
+
+def conversation(question: str, answer: str) -> list[dict]:
+    return [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+
+
+def forms(number: int) -> dict[str, dict]:
+    """{data set: its row of this number}; in row 0 some columns are gaps."""
+    k, later = str(number), number or None
+    shown, options = stored(), "['$1$', '$\\\\frac{1}{2}$']"
+    return {
+        "Geometry3K in EasyR1's form": {"images": [shown], "problem": f"<image>Find $x_{k}$.", "answer": k},
+        "Geometry3K in verl's form": {
+            "data_source": "x", "prompt": [{"role": "user", "content": f"<image>Find $x_{k}$. Think."}],
+            "images": [shown], "reward_model": {"style": "rule", "ground_truth": k},
+            "extra_info": {"index": number, "answer": k, "question": f"<image>Find $x_{k}$."},
+        },
+        "MMMU": {
+            "id": f"v_{k}", "question": f"How many of <image 1> fit {k}?", "options": options, "answer": "B",
+            "explanation": "", "image_1": shown, "image_2": None, "image_3": None, "img_type": "['Plots']",
+        },
+        "We-Math": {
+            "ID": f"1steps_{k}", "knowledge concept": "Area", "question": f"Area {k}?", "key": k,
+            "option": "A. 10; B. 20; C. No correct answer", "answer": "B", "image_path": "a.png",
+        },
+        "ScienceQA": {
+            "image": shown if later else None, "question": f"Which is larger, {k}?", "hint": "", "answer": 2,
+            "choices": ["a circle", "a square", "both"], "grade": "grade2", "solution": "",
+        },
+        "CLEVR-Math": {"id": f"c{k}", "question": f"Take {k}. How many?", "image": shown, "label": number},
+        "MathV360K": {
+            "id": k, "image": "a.png", "conversations": conversation(f"How long, {k}?\n(A) 3\n(B) 4", "B"),
+        },
+        "MMBench in VLMEvalKit's form": {
+            "index": number, "question": f"Q{k}?", "hint": "", "A": "3", "B": "4", "C": later, "D": later,
+            "answer": "A", "category": "x", "image": text(coded()),
+        },
+        "R1-OneVision": {"id": f"r{k}", "image": text(coded()), "question": f"Q{k}?", "answer": k},
+        "MMK12": {"id": k, "question": f"如图，求 {k}。<image>", "answer": k, "image": shown},
+        "MATH-V as a table": {
+            "id": k, "question": f"How many, {k}?\n<image1>", "options": [], "answer": "6", "level": 1,
+            "image": "images/1.jpg", "decoded_image": shown,
+        },
+        "MathVista as a table": {
+            "pid": k, "question": f"Q{k}?", "image": "images/1.jpg", "decoded_image": shown,
+            "choices": ["2", "3"], "unit": None, "precision": None, "answer": "3",
+        },
+        "options in columns": {
+            "problem": f"Q{k}?", "option_a": "3", "option_b": "4", "correct_option": "A", "diagram": "a.png",
+        },
+    }  # fmt: skip
+
+
+READ = {  # (kind of file; options and answer of row 7)
+    "Geometry3K in EasyR1's form": ("parquet", [], "7"),
+    "Geometry3K in verl's form": ("parquet", [], "7"),
+    "MMMU": ("parquet", ["$1$", r"$\frac{1}{2}$"], "B"),
+    "We-Math": ("json", ["10", "20", "No correct answer"], "B"),
+    "ScienceQA": ("parquet", ["a circle", "a square", "both"], "both"),
+    "CLEVR-Math": ("parquet", [], 7),
+    "MathV360K": ("json", [], "B"),
+    "MMBench in VLMEvalKit's form": ("tsv", ["3", "4", "7", "7"], "A"),
+    "R1-OneVision": ("jsonl", [], "7"),
+    "MMK12": ("parquet", [], "7"),
+    "MATH-V as a table": ("parquet", [], "6"),
+    "MathVista as a table": ("parquet", ["2", "3"], "3"),
+    "options in columns": ("csv", ["3", "4"], "A"),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_refusal_names_a_command_that_works(tmp_path, capsys, name):
+    """A stranger's way: call, and do what the line says, at most twice."""
+    kind, options, answer = READ[name]
+    spec = write_table(tmp_path, kind, [forms(number)[name] for number in range(8)])
+    fields, said = "", []
+    while len(said) < 3:
+        try:
+            found = read(spec, tmp_path, fields)
+            break
+        except SystemExit:
+            said.append(capsys.readouterr().err)
+            (fields,) = re.findall(r'--fields,? (?:for example )?"([^"]+)"', said[-1].partition(", or ")[0])
+    assert len(said) < 3, said
+    last = found[-1]
+    assert len(found) == 8 and (last.get("options") or [], last["answer"]) == (options, answer), said
+    assert len(last["images"]) == 1 and last["question"].strip() and "7" in last["question"]
+
+
+LOST = {  # columns beside ROW, --fields -> words of the refusal
+    "a second image": ({"image_2": "b.png"}, "", 'set --fields, for example "images=images,image_2"'),
+    "an image by another name": ({"drawing": "b.png"}, "", 'or "images=images,-drawing" to do without'),
+    "an image as text": ({"drawing": text(coded())}, "", "there is a column 'drawing'"),
+    "one image of a set": ({"images": None, "image_1": "a.png", "image_2": "b.png"}, "images=image_1",
+                           '"images=image_1,image_2"'),
+    "options beside options": ({"options": ["1", "2"], "choices": ["3", "4"]}, "", "a column 'choices'"),
+    "a letter of a set": ({"A": "1", "B": "2", "C": "3"}, "options=A,B", '"options=A,B,C"'),
+    "letters": ({"A": "1", "B": "2"}, "", '"options=A,B"'),
+    "numbered options": ({"option1": "1", "option2": "2"}, "", '"options=option1,option2"'),
+    "short names": ({"opa": "1", "opb": "2"}, "", '"options=opa,opb"'),
+    "another answer": ({"ground_truth": "2"}, "", 'or "answer=answer,-ground_truth" to do without'),
+    "a gap between options": ({"A": "1", "B": None, "C": "3"}, "options=A,B,C", "options: must be a list"),
+    "an image without bytes": ({"images": {"bytes": "", "path": None}}, "", "images: an image without bytes"),
+    "an answer that counts": ({"options": ["3", "4"], "answer": 1}, "", '--fields "answer=options[answer]"'),
+    "a count beyond": ({"options": ["3", "4"], "answer": 2}, "answer=options[answer]", "2 counts none of"),
+    "a nested answer": ({"answer": {"value": "1"}}, "", "answer: must be a string, a number"),
+    "Infinity": ({"answer": float("inf")}, "", "is not a number that JSON has"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("name", LOST)
+def test_what_would_be_lost_is_refused(tmp_path, capsys, name, kind):
+    columns, fields, words = LOST[name]
+    spec = write_table(tmp_path, kind, [ROW | columns])
+    refused(capsys, lambda: read(spec, tmp_path, fields), words)
+
+
+# ---------------------------------------------------------------- rows and files
+
+
+def test_a_row_that_stands_twice_is_read_once_and_counted(tmp_path, capsys):
+    rows = [ROW, ROW | {"answer": "2"}, ROW, ROW | {"id": "x"}, ROW | {"id": "x"}]
+    found = read(write_table(tmp_path, "jsonl", rows), tmp_path)
+    assert [row["answer"] for row in found] == ["1", "2", "1"] and len({row["id"] for row in found}) == 3
+    assert "2 of 5 rows stand there twice and are read once" in capsys.readouterr().err
+
+
+def test_an_id_of_two_problems_is_refused(tmp_path, capsys):
+    spec = write_table(
+        tmp_path, "csv", [ROW | {"id": 1, "images": "a.png"}, ROW | {"id": 1, "images": "b.png"}]
+    )
+    refused(
+        capsys, lambda: read(spec, tmp_path), "rows.csv:3: id: '1' stands there already", '--fields "id="'
+    )
+    assert len(read(spec, tmp_path, "id=")) == 2
+
+
+CSV_FILES = {  # content of a csv file -> the answers read, or words of the refusal
+    "question,answer,images\nOne, two,3,a.png\n": "more cells than names in the head line",
+    'question,answer,images\n"One, two",3,a.png\n': ["3"],
+    "question;answer;images\nOne, two;3,5;a.png\n": ["3,5"],
+    "question\tanswer\timages\nOne\t007\ta.png\n": ["007"],
+    "\ufeffquestion,answer,images\r\nOne,3,a.png\r\n\r\nTwo,,a.png\r\n": ["3", None],
+    'question,answer,images\n"One\ntwo",None,a.png\nTwo,NA,a.png\n': ["None", "NA"],
+    "question,answer,answer,images\nOne,3,4,a.png\n": "a name twice",
+    'question,answer,images\n"One,3,a.png\n': "cannot be read: unexpected end of data; save it anew as CSV",
+    "question,answer,images\n": "the file is empty",
+    b"question,answer,images\nGr\xf6\xdfe,3,a.png\n": "save it anew as CSV in UTF-8",
+}
+
+
+@pytest.mark.parametrize("content", CSV_FILES)
+def test_csv_files(tmp_path, capsys, content):
+    (tmp_path / "a.png").write_bytes(coded())
+    path, expected = tmp_path / "t.csv", CSV_FILES[content]
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    if isinstance(expected, str):
+        return refused(capsys, lambda: read(str(path), tmp_path), expected)
+    assert [row["answer"] for row in read(str(path), tmp_path)] == expected
+
+
+@pytest.mark.parametrize("content", [[ROW], {"7": ROW}, {"data": [ROW], "version": 1}, ROW])
+def test_json_files(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(coded())
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert [row["answer"] for row in read(str(tmp_path / "t.json"), tmp_path)] == ["1"]
+
+
+def test_json_lines_that_are_called_json(tmp_path):
+    spec = write_table(tmp_path, "jsonl", [ROW, ROW | {"answer": "2"}])
+    assert len(read((tmp_path / spec).rename(tmp_path / "t.json").as_posix(), tmp_path)) == 2
+
+
+def test_what_else_a_json_row_holds_stays_but_not_what_stages_write(tmp_path):
+    row = ROW | {
+        "level": 2,
+        "extra": {"deep": [1]},
+        "sample": 3,
+        "response": "no",
+        "status": "wrong",
+        "gold": "1",
+    }
+    (found,) = read(write_table(tmp_path, "jsonl", [row]), tmp_path)
+    assert found.keys() == {"id", "question", "images", "answer", "level", "extra"}
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ("answer=glod", "read by our names"),
+        ("question=question answer=glod", "glod: no such column; it has question, images, answer"),
+    ],
+)
+def test_a_column_that_is_not_there_is_told(tmp_path, capsys, fields, words):
+    spec = write_table(tmp_path, "parquet", [ROW])
+    try:
+        read(spec, tmp_path, fields)
+    except SystemExit as end:
+        assert end.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spec", ["hf:x:y:z:w", "hf:x", "hf:", "hf:x:", "hf::train"])
+def test_a_hub_data_set_is_named_with_its_split(tmp_path, capsys, spec):
+    refused(capsys, lambda: read(spec, tmp_path), "hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT")
+
+
+def test_a_configuration_of_a_data_set(tmp_path, capsys):
+    for name in ("plain", "hard"):
+        write_table(tmp_path, "hf", [ROW | {"question": name, "images": None, "image": text(coded())}])
+        (tmp_path / "set" / "train.parquet").rename(tmp_path / "set" / f"{name}.parquet")
+    parts = (f"- config_name: {name}\n  data_files: {name}.parquet" for name in ("plain", "hard"))
+    (tmp_path / "set" / "README.md").write_text("---\nconfigs:\n" + "\n".join(parts) + "\n---\n")
+    spec = f"hf:{tmp_path / 'set'}:{{}}train"
+    (row,) = read(spec.format("hard:"), tmp_path, "images=image")
+    assert row["question"] == "hard"
+    capsys.readouterr()  # the progress of making the set
+    refused(capsys, lambda: read(spec.format(""), tmp_path), "cannot be loaded", "plain", "hard")
+
+
+def test_images_in_an_archive(tmp_path):
+    """As a data set of an image folder has them."""
+    import zipfile
+
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as file:
+        file.writestr("metadata.csv", "file_name,question,answer\na.png,Q?,1\n")
+        file.writestr("a.png", coded())
+    pytest.importorskip("datasets")
+    (row,) = read(f"hf:{tmp_path / 'set'}:train", tmp_path, "images=image")
+    assert open_image(row["images"][0], 0).size == (20, 10)
+
+
+@pytest.mark.parametrize("reads", ["img", "image", None])
+def test_an_adapter_reads_its_own_column_of_images(tmp_path, capsys, monkeypatch, reads):
+    from mathse.problems import sources
+
+    (tmp_path / "a.png").write_bytes(coded())
+    (tmp_path / "own.csv").write_text("id,question,answer,img\n7,1 + 1?,2,a.png\n")
+    adapter = lambda row: {"id": "7", "question": "?", "answer": "2", "images": reads and row[reads]}  # noqa: E731
+    monkeypatch.setitem(sources.BENCHMARKS, "own", adapter)
+    monkeypatch.setitem(sources.BENCHMARK_FILES, "own", [("own.csv",)])
+    if reads == "img":
+        assert read(f"own:{tmp_path}", tmp_path)[0]["images"] == [str(tmp_path / "a.png")]
+    else:
+        words = "KeyError('image')" if reads else "the adapter of own reads none, but there is a column 'img'"
+        refused(capsys, lambda: read(f"own:{tmp_path}", tmp_path), words)
