@@ -50,6 +50,7 @@ from mathse.generate.types import Generator, Reply, Request
 from mathse.images import open_image
 from mathse.launch import processes
 from mathse.records import IMAGE, fail
+from mathse.replies import without_end
 
 ATTENTION = "rows"  # in transformers' table of attentions
 BLOCK = 64  # tokens by which the memory of rows and slots grows
@@ -119,8 +120,6 @@ class Engine(Generator):
         self.processor = processor
         self.args = args
         self.eos_ids = end_ids(model, processor)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(self.eos_ids))
         # the folder's own habits (Qwen2-VL: top-k 1, a repetition penalty) would silently override the flags
         habits = {"eos_token_id": sorted(self.eos_ids), "pad_token_id": tokenizer.pad_token_id}
         model.generation_config = transformers.GenerationConfig(**habits)
@@ -154,7 +153,7 @@ class Engine(Generator):
     def replies(self, sample: Sample) -> Iterator[Reply]:
         """The reply of a finished sample, and that of each twin."""
         end = next((place for place, token in enumerate(sample.tokens) if token in self.eos_ids), None)
-        text = self.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
+        text = without_end(self.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip())
         finish, count = ("length", len(sample.tokens)) if end is None else ("stop", end + 1)
         reason = one_line(sample.error) if sample.error else None
         said = text, "error" if reason else finish, count, len(sample.prompt), reason
@@ -362,9 +361,7 @@ class Engine(Generator):
     def try_rows(self) -> str:
         """Why this model is not decoded in rows, "" if it is."""
         short, long = (Group([probe(text)]) for text in ("1 + 1 = ?", "1 + 1 = ?" * 9))
-        inputs, error = attempt(lambda: (self.tokenize([short]), self.tokenize([short, long])))
-        if error:
-            fail(f"--model: its processor cannot encode an image and a question: {one_line(error)}")
+        inputs = self.tokenize([short]), self.tokenize([short, long])
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
         ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
         attention = self.model.config.get_text_config()._attn_implementation
@@ -673,11 +670,12 @@ def ahead(function: Callable, items: Iterator, count: int) -> Iterator:
 
 def end_ids(model, processor) -> set[int]:
     """The tokens that end a reply: the template's, the tokenizer's and those of generation_config.json."""
-    end, error = attempt(turn_end, processor)
-    if error:
-        fail(f"--model: its processor cannot write a chat ({one_line(error)}); has it a chat template?")
     named = model.generation_config.eos_token_id
-    ids = {end, processor.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+    ids = {
+        turn_end(processor),
+        processor.tokenizer.eos_token_id,
+        *(named if isinstance(named, list) else [named]),
+    } - {None}
     return ids or fail("--model: no token ends its replies; name the eos_token in tokenizer_config.json")
 
 

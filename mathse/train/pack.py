@@ -36,18 +36,26 @@ from torch.utils.data import DataLoader
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import chat_parts, encode_prompts, encode_texts, turn_end
+from mathse.chat import (
+    PER_TOKEN,
+    as_text,
+    chat_parts,
+    encode_prompts,
+    encode_texts,
+    render,
+    token_ids,
+    turn_end,
+)
 from mathse.images import open_image
 from mathse.launch import end_with_parent
 from mathse.records import IMAGE, fail
+from mathse.replies import THINKING
 from mathse.train.plan import TrainingRows
 
 PACKED = "packed"  # in transformers' table of attentions; it has no mask function there, so no mask is made
 CHUNK = 1 << 27  # logits at a time: 512 MiB in fp32; each chunk reads the whole output layer again
 # Differences of losses that are rounding, computed in fp32 and in bf16: see how_far_off().
 ROUNDING = {"no": 1e-5, "bf16": 5e-2}
-# A processor's outputs that have an entry a token; the others are about images.
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
 @dataclass
@@ -114,17 +122,16 @@ def encode(
 ) -> tuple[Batch | None, int]:
     """(a micro-batch of these rows, None if none is usable; number of rows left out). Not `packed`: one row.
 
-    Left out are rows with unreadable images, with more than --max-length tokens, or with a placeholder of
-    the model in a text. With several processes (`world`) a blank image without labels is added where there
-    is none: all must pass the vision tower, or those that do wait for ever.
+    Left out are rows with unreadable images or with more than --max-length tokens. With several processes
+    (`world`) a blank image without labels is added where there is none: all must pass the vision tower, or
+    those that do wait for ever.
     """
     found = []
     for _, group in itertools.groupby(numbers, rows.group_of.__getitem__):
-        clean = [row for row in map(rows.__getitem__, group) if not holds_placeholder(processor, row)]
+        members = [*map(rows.__getitem__, group)]
         with contextlib.suppress(OSError, ValueError):
-            if clean:
-                images = [open_image(image, args.max_pixels) for image in clean[0]["images"]]
-                found.append(Group(clean, images))
+            images = [open_image(image, args.max_pixels) for image in members[0]["images"]]
+            found.append(Group(members, images))
     usable, inputs = tokenize(processor, found, args.max_length)
     left_out = len(numbers) - sum(len(group.rows) for group in usable)
     if world > 1 and not any(group.images for group in usable):
@@ -134,14 +141,6 @@ def encode(
     if not usable:
         return None, left_out
     return (pack if packed else pass_alone)(usable, inputs), left_out
-
-
-def holds_placeholder(processor, row: dict) -> bool:
-    """Whether a text holds this model's token of an image or video: it would wait for one."""
-    names = (getattr(processor, name, None) for name in ("image_token", "video_token"))
-    tokens = [token for token in names if token]
-    parts = (part for message in chat_parts(row["messages"]) for part in message["content"])
-    return any(token in part.get("text", "") for part in parts for token in tokens)
 
 
 def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Group], dict]:
@@ -186,21 +185,25 @@ def prompt_tokens(processor, group: Group, first: list[int]) -> list[list[int]]:
 def reply_tokens(processor, group: Group) -> list[list[int]]:
     """Tokens of what is sampled behind the generation prompt: each row's reply, as the chat template writes
     it, up to the token that ends a turn; what follows, such as a line break, belongs to the next turn. A
-    reply that the template rewrites, such as one with its reasoning taken out, is learnt as it stands.
+    reply that the template rewrites, such as one with its reasoning taken out, is learnt as it stands; but a
+    thought that the generation prompt has opened is not opened again.
     """
     end, texts = end_mark(processor), []
     for row in group.rows:
         bare, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"].strip()
-        reply = reply.removesuffix(end)
-        head = processor.apply_chat_template(bare, add_generation_prompt=True)
+        reply = reply.removesuffix(end).rstrip()
+        head = render(processor, bare, add_generation_prompt=True)
+        opened = [mark[0] for mark in THINKING.finditer(head) if mark.end() == len(head.rstrip())]
+        if opened and reply.startswith(opened[0]):
+            reply = reply.removeprefix(opened[0]).lstrip()
         said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
-        turn = processor.apply_chat_template([*bare, said])
+        turn, reply = render(processor, [*bare, said]), as_text(processor, reply)
         if turn.startswith(head) and reply in (turn := turn.removeprefix(head)):
             place = (turn.rfind(reply) if reply else 0) + len(reply)
             space, is_there, _ = turn[place:].partition(end)
             reply = turn[:place] + (space if is_there else "")
         texts.append(reply + end)
-    return processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return token_ids(processor, texts)
 
 
 def end_mark(processor) -> str:
