@@ -87,12 +87,14 @@ def prepare(processor) -> str:
                 turn_end(processor) or 0
             )
         bare, shown = (render(processor, chat) for chat in chats)
+        if text not in bare or bare == shown:
+            lacks = "an image" if text in bare else "a text"
+            return f"its chat template does not write {lacks} of a message's list; is it a text model's?"
         encode_prompts(processor, chats[1:])
     except Exception as error:  # a template and a processor of any model
         reason = " ".join(str(error).split())[:200]
         return f"its processor cannot encode an image and a question: {type(error).__name__}: {reason}"
-    lacks = "a text" if text not in bare else "an image" if bare == shown else ""
-    return lacks and f"its chat template does not write {lacks} of a message's list; is it a text model's?"
+    return ""
 
 
 def chosen(template: str | dict | list | None) -> str | None:

@@ -184,26 +184,35 @@ def prompt_tokens(processor, group: Group, first: list[int]) -> list[list[int]]:
 
 def reply_tokens(processor, group: Group) -> list[list[int]]:
     """Tokens of what is sampled behind the generation prompt: each row's reply, as the chat template writes
-    it, up to the token that ends a turn; what follows, such as a line break, belongs to the next turn. A
-    reply that the template rewrites, such as one with its reasoning taken out, is learnt as it stands; but a
-    thought that the generation prompt has opened is not opened again.
+    it, up to the token that ends a turn; what follows, such as a line break, belongs to the next turn. What
+    prompt or template write in front of it, as the mark that opens a thought, is not written again. A reply
+    that the template rewrites, such as one with its reasoning taken out, is learnt as it stands.
     """
     end, texts = end_mark(processor), []
     for row in group.rows:
-        bare, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"].strip()
-        reply = reply.removesuffix(end).rstrip()
-        head = render(processor, bare, add_generation_prompt=True)
-        opened = [mark[0] for mark in THINKING.finditer(head) if mark.end() == len(head.rstrip())]
-        if opened and reply.startswith(opened[0]):
-            reply = reply.removeprefix(opened[0]).lstrip()
-        said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
-        turn, reply = render(processor, [*bare, said]), as_text(processor, reply)
-        if turn.startswith(head) and reply in (turn := turn.removeprefix(head)):
-            place = (turn.rfind(reply) if reply else 0) + len(reply)
-            space, is_there, _ = turn[place:].partition(end)
-            reply = turn[:place] + (space if is_there else "")
-        texts.append(reply + end)
+        chat, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"].strip()
+        head = render(processor, chat, add_generation_prompt=True).rstrip()
+        opened = [mark[0] for mark in THINKING.finditer(head) if mark.end() == len(head)]
+        reply = without(reply.removesuffix(end).rstrip(), *opened)
+        before, behind = around(processor, chat, reply, end)
+        texts.append(before + as_text(processor, without(reply, before.strip())) + behind + end)
     return token_ids(processor, texts)
+
+
+def without(reply: str, beginning: str = "") -> str:
+    return reply.removeprefix(beginning).lstrip() if beginning else reply
+
+
+def around(processor, chat: list[dict], reply: str, end: str) -> tuple[str, str]:
+    """What the template writes between the generation prompt and a reply, and between that and the end."""
+    said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
+    head, turn = render(processor, chat, add_generation_prompt=True), render(processor, [*chat, said])
+    reply, rest = as_text(processor, reply), turn.removeprefix(head)
+    if not turn.startswith(head) or reply not in rest:
+        return "", ""
+    place = rest.rfind(reply) if reply else 0
+    behind, is_there, _ = rest[place + len(reply) :].partition(end)
+    return rest[:place], behind if is_there else ""
 
 
 def end_mark(processor) -> str:
