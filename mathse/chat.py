@@ -9,6 +9,7 @@ it before the template is filled, and the BREAK is taken out of the tokens.
 import re
 from functools import lru_cache
 
+from jinja2 import TemplateError
 from PIL import Image
 
 from mathse.records import IMAGE
@@ -16,6 +17,10 @@ from mathse.records import IMAGE
 BREAK = "\U000f0000"  # a private character, which becomes a token of its own
 # A processor's outputs that have an entry a token; the others are about images.
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+# what a template, a processor or a model can raise on the inputs of one row
+ROW_ERRORS = (
+    OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError, AttributeError, TemplateError,
+)  # fmt: skip
 TEMPLATE_FILES = "chat_template.jinja, chat_template.json, processor_config.json or tokenizer_config.json"
 
 
@@ -91,7 +96,7 @@ def prepare(processor) -> str:
             lacks = "an image" if text in bare else "a text"
             return f"its chat template does not write {lacks} of a message's list; is it a text model's?"
         encode_prompts(processor, chats[1:])
-    except Exception as error:  # a template and a processor of any model
+    except ROW_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         return f"its processor cannot encode an image and a question: {type(error).__name__}: {reason}"
     return ""

@@ -529,6 +529,31 @@ def test_rows_that_cannot_be_used_are_left_out(loaded, images, tmp_path):
         assert encode([broken], rows, processor, SETTINGS, packed) == (None, 1)
 
 
+@pytest.mark.parametrize(
+    "after, code, said", [(0, 2, "no row of the first step"), (14, 1, "20 rows one after")]
+)
+def test_a_processor_that_refuses_every_row_ends_the_training(
+    after, code, said, tiny_model, tmp_path, finetune, monkeypatch, capfd
+):
+    """At once, or from a row on; a few bad ones are left out."""
+    rows = [row(str(k), 0, [], f"Number {k}?", "x") for k in range(60)]
+    files = {"input": write_rows(tmp_path / "rows.jsonl", rows), "output": tmp_path / "m"}
+    real, calls = pack.encode_prompts, []
+
+    def refuses(processor, chats):
+        calls.append(chats)
+        if len(calls) > after or len(calls) in (5, 9):
+            raise TypeError("no")
+        return real(processor, chats)
+
+    monkeypatch.setattr(pack, "encode_prompts", refuses)
+    with pytest.raises(SystemExit) as ended:
+        finetune("--batch-size 1", **files, model=tiny_model("llava"))
+    assert ended.value.code == code and said in capfd.readouterr().err
+    trained = (tmp_path / "m.part" / "train_log.jsonl").read_text().splitlines() if after else []
+    assert sum(json.loads(line)["left_out"] for line in trained) in range(20, 23) or not after
+
+
 def test_workers_hand_over_no_tensors(loaded, mixed_file):
     """Tensors would travel through /dev/shm, of which containers have 64 MB; what arrives is the same."""
     settings = {"rows": TrainingRows(mixed_file), "processor": loaded("qwen2_vl")[0], "args": SETTINGS}

@@ -36,7 +36,6 @@ from dataclasses import dataclass, field
 
 import torch
 import transformers
-from jinja2 import TemplateError
 from PIL import Image
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache, DynamicLayer
@@ -45,7 +44,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import chat_parts, encode_prompts, encode_texts, turn_end, user_message
+from mathse.chat import ROW_ERRORS, chat_parts, encode_prompts, encode_texts, turn_end, user_message
 from mathse.generate.types import Generator, Reply, Request
 from mathse.images import open_image
 from mathse.launch import processes
@@ -62,10 +61,6 @@ AHEAD = 4  # batches that are encoded ahead of a GPU
 ROUNDING = 4  # times what another batch changes in a model's logits: more is a fault
 HOPELESS = 20  # prompts that fail one after the other: then the rows are not at fault
 KEPT = "the rows so far are kept; call again to go on"
-# what a template, a processor or a model can raise on the inputs of one row
-ROW_ERRORS = (
-    OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError, AttributeError, TemplateError,
-)  # fmt: skip
 
 
 class TooLong(ValueError):

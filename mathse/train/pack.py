@@ -38,6 +38,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mathse.attention import set_text_attention
 from mathse.chat import (
     PER_TOKEN,
+    ROW_ERRORS,
     as_text,
     chat_parts,
     encode_prompts,
@@ -151,19 +152,21 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
         return [], {}
     try:
         chats = [chat_parts(group.rows[0]["messages"][:-1], group.images) for group in groups]
-        inputs = encode_prompts(processor, chats)
-    except ValueError:  # an image that this processor refuses, such as a strip of a few pixels
+        inputs = {name: np.asarray(value) for name, value in encode_prompts(processor, chats).items()}
+        for group, ids, seen in zip(groups, inputs["input_ids"], inputs["attention_mask"].astype(bool)):
+            group.prompts = prompt_tokens(processor, group, ids[seen].tolist())
+            group.replies = reply_tokens(processor, group)
+    except ROW_ERRORS:  # of a row, such as a strip of a few pixels that this processor refuses
         if len(groups) == 1:
             return [], {}
         kept = [group for group in groups if tokenize(processor, [replace(group)], max_length)[0]]
         if len(kept) == len(groups):
             raise
         return tokenize(processor, kept, max_length)
-    inputs, first_kept = {name: np.asarray(value) for name, value in inputs.items()}, []
-    for group, ids, seen in zip(groups, inputs["input_ids"], inputs["attention_mask"].astype(bool)):
-        prompts, replies = prompt_tokens(processor, group, ids[seen].tolist()), reply_tokens(processor, group)
-        fits = [len(prompt) + len(reply) <= max_length for prompt, reply in zip(prompts, replies)]
-        parts = (group.rows, prompts, replies)
+    first_kept = []
+    for group in groups:
+        parts = (group.rows, group.prompts, group.replies)
+        fits = [len(prompt) + len(reply) <= max_length for prompt, reply in zip(*parts[1:])]
         group.rows, group.prompts, group.replies = ([*itertools.compress(part, fits)] for part in parts)
         first_kept.append(fits[0])
     if all(first_kept):
