@@ -86,14 +86,15 @@ def prepare(processor) -> str:
         return f"no chat template (default) in {TEMPLATE_FILES}; copy that of the model it was made from"
     image, text = Image.effect_noise((64, 64), 99).convert("RGB"), "1 + 1\n= ?"
     chats = [chat_parts(user_message(text, images), images) for images in ([], [image])]
+    said = chat_parts([{"role": "assistant", "content": text}])
     try:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(
                 turn_end(processor) or 0
             )
-        bare, shown = (render(processor, chat) for chat in chats)
-        if text not in bare or bare == shown:
-            lacks = "an image" if text in bare else "a text"
+        bare, shown = (render(processor, chat + said) for chat in chats)
+        if bare.count(text) != 2 or bare == shown:
+            lacks = "an image" if bare == shown else "a text"
             return f"its chat template does not write {lacks} of a message's list; is it a text model's?"
         encode_prompts(processor, chats[1:])
     except ROW_ERRORS as error:

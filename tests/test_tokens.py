@@ -274,6 +274,13 @@ def test_turns_end_alike_in_all_architectures(kind, tiny_model):
 PLAIN = tiny.template("<image>")
 
 
+STRINGS = (  # what a user says is a list, what the assistant says a text
+    "{% for m in messages %}{% if m['role'] == 'user' %}{% for p in m['content'] %}"
+    "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
+
+
 def named(*names: str) -> list[dict]:
     return [{"name": name, "template": PLAIN} for name in names]
 
@@ -297,7 +304,12 @@ def named(*names: str) -> list[dict]:
         ("chat_template.jinja", "{{ nothing.at.all }}", "cannot encode an image and a question: Undefined"),
         ("chat_template.jinja", "{{ raise_exception('no list') }}", "TemplateError: no list"),
         ("chat_template.jinja", "{{ messages[0]['content'] }}", "does not write a text"),
-        ("tokenizer_config.json", "{{ messages[0]['content'][-1]['text'] }}", "does not write an image"),
+        (
+            "tokenizer_config.json",
+            "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}",
+            "an image",
+        ),
+        ("chat_template.jinja", STRINGS, "does not write a text"),
     ],
 )
 def test_a_template_is_found_or_one_line_says_so(file, content, problem, tiny_model, tmp_path, capsys):
