@@ -184,6 +184,22 @@ def encode_texts(processor, messages: list[list[dict]], first: list[int]) -> lis
     return [first[: -len(tails[0])] + tail for tail in tails]
 
 
+def encode_groups(processor, groups: list[tuple[list[list[dict]], list]]) -> tuple[dict, list]:
+    """(inputs of the first prompt of each group, left-padded; the token ids of all prompts of each). A group:
+    prompts, each its messages, and the images that they share.
+    """
+    inputs = encode_prompts(processor, [chat_parts(prompts[0], images) for prompts, images in groups])
+    found = []
+    for (prompts, images), ids, seen in zip(groups, inputs["input_ids"], inputs["attention_mask"].bool()):
+        first, others = ids[seen].tolist(), [prompt for prompt in prompts if prompt != prompts[0]]
+        tokens = [first] * len(prompts)
+        if others and (tokens := encode_texts(processor, prompts, first)) is None:
+            chats = ([chat_parts(prompt, images)] for prompt in prompts)
+            tokens = [encode_prompts(processor, chat)["input_ids"][0].tolist() for chat in chats]
+        found.append(tokens)
+    return inputs, found
+
+
 def turn_end(processor) -> int | None:
     """The id of the token with which the chat template ends an assistant's turn: 04 teaches it, a reply ends
     with it, whatever EOS the model's folder names.

@@ -632,7 +632,7 @@ def test_a_model_that_always_fails_ends_the_stage(kind, place, tiny_model, monke
 
 def test_a_processor_that_always_fails_ends_the_stage(tiny_model, monkeypatch, capsys):
     generate = open_tiny(tiny_model("llava"), batch_size=8)
-    monkeypatch.setattr(engine, "encode_prompts", fails_from(5, TypeError("no"), engine.encode_prompts))
+    monkeypatch.setattr(engine, "encode_groups", fails_from(5, TypeError("no"), engine.encode_groups))
     with pytest.raises(SystemExit) as ended:
         list(generate(many_requests(80)))
     assert ended.value.code == 1 and "20 prompts in a row" in capsys.readouterr().err
@@ -684,7 +684,7 @@ def test_what_a_thread_raises_ends_the_stage(tiny_model, problems, monkeypatch):
     """Also the line about the memory, which is the stage's last."""
     generate = open_tiny(tiny_model("llava"))
     generate.ahead = engine.AHEAD
-    monkeypatch.setattr(engine, "encode_prompts", fails_from(2, OUT_OF_MEMORY[0], engine.encode_prompts))
+    monkeypatch.setattr(engine, "encode_groups", fails_from(2, OUT_OF_MEMORY[0], engine.encode_groups))
     with pytest.raises(SystemExit) as ended:
         list(generate(many_requests(80)))
     assert ended.value.code == 1

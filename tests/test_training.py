@@ -538,15 +538,15 @@ def test_a_processor_that_refuses_every_row_ends_the_training(
     """At once, or from a row on; a few bad ones are left out."""
     rows = [row(str(k), 0, [], f"Number {k}?", "x") for k in range(60)]
     files = {"input": write_rows(tmp_path / "rows.jsonl", rows), "output": tmp_path / "m"}
-    real, calls = pack.encode_prompts, []
+    real, calls = pack.encode_groups, []
 
-    def refuses(processor, chats):
-        calls.append(chats)
+    def refuses(processor, groups):
+        calls.append(groups)
         if len(calls) > after or len(calls) in (5, 9):
             raise TypeError("no")
-        return real(processor, chats)
+        return real(processor, groups)
 
-    monkeypatch.setattr(pack, "encode_prompts", refuses)
+    monkeypatch.setattr(pack, "encode_groups", refuses)
     with pytest.raises(SystemExit) as ended:
         finetune("--batch-size 1", **files, model=tiny_model("llava"))
     assert ended.value.code == code and said in capfd.readouterr().err

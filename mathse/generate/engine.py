@@ -44,7 +44,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import ROW_ERRORS, chat_parts, encode_prompts, encode_texts, turn_end, user_message
+from mathse.chat import ROW_ERRORS, encode_groups, turn_end, user_message
 from mathse.generate.types import Generator, Reply, Request
 from mathse.images import open_image
 from mathse.launch import processes
@@ -173,20 +173,13 @@ class Engine(Generator):
 
     def tokenize(self, groups: list[Group]) -> dict:
         """Fill in the tokens of groups. Returns inputs (B, T) for the first prompt of each, left-padded."""
-        chats = []
+        asked = []
         for group in groups:
             paths = group.requests[0].row["images"]
             images = [open_image(path, self.args.max_pixels) for path in paths]
-            chats.append([chat_parts(request.messages, images) for request in group.requests])
-        inputs = encode_prompts(self.processor, [chat[0] for chat in chats])
-        seen = inputs["attention_mask"].bool()
-        for group, chat, ids, mask in zip(groups, chats, inputs["input_ids"], seen):
-            group.prompts = [ids[mask].tolist()]
-            if len(chat) > 1:
-                messages = [request.messages for request in group.requests]
-                group.prompts = encode_texts(self.processor, messages, group.prompts[0]) or [
-                    encode_prompts(self.processor, [each])["input_ids"][0].tolist() for each in chat
-                ]
+            asked.append(([request.messages for request in group.requests], images))
+        inputs, prompts = encode_groups(self.processor, asked)
+        for group, group.prompts in zip(groups, prompts):
             shortest = min(map(len, group.prompts))
             if shortest >= self.context:
                 raise TooLong(shortest, self.context)

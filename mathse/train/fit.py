@@ -85,7 +85,7 @@ class Session:
         encoding = {"rows": self.rows, "processor": processor, "args": args, "world": self.world}
         self.encode = partial(encode, **encoding)
         self.plan = plan_steps(self.rows, args, args.micro_batch, self.world)
-        packed, batch = self.choose_passes(self.plan[0][self.rank])
+        packed, batch = self.choose_passes(self.plan[0])
         if not packed:
             self.plan = plan_steps(self.rows, args, 1, self.world)
         if self.sharded:
@@ -97,26 +97,27 @@ class Session:
         if args.log_with:
             self.accelerator.init_trackers("tracker", {name: str(flag) for name, flag in vars(args).items()})
 
-    def choose_passes(self, micro_batches: list[list[int]]) -> tuple[bool, Batch]:
-        """(whether rows can be packed, a batch), by the losses of the micro-batch whose rows share most."""
-        groups = self.rows.group_of
-        order = sorted(micro_batches, key=lambda each: len({groups[number] for number in each}) - len(each))
-        tries = ((numbers, self.encode(numbers)[0]) for numbers in order)
-        numbers, batch = next((pair for pair in tries if pair[1]), ([], None))
-        if not self.sum(len(batch.targets) if batch else 0):
+    def choose_passes(self, step: list[list[list[int]]]) -> tuple[bool, Batch]:
+        """(whether rows can be packed, a batch), by the losses of the micro-batch whose rows share most: the
+        same in all processes.
+        """
+        groups, micro_batches = self.rows.group_of, [numbers for share in step for numbers in share]
+        micro_batches.sort(key=lambda each: len({groups[number] for number in each}) - len(each))
+        tries = ((numbers, self.encode(numbers)[0]) for numbers in micro_batches)
+        found = next(((numbers, batch) for numbers, batch in tries if batch and len(batch.targets)), None)
+        if not found:
             fail(f"no row of the first step can be used: {UNUSABLE}")
+        numbers, batch = found
         made = (self.encode([number], packed=False)[0] for number in numbers)
-        rows = [row for row in made if row] or [batch]
-        tokens, most = sum(row.tokens for row in rows), max(gather_object([len(rows)]))
-        rows += rows[:1] * (most - len(rows))  # all processes pass equally many
+        rows = [row for row in made if row and len(row.targets)]
         reasons = [reason for reason in gather_object([self.why_not(batch, rows)]) if reason]
         self.packing.use(not reasons)
+        tokens = sum(row.tokens for row in rows)
         counts = f"{batch.tokens} tokens in place of {tokens}; attention: {self.packing.attention}"
-        told = f"packed, a prompt once for its rows: {counts}"
-        if reasons:
-            slower = f"about {tokens / batch.tokens:.1f} times slower than packed"
-            told = f"one a forward pass, {slower}; they cannot be packed: {reasons[0]}"
-        self.accelerator.print(f"rows: {told}")
+        slower = f"about {tokens / batch.tokens:.1f} times slower than packed"
+        packed = f"packed, a prompt once for its rows: {counts}"
+        alone = f"one a forward pass, {slower}; they cannot be packed: {''.join(reasons[:1])}"
+        self.accelerator.print("rows:", alone if reasons else packed)
         return not reasons, rows[0] if reasons else batch
 
     def why_not(self, batch: Batch, rows: list[Batch]) -> str:

@@ -41,8 +41,7 @@ from mathse.chat import (
     ROW_ERRORS,
     as_text,
     chat_parts,
-    encode_prompts,
-    encode_texts,
+    encode_groups,
     render,
     token_ids,
     turn_end,
@@ -151,10 +150,9 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
     if not groups:
         return [], {}
     try:
-        chats = [chat_parts(group.rows[0]["messages"][:-1], group.images) for group in groups]
-        inputs = {name: np.asarray(value) for name, value in encode_prompts(processor, chats).items()}
-        for group, ids, seen in zip(groups, inputs["input_ids"], inputs["attention_mask"].astype(bool)):
-            group.prompts = prompt_tokens(processor, group, ids[seen].tolist())
+        asked = [([row["messages"][:-1] for row in group.rows], group.images) for group in groups]
+        inputs, prompts = encode_groups(processor, asked)
+        for group, group.prompts in zip(groups, prompts):
             group.replies = reply_tokens(processor, group)
     except ROW_ERRORS:  # of a row, such as a strip of a few pixels that this processor refuses
         if len(groups) == 1:
@@ -170,19 +168,8 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
         group.rows, group.prompts, group.replies = ([*itertools.compress(part, fits)] for part in parts)
         first_kept.append(fits[0])
     if all(first_kept):
-        return groups, inputs
+        return groups, {name: np.asarray(value) for name, value in inputs.items()}
     return tokenize(processor, [group for group in groups if group.rows], max_length)
-
-
-def prompt_tokens(processor, group: Group, first: list[int]) -> list[list[int]]:
-    """Tokens of each row's prompt; `first` are those of the first row's."""
-    messages = [row["messages"][:-1] for row in group.rows]
-    if all(message == messages[0] for message in messages):
-        return [first] * len(messages)
-    if (tokens := encode_texts(processor, messages, first)) is not None:
-        return tokens
-    chats = ([chat_parts(message, group.images)] for message in messages)
-    return [encode_prompts(processor, chat)["input_ids"][0].tolist() for chat in chats]
 
 
 def reply_tokens(processor, group: Group) -> list[list[int]]:
@@ -414,17 +401,14 @@ class Packing:
 
 @torch.no_grad()
 def why_not(packing: Packing, model, batch: Batch, alone: list[Batch], rounding: float) -> str:
-    """Why the losses of a packed micro-batch are not those of its rows `alone`; empty if they are.
-
-    Every batch of `alone` is passed, also one beyond its rows: all processes pass equally many.
-    """
+    """Why the losses of a packed micro-batch are not those of its rows `alone`; empty if they are."""
     if dropout := getattr(packing.model.config.get_text_config(), "attention_dropout", 0):
         return f"attention_dropout {dropout}"  # the comparison goes without
     packing.use(True)
     ours = packing.losses(model, batch)
     packing.use(False)
     theirs = torch.cat([packing.losses(model, row) for row in alone])
-    off = how_far_off(ours, theirs[: len(ours)])
+    off = how_far_off(ours, theirs)
     return packing.limit or ("" if off < rounding else f"the loss is off by {off:.1e}")
 
 
