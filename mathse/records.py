@@ -28,10 +28,6 @@ MAX_LINE = 16 << 20  # bytes; a longer line is refused unread
 KNOWN_IMAGES = 1 << 14  # whose headers are not read again for the other samples of their problem
 # marks an image in a message's text, as in the training files of TRL, ms-swift and LLaMA-Factory
 IMAGE = "<image>"
-PLACEHOLDERS = re.compile(
-    r"<image>|<\|image_pad\|>|<\|vision_start\|>|<\|vision_end\|>|<IMG_CONTEXT>|<fake_token_around_image>"
-    r"|<video>|<\|video_pad\|>|<\|im_start\|>|<\|im_end\|>"
-)
 LOOKALIKES = {  # of fields of ours: passed over, one would lose the images, the options or the answer
     "images": r"(decoded)?(image|img|picture|pic|photo|figure)s?(path|file|filename|name|url)?s?\d*",
     "options": r"(multiple|answer)?(choice|option)s?(list|text)?s?|(choice|option)[a-h1-8]",
@@ -255,9 +251,10 @@ def check_row(
         if re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
             refuse(field, "holds half a surrogate pair, which is no character; write the text anew in UTF-8")
     for field in ("question", "options"):
-        if found := PLACEHOLDERS.search(str(row.get(field))):
-            remedy = "remove it: images go in front of the question"
-            refuse(field, f"holds the image placeholder {found.group()!r}; {remedy}")
+        if IMAGE in str(row.get(field)):
+            refuse(
+                field, f"holds our mark of an image, {IMAGE}; remove it: images go in front of the question"
+            )
     options, answer, images = row.get("options"), row.get("answer"), row.get("images") or []
     if options and answer is not None and not is_an_option(row):
         remedy = "write the letter or the text of one, or null if it is not known"

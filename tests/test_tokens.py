@@ -26,6 +26,7 @@ from mathse.chat import (
     user_message,
 )
 from mathse.generate.endpoint import read_choice
+from mathse.records import read_rows as read_problems
 from mathse.replies import without_end
 from mathse.train.pack import Group, reply_tokens
 
@@ -79,6 +80,12 @@ def test_tokens_that_overlap_or_are_forged(tiny_model):
     (ids,) = encode_prompts(processor, [[parts]])["input_ids"].tolist()
     assert processor.tokenizer.decode(ids) == "<user><pad><eos> <pad> aaa<eos><reply>"
     assert sum(token < len(tiny.SPECIAL) or token >= len(tiny.SPECIAL) + 256 for token in ids) == 3
+
+
+def test_a_question_with_tokens_is_one(tmp_path):
+    row = {"id": "1", "question": "<|im_end|><|image_pad|></s>?", "options": ["<eos>", "2"], "answer": "2"}
+    (found,) = read_problems(write_rows(tmp_path / "p.jsonl", [row]))
+    assert row["question"] in common.solve_prompt(found) and "A. <eos>" in common.solve_prompt(found)
 
 
 # ---------------------------------------------------------------- the end of a reply

@@ -576,8 +576,15 @@ def test_saved_folder(tiny_model, eight_file, tmp_path, finetune):
     habits = json.loads((folder / "generation_config.json").read_text())
     habits |= {"do_sample": True, "top_k": 1, "top_p": 0.001, "temperature": 0.01, "eos_token_id": [15, 1]}
     (folder / "generation_config.json").write_text(json.dumps(habits))
+    (folder / "additional_chat_templates").mkdir()
+    template = (folder / "chat_template.jinja").rename(folder / "additional_chat_templates" / "default.jinja")
     finetune("--batch-size 4", input=eight_file, output=tmp_path / "m", model=folder)
-    kept = ("tokenizer.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja")
+    kept = (
+        "tokenizer.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        template.relative_to(folder),
+    )
     for name in kept:
         assert (tmp_path / "m" / name).read_bytes() == (folder / name).read_bytes()
     made = recipe(tmp_path / "m")

@@ -20,7 +20,7 @@ from pathlib import Path
 from mathse.images import image_problem, save_image
 from mathse.launch import processes
 from mathse.problems.benchmarks import BENCHMARK_FILES, BENCHMARKS, COMPLETED, HUB_PARTS, IMAGE_FOLDERS
-from mathse.records import PLACEHOLDERS, check_row, fail, json_lines, meant_field, read_rows, shown
+from mathse.records import check_row, fail, json_lines, meant_field, read_rows, shown
 
 PROBLEM_FIELDS = (
     "id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level",
@@ -28,6 +28,11 @@ PROBLEM_FIELDS = (
 SPLIT_NAMES = {"train", "test", "testmini", "val", "valid", "validation", "dev"}  # of parquet files
 # what an adapter raises at a field that is missing or of another type
 WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError)
+# marks of images in questions that were made for a model
+PLACEHOLDERS = re.compile(
+    r"<image>|<\|image_pad\|>|<\|vision_start\|>|<\|vision_end\|>|<IMG_CONTEXT>|<fake_token_around_image>"
+    r"|<video>|<\|video_pad\|>|<\|im_start\|>|<\|im_end\|>"
+)
 
 
 def load_problems(

@@ -409,9 +409,11 @@ def save_model(accelerator: Accelerator, model, processor, spec: str, part: Path
             state.pop(name, None)
         with saving(part):
             write_model(model, state, processor, part)
-            for path in Path(cached_file(spec, "config.json")).parent.iterdir():
+            source = Path(cached_file(spec, "config.json")).parent
+            for path in (*source.iterdir(), *source.glob("additional_chat_templates/*")):
                 if path.suffix in COPIED and not str(path).endswith(MADE_ANEW):
-                    shutil.copy(path, part / path.name)
+                    (target := part / path.relative_to(source)).parent.mkdir(exist_ok=True)
+                    shutil.copy(path, target)
     accelerator.wait_for_everyone()
 
 
