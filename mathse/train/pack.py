@@ -181,10 +181,10 @@ def reply_tokens(processor, group: Group) -> list[list[int]]:
     end, texts = end_mark(processor), []
     for row in group.rows:
         chat, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"].strip()
-        head = render(processor, chat, add_generation_prompt=True).rstrip()
-        opened = [mark[0] for mark in THINKING.finditer(head) if mark.end() == len(head)]
+        head = render(processor, chat, add_generation_prompt=True)
+        opened = [mark[0] for mark in THINKING.finditer(head) if mark.end() == len(head.rstrip())]
         reply = without(reply.removesuffix(end).rstrip(), *opened)
-        before, behind = around(processor, chat, reply, end)
+        before, behind = around(processor, chat, head, reply, end)
         texts.append(before + as_text(processor, without(reply, before.strip())) + behind + end)
     return token_ids(processor, texts)
 
@@ -193,10 +193,12 @@ def without(reply: str, beginning: str = "") -> str:
     return reply.removeprefix(beginning).lstrip() if beginning else reply
 
 
-def around(processor, chat: list[dict], reply: str, end: str) -> tuple[str, str]:
-    """What the template writes between the generation prompt and a reply, and between that and the end."""
+def around(processor, chat: list[dict], head: str, reply: str, end: str) -> tuple[str, str]:
+    """What the template writes between a chat with generation prompt, `head`, and a reply, and between that
+    and the end.
+    """
     said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
-    head, turn = render(processor, chat, add_generation_prompt=True), render(processor, [*chat, said])
+    turn = render(processor, [*chat, said])
     reply, rest = as_text(processor, reply), turn.removeprefix(head)
     if not turn.startswith(head) or reply not in rest:
         return "", ""
