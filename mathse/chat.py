@@ -211,3 +211,11 @@ def turn_end(processor) -> int | None:
     behind = render(processor, chat_parts(chat)).partition(said)[2]
     (tokens,) = token_ids(processor, [behind.lstrip()])
     return next((token for token in tokens if token in processor.tokenizer.added_tokens_decoder), None)
+
+
+def reply_ends(processor, generation_config) -> list[int]:
+    """The tokens that end a reply: the template's, the tokenizer's and those of generation_config.json."""
+    named = generation_config.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    ends = dict.fromkeys([turn_end(processor), processor.tokenizer.eos_token_id, *named])
+    return [end for end in ends if end is not None]

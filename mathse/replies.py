@@ -98,6 +98,12 @@ def without_end(reply: str) -> str:
     return reply if kept == reply else kept.rstrip()
 
 
+def ended(reply: str, finish: str) -> tuple[str, str]:
+    """(without_end(reply), how it finished): what its server went on writing behind an end is not cut off."""
+    said = without_end(reply)
+    return said, "stop" if said != reply and finish == "length" else finish
+
+
 def thought_end(reply: str) -> int | None:
     """The place where a model has thought to the end and replies; None if it still thinks."""
     marks = list(THINKING.finditer(reply))

@@ -137,8 +137,9 @@ ENDS = [
 @pytest.mark.parametrize("end", ENDS)
 def test_the_end_marks_of_any_server_are_cut_off(end):
     assert without_end(CUT + end) == CUT
-    choice = read_choice({"message": {"content": CUT + end}, "finish_reason": "stop"})
-    assert (choice.text, choice.finish) == (CUT, "stop")
+    for finish in ("stop", "length"):  # a server may write on behind it, up to the limit
+        choice = read_choice({"message": {"content": CUT + end}, "finish_reason": finish})
+        assert (choice.text, choice.finish) == (CUT, "stop")
 
 
 @pytest.mark.parametrize("text", KEPT)
@@ -164,6 +165,7 @@ def test_end_marks_are_neither_judged_nor_learnt(run, stage, tmp_path, tiny_mode
     row |= {"finish": "stop", "origin": "teacher", "model": "m", "seed": 1}
     said = "I add. The answer to this problem is 5."
     rows = [row | {"id": str(number), "response": said + end} for number, end in enumerate(ENDS)]
+    rows[1]["finish"] = "length"  # its server wrote on
     files = [tmp_path / name for name in ("samples.jsonl", "verified.jsonl", "train.jsonl", "again.jsonl")]
     write_rows(files[0], rows)
     done = run("02_verify.py", "--input", files[0], "--output", files[1], "--accept", "answer")

@@ -33,7 +33,7 @@ from mathse.cli import PIXELS_A_TOKEN, price
 from mathse.generate.types import Generator, Reply, Request
 from mathse.images import MAX_PIXELS, data_url
 from mathse.records import fail
-from mathse.replies import MARK, without_end
+from mathse.replies import MARK, ended
 
 CONCURRENCY = 32  # requests in flight, if --concurrency does not say
 TRIES = 8  # of one request, but for those that met no server
@@ -513,13 +513,13 @@ def read_choice(choice: object) -> Choice | None:
     said = str(choice.get("finish_reason") or "").lower() if isinstance(message, dict) else "error"
     if said in ("error", "abort"):
         return None
-    text = without_end(joined(message.get("content")).strip())
+    written = joined(message.get("content")).strip()
+    was_cut = said in ("length", "max_tokens", "max_output_tokens")
+    text, finish = ended(written, "length" if was_cut else "stop")
     thoughts = joined(message.get("reasoning_content") or message.get("reasoning"))
-    characters = len(text) + len(thoughts)
-    if said in ("length", "max_tokens", "max_output_tokens"):
-        return Choice(text, "length", None, characters)
-    if text and said != "content_filter":
-        return Choice(text, "stop", None, characters)
+    characters = len(written) + len(thoughts)
+    if finish == "length" or (text and said != "content_filter"):
+        return Choice(text, finish, None, characters)
     refusal, only = joined(message.get("refusal")), ", only reasoning" if thoughts else ""
     none = f"no text{only}, finish reason {said or None!r}"
     return Choice("", "error", f"the model refuses: {refusal}" if refusal else none, characters)

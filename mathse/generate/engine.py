@@ -44,12 +44,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import ROW_ERRORS, encode_groups, turn_end, user_message
+from mathse.chat import ROW_ERRORS, encode_groups, reply_ends, user_message
 from mathse.generate.types import Generator, Reply, Request
 from mathse.images import open_image
 from mathse.launch import processes
 from mathse.records import IMAGE, fail
-from mathse.replies import without_end
+from mathse.replies import ended
 
 ATTENTION = "rows"  # in transformers' table of attentions
 BLOCK = 64  # tokens by which the memory of rows and slots grows
@@ -65,9 +65,6 @@ KEPT = "the rows so far are kept; call again to go on"
 
 class TooLong(ValueError):
     """A prompt that leaves no room for a reply."""
-
-    def __init__(self, length: int, context: int):
-        super().__init__(f"prompt of {length} tokens in a context of {context}")
 
 
 @dataclass(eq=False)
@@ -114,7 +111,9 @@ class Engine(Generator):
         self.model = model
         self.processor = processor
         self.args = args
-        self.eos_ids = end_ids(model, processor)
+        self.eos_ids = {*reply_ends(processor, model.generation_config)}
+        if not self.eos_ids:
+            fail("--model: no token ends its replies; name the eos_token in tokenizer_config.json")
         # the folder's own habits (Qwen2-VL: top-k 1, a repetition penalty) would silently override the flags
         habits = {"eos_token_id": sorted(self.eos_ids), "pad_token_id": tokenizer.pad_token_id}
         model.generation_config = transformers.GenerationConfig(**habits)
@@ -148,8 +147,9 @@ class Engine(Generator):
     def replies(self, sample: Sample) -> Iterator[Reply]:
         """The reply of a finished sample, and that of each twin."""
         end = next((place for place, token in enumerate(sample.tokens) if token in self.eos_ids), None)
-        text = without_end(self.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip())
         finish, count = ("length", len(sample.tokens)) if end is None else ("stop", end + 1)
+        text = self.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
+        text, finish = ended(text, finish)
         reason = one_line(sample.error) if sample.error else None
         said = text, "error" if reason else finish, count, len(sample.prompt), reason
         for request, number in ((sample.request, sample.number), *sample.twins):
@@ -182,9 +182,12 @@ class Engine(Generator):
         for group, group.prompts in zip(groups, prompts):
             shortest = min(map(len, group.prompts))
             if shortest >= self.context:
-                raise TooLong(shortest, self.context)
+                raise self.too_long(shortest)
             group.shared = min(len(os.path.commonprefix(group.prompts)), shortest - 1)
         return inputs
+
+    def too_long(self, length: int) -> TooLong:
+        return TooLong(f"prompt of {length} tokens in a context of {self.context}")
 
     def samples(self, group: Group) -> list[Sample]:
         """The samples of an encoded group: greedily one a prompt, with its twins."""
@@ -193,7 +196,7 @@ class Engine(Generator):
             limit = min(self.args.max_tokens, self.context - len(prompt))
             for number, seed in request.seeds.items():
                 sample = Sample(request, number, group, prompt, limit)
-                sample.error = TooLong(len(prompt), self.context) if limit < 1 else None
+                sample.error = self.too_long(len(prompt)) if limit < 1 else None
                 if self.warpers:
                     # drawn by the CPU: the same on every device, in any batch
                     luck = torch.Generator().manual_seed(seed)
@@ -654,17 +657,6 @@ def ahead(function: Callable, items: Iterator, count: int) -> Iterator:
 
 
 # ---------------------------------------------------------------- opening a model, and faults
-
-
-def end_ids(model, processor) -> set[int]:
-    """The tokens that end a reply: the template's, the tokenizer's and those of generation_config.json."""
-    named = model.generation_config.eos_token_id
-    ids = {
-        turn_end(processor),
-        processor.tokenizer.eos_token_id,
-        *(named if isinstance(named, list) else [named]),
-    } - {None}
-    return ids or fail("--model: no token ends its replies; name the eos_token in tokenizer_config.json")
 
 
 def probe(text: str) -> Request:

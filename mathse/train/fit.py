@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
-from mathse.chat import turn_end
+from mathse.chat import reply_ends
 from mathse.jsonl import remove
 from mathse.launch import DISK_ERRORS, launch, meet, processes, rank_count
 from mathse.recipe import Recipe
@@ -421,11 +421,9 @@ def write_model(model, state: dict, processor, part: Path) -> None:
     """The model's folder. Its generation_config names what ends a reply, and no sampling habits: what a
     request leaves out a server takes from there.
     """
-    usual, tokenizer = model.generation_config, processor.tokenizer
-    named = usual.eos_token_id if isinstance(usual.eos_token_id, list) else [usual.eos_token_id]
-    ends = dict.fromkeys([turn_end(processor), tokenizer.eos_token_id, *named])  # what 04 has taught first
+    usual = model.generation_config
     ids = {"bos_token_id": usual.bos_token_id, "pad_token_id": usual.pad_token_id}
-    model.generation_config = GenerationConfig(eos_token_id=[end for end in ends if end is not None], **ids)
+    model.generation_config = GenerationConfig(eos_token_id=reply_ends(processor, usual), **ids)
     model.save_pretrained(part, state_dict=state)
     dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
