@@ -110,7 +110,7 @@ class Session:
         numbers, batch = found
         made = (self.encode([number], packed=False)[0] for number in numbers)
         rows = [row for row in made if row and len(row.targets)]
-        reasons = [reason for reason in gather_object([self.why_not(batch, rows)]) if reason]
+        reasons = [reason for reason in gather_object([self.reason_not_to_pack(batch, rows)]) if reason]
         self.packing.use(not reasons)
         tokens = sum(row.tokens for row in rows)
         counts = f"{batch.tokens} tokens in place of {tokens}; attention: {self.packing.attention}"
@@ -120,8 +120,8 @@ class Session:
         self.accelerator.print("rows:", alone if reasons else packed)
         return not reasons, rows[0] if reasons else batch
 
-    def why_not(self, batch: Batch, rows: list[Batch]) -> str:
-        """As in pack, also of a model that computes on with its logits and raises then."""
+    def reason_not_to_pack(self, batch: Batch, rows: list[Batch]) -> str:
+        """why_not(), also of a model that computes on with its logits and raises then."""
         self.model.eval()  # without dropout, whose random numbers are the training's
         try:
             return why_not(self.packing, self.model, batch, rows, ROUNDING[self.accelerator.mixed_precision])
