@@ -27,7 +27,7 @@ from mathse.generate import Generator, Reply, Request
 from mathse.jsonl import expected_length
 from mathse.launch import stage_end
 from mathse.records import ERROR_TYPES, VERDICT_FIELDS, derive_seed, fail, read_rows, row_key
-from mathse.replies import REPLY_SCHEMA, last_object
+from mathse.replies import REPLY_SCHEMA, ended, last_object
 from mathse.report.statistics import verdict_lines
 from mathse.stage import ask, run_stage
 
@@ -230,6 +230,7 @@ def read_paths(args: argparse.Namespace, check: bool, keys: Iterable[str] | None
     rows = (row for path in args.input for row in read_rows(path, **reading))
     for row in islice(rows, args.limit or None):
         if keys is None or row_key(row) in keys:
+            row["response"], row["finish"] = ended(row["response"], row["finish"])
             forgotten = VERDICT_FIELDS | (set() if row["finish"] == "error" else {"reason"})
             yield {name: value for name, value in row.items() if name not in forgotten}
 

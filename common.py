@@ -5,7 +5,7 @@ set-up and the loading of models. Torch is imported where it is needed.
 import importlib.util
 import os
 
-from mathse.chat import fill, question_text
+from mathse.chat import fill, prepare, question_text
 from mathse.launch import processes
 from mathse.records import fail
 
@@ -72,10 +72,7 @@ def setup_kernels(threads: int = 0) -> tuple[str, object, str]:
 
 
 def load_processor(spec: str, trust_remote_code: bool = False):
-    """Any image-text-to-text model's processor, left-padding.
-
-    Without torchvision its video part is left out.
-    """
+    """Any image-text-to-text model's processor. Without torchvision its video part is left out."""
     from transformers import AutoProcessor, processing_utils
     from transformers.utils import is_torchvision_available, logging
 
@@ -93,9 +90,8 @@ def load_processor(spec: str, trust_remote_code: bool = False):
         found = f"has a {type(processor).__name__} alone, no processor of images and texts"
         remedy = "give a checkpoint in transformers' own form, or an endpoint that serves it"
         fail(f"--model: {spec}: {found}; {remedy}")
-    processor.tokenizer.padding_side = "left"
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if problem := prepare(processor):
+        fail(f"--model: {spec}: {problem}")
     return processor
 
 

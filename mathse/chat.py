@@ -2,14 +2,27 @@
 functions.
 
 Messages are {"role", "content"} with texts; an IMAGE mark in a user's text stands for the next image of the
-row.
+row. Whatever else a text holds is text: a special token of the model that is written in it gets a BREAK into
+it before the template is filled, and the BREAK is taken out of the tokens.
 """
 
-import functools
 import itertools
 import re
+from functools import lru_cache
 
-from mathse.records import IMAGE, PLACEHOLDERS
+from jinja2 import TemplateError
+from PIL import Image
+
+from mathse.records import IMAGE
+
+BREAK = "\U000f0000"  # a private character, which becomes a token of its own
+# A processor's outputs that have an entry a token; the others are about images.
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+# what a template, a processor or a model can raise on the inputs of one row
+ROW_ERRORS = (
+    OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError, AttributeError, TemplateError,
+)  # fmt: skip
+TEMPLATE_FILES = "chat_template.jinja, chat_template.json, processor_config.json or tokenizer_config.json"
 
 
 def fill(prompt: str, **fields: object) -> str:
@@ -27,8 +40,8 @@ def fill(prompt: str, **fields: object) -> str:
 
 
 def harmless(text: str) -> str:
-    """Text of a model or a data set in which every special token and placeholder is broken by a space."""
-    return PLACEHOLDERS.sub(lambda match: match[0][0] + " " + match[0][1:], text)
+    """Text of a model or a data set in which our mark of an image is broken by a space."""
+    return text.replace(IMAGE, f"{IMAGE[0]} {IMAGE[1:]}")
 
 
 def question_text(problem: dict) -> str:
@@ -76,7 +89,7 @@ def fitting(processor, messages: list[dict]) -> list[dict]:
     return fitted
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def keeps_places(processor) -> bool:
     """Whether the chat template writes an image between two texts where it stands."""
     chat = chat_parts([{"role": "user", "content": f"in front{IMAGE}behind"}])
@@ -98,16 +111,98 @@ def chat_parts(messages: list[dict], images: list | None = None) -> list[dict]:
     return chat
 
 
+# ---------------------------------------------------------------- a model's template and tokens
+
+
+def prepare(processor) -> str:
+    """Make a loaded processor ready to read chats, left-padded. Returns what it lacks, "" if nothing."""
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"
+    processor.chat_template = chosen(processor.chat_template) or chosen(tokenizer.chat_template)
+    if not processor.chat_template:
+        return f"no chat template (default) in {TEMPLATE_FILES}; copy that of the model it was made from"
+    image, text = Image.effect_noise((64, 64), 99).convert("RGB"), "1 + 1\n= ?"
+    chats = [chat_parts(user_message(text, images), images) for images in ([], [image])]
+    said = chat_parts([{"role": "assistant", "content": text}])
+    try:
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(
+                turn_end(processor) or 0
+            )
+        bare, shown = (render(processor, chat + said) for chat in chats)
+        if bare.count(text) != 2 or bare == shown:
+            lacks = "an image" if bare == shown else "a text"
+            return f"its chat template does not write {lacks} of a message's list; is it a text model's?"
+        encode_prompts(processor, chats[1:])
+    except ROW_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        return f"its processor cannot encode an image and a question: {type(error).__name__}: {reason}"
+    return ""
+
+
+def chosen(template: str | dict | list | None) -> str | None:
+    """The template to use of those that a checkpoint may name: the default, or the only one."""
+    if isinstance(template, list):
+        template = {each["name"]: each["template"] for each in template}
+    if isinstance(template, dict):
+        template = template.get("default") or (template.popitem()[1] if len(template) == 1 else None)
+    return template
+
+
+@lru_cache(maxsize=4)
+def special_tokens(tokenizer) -> re.Pattern:
+    """Finds the first character of each special token in a text. From now on BREAK is one, too."""
+    known = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = [re.escape(name) for name in known | {*tokenizer.all_special_tokens} if len(name) > 1]
+    tokenizer.add_tokens(BREAK, special_tokens=True)
+    firsts = "".join({re.escape(name[0]) for name in known}) or "<"
+    return re.compile(rf"(?=[{firsts}])(?:(?={'|'.join(names) or '(?!)'}))(.)", re.DOTALL)
+
+
+def as_text(processor, text: str) -> str:
+    """The text with a BREAK in each special token of the model that is written in it."""
+    return special_tokens(processor.tokenizer).sub(rf"\1{BREAK}", text.replace(BREAK, ""))
+
+
+def broken(processor, chat: list[dict]) -> list[dict]:
+    """The chat with such texts."""
+
+    def part_as_text(part: dict) -> dict:
+        return part | {"text": as_text(processor, part["text"])} if "text" in part else part
+
+    return [message | {"content": [*map(part_as_text, message["content"])]} for message in chat]
+
+
+def render(processor, chat: list[dict], **flags: bool) -> str:
+    """What the template makes of a chat, for token_ids()."""
+    return processor.apply_chat_template(broken(processor, chat), **flags)
+
+
+def token_ids(processor, texts: list[str]) -> list[list[int]]:
+    """The tokens of rendered texts."""
+    gone = processor.tokenizer.convert_tokens_to_ids(BREAK)
+    found = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [[token for token in tokens if token != gone] for tokens in found]
+
+
 def encode_prompts(processor, chats: list[list[dict]]) -> dict:
     """Chats with images -> left-padded tensors (B, T) and what the vision tower needs."""
-    return processor.apply_chat_template(
-        chats,
+    inputs = processor.apply_chat_template(
+        [broken(processor, chat) for chat in chats],
         tokenize=True,
         add_generation_prompt=True,
         return_dict=True,
         return_tensors="pt",
         processor_kwargs={"padding": True},
     )
+    gone = inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(BREAK)
+    if gone.any():  # they join the padding
+        inputs["input_ids"][gone], inputs["attention_mask"][gone] = processor.tokenizer.pad_token_id, 0
+        order = (~gone).long().argsort(dim=1, stable=True)
+        begin = int(inputs["attention_mask"].gather(1, order).any(0).long().argmax())
+        for name in inputs.keys() & {*PER_TOKEN}:
+            inputs[name] = inputs[name].gather(1, order)[:, begin:]
+    return inputs
 
 
 def encode_texts(processor, messages: list[list[dict]], first: list[int]) -> list[list[int]] | None:
@@ -116,16 +211,31 @@ def encode_texts(processor, messages: list[list[dict]], first: list[int]) -> lis
 
     None if this tokenizer or template joins the text with what stands in front of it.
     """
-    texts = processor.apply_chat_template(
-        [chat_parts(message) for message in messages], add_generation_prompt=True
-    )
-    start = texts[0].find(messages[0][-1]["content"].rpartition(IMAGE)[2])
+    texts = [render(processor, chat_parts(message), add_generation_prompt=True) for message in messages]
+    start = texts[0].find(as_text(processor, messages[0][-1]["content"].rpartition(IMAGE)[2]))
     if start < 0 or any(text[:start] != texts[0][:start] for text in texts):
         return None
-    tails = processor.tokenizer([text[start:] for text in texts], add_special_tokens=False)["input_ids"]
+    tails = token_ids(processor, [text[start:] for text in texts])
     if first[-len(tails[0]) :] != tails[0]:
         return None
     return [first[: -len(tails[0])] + tail for tail in tails]
+
+
+def encode_groups(processor, groups: list[tuple[list[list[dict]], list]]) -> tuple[dict, list]:
+    """(inputs of the first prompt of each group, left-padded; the token ids of all prompts of each). A group:
+    prompts, each its messages, and the images that they share.
+    """
+    groups = [([fitting(processor, prompt) for prompt in prompts], images) for prompts, images in groups]
+    inputs = encode_prompts(processor, [chat_parts(prompts[0], images) for prompts, images in groups])
+    found = []
+    for (prompts, images), ids, seen in zip(groups, inputs["input_ids"], inputs["attention_mask"].bool()):
+        first, others = ids[seen].tolist(), [prompt for prompt in prompts if prompt != prompts[0]]
+        tokens = [first] * len(prompts)
+        if others and (tokens := encode_texts(processor, prompts, first)) is None:
+            chats = ([chat_parts(prompt, images)] for prompt in prompts)
+            tokens = [encode_prompts(processor, chat)["input_ids"][0].tolist() for chat in chats]
+        found.append(tokens)
+    return inputs, found
 
 
 def turn_end(processor) -> int | None:
@@ -136,6 +246,14 @@ def turn_end(processor) -> int | None:
     """
     said = "the assistant's reply"
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
-    behind = processor.apply_chat_template(chat_parts(chat)).partition(said)[2]
-    tokens = processor.tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"]
+    behind = render(processor, chat_parts(chat)).partition(said)[2]
+    (tokens,) = token_ids(processor, [behind.lstrip()])
     return next((token for token in tokens if token in processor.tokenizer.added_tokens_decoder), None)
+
+
+def reply_ends(processor, generation_config) -> list[int]:
+    """The tokens that end a reply: the template's, the tokenizer's and those of generation_config.json."""
+    named = generation_config.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    ends = dict.fromkeys([turn_end(processor), processor.tokenizer.eos_token_id, *named])
+    return [end for end in ends if end is not None]

@@ -28,10 +28,6 @@ MAX_LINE = 16 << 20  # bytes; a longer line is refused unread
 KNOWN_IMAGES = 1 << 14  # whose headers are not read again for the other samples of their problem
 # marks an image in a message's text, as in the training files of TRL, ms-swift and LLaMA-Factory
 IMAGE = "<image>"
-PLACEHOLDERS = re.compile(
-    r"<image>|<\|image_pad\|>|<\|vision_start\|>|<\|vision_end\|>|<IMG_CONTEXT>|<fake_token_around_image>"
-    r"|<video>|<\|video_pad\|>|<\|im_start\|>|<\|im_end\|>"
-)
 LOOKALIKES = {  # of fields of ours: passed over, one would lose the images, the options or the answer
     "images": r"(local|decoded)?(image|img|pic|picture|photo|figure|diagram)s?"
     r"(path|file|filename|name|url)?s?\d*",
@@ -269,10 +265,6 @@ def check_row(
         if re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
             refuse(field, "holds half a surrogate pair, which is no character; write the text anew in UTF-8")
     options, answer, images = row.get("options"), row.get("answer"), row.get("images") or []
-    for field in ("question", "options"):
-        if found := PLACEHOLDERS.search(str(row.get(field)).replace(IMAGE, "")):
-            remedy = "remove it: images go in front of the question"
-            refuse(field, f"holds the image placeholder {found.group()!r}; {remedy}")
     for field, texts in {"question": [row.get("question"), options], "prompt": row.get("prompt")}.items():
         if (marks := str(texts).count(IMAGE)) not in (0, len(images)):
             refuse(field, f"{marks} {IMAGE} marks for {len(images)} images; write one for each, or none")

@@ -30,6 +30,25 @@ THINKING = re.compile(  # the marks around what a model thinks first; one that e
     r"\|?[>▷]|\[(/)?THINK\]|<\|channel\|>(?:analysis|(final))",
     re.IGNORECASE,
 )
+# Marks of a model's turns and placeholders, by their form, for no list names those of every family. None of
+# them: what stands around a thought or a part of a reply, as <|begin_of_box|>.
+MARK = re.compile(
+    r"<[|｜](?!\w*(?:box|quad|ref|thought|think|solution|channel))[A-Za-z][^\s<>|｜]{1,40}[|｜]>"
+    r"|</?s>|</?(?:image|img|video)>|<(?:eos|bos|pad|unk|eo[adtm]|end|end_of_[a-z]+|start_of_turn|turn\||\|turn)>"
+    r"|<IMG_CONTEXT>|<fake_token_around_image>|\[/?(?:INST|EOS|PAD|SEP|UNUSED_TOKEN_\d+|end of text)\]",
+    re.IGNORECASE,
+)
+ENDS = (  # those that end a reply wherever they stand
+    r"<[|｜](?:im_end|im_sep|eo[adestm](?:_id|_token)?|return|(?:assistant|message|turn)_end|end"
+    r"(?:[_▁]?of[_▁]?(?:text|turn|sentence|utterance|message|msg|document|prompt|response|sequence)(?:_token)?)?)"
+    r"[|｜]>|<(?:eos|eo[adtm]|end_of_(?:turn|utterance)|turn\|)>"
+)
+END = re.compile(  # ... if it ends a sentence, not in one, or if the next turn follows
+    rf"(?:(?<=[^ \t(\[{{\"'`“‘:=,])(?:{ENDS})|(?:{ENDS}|</s>)(?=\s*(?:{MARK.pattern})))"
+    r"(?!\s*<\|start\|>assistant)",
+    re.IGNORECASE,
+)
+LAST_MARK = re.compile(rf"(?:{MARK.pattern})\Z", re.IGNORECASE)
 # What json-repair carries through: a number behind each name, an apostrophe that is no quote.
 NUMBER, APOSTROPHE = re.compile("⸢[0-9]+⸣"), "⸥"
 # `*+` gives nothing back, so that no text takes long
@@ -66,6 +85,23 @@ def verdict_text(status: str, error_step: str | None = None, error_analysis: str
     """A verdict in the form that 04 teaches an ORM."""
     verdict = {"status": status, "error_step": error_step, "error_analysis": error_analysis}
     return json.dumps(verdict, ensure_ascii=False)
+
+
+def without_end(reply: str) -> str:
+    """A reply without the marks with which the server of any model ends it, and what was written behind them,
+    as the next turn.
+    """
+    end = END.search(reply)
+    kept = reply[: end.start()] if end else reply
+    while mark := LAST_MARK.search(kept.rstrip(), max(0, len(kept.rstrip()) - 50)):
+        kept = kept[: mark.start()]
+    return reply if kept == reply else kept.rstrip()
+
+
+def ended(reply: str, finish: str) -> tuple[str, str]:
+    """(without_end(reply), how it finished): what its server went on writing behind an end is not cut off."""
+    said = without_end(reply)
+    return said, "stop" if said != reply and finish == "length" else finish
 
 
 def thought_end(reply: str) -> int | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, DynamicCache
 
 import common
-from mathse.chat import chat_parts, encode_prompts, turn_end, user_message
+from mathse.chat import chat_parts, encode_prompts, user_message
 from mathse.generate import Request, engine, open_model
 from mathse.generate.engine import Engine
 from mathse.images import open_image
@@ -233,38 +233,6 @@ def test_prompts_are_read_by_a_token_budget(tiny_model, problems, monkeypatch):
     assert max(rows for rows, _ in passes) > 1
     assert all(size <= budget for rows, size in passes if rows > 1)
     assert generate.work["tails"] == len(asked)
-
-
-# ---------------------------------------------------------------- the end of a turn
-
-
-@pytest.mark.parametrize(
-    "turn, end",
-    [
-        ("<user>{{ text }}<eos>\n", "<eos>"),  # Qwen and Idefics break the line behind it
-        ("{{ role }}: {{ text }} ", None),  # LLaVA-1.5 writes no end
-        ("{{ role }}: {{ text }}\n###", None),
-        ("{{ role }}: {{ text | trim }}<end_of_utterance>", "<end_of_utterance>"),
-        ("<user>{{ text }}\n<end_of_utterance><eos>", "<end_of_utterance>"),
-        ("{{ role }}: <img></img>{{ text }}<eos>", "<eos>"),  # a thought that is not there
-        ("{{ role }}: {{ text.split('</think>')[-1] }}<eos>\n", "<eos>"),
-    ],
-)
-def test_the_token_that_ends_a_turn(turn, end):
-    tokenizer = tiny.make_tokenizer()
-    text = "{% for m in messages %}{% set role, text = m['role'], m['content'][0]['text'] %}" + turn
-    tokenizer.chat_template = text + "{% endfor %}"
-
-    def template(chat, **settings):
-        return tokenizer.apply_chat_template(chat, tokenize=False, **settings)
-
-    found = turn_end(SimpleNamespace(tokenizer=tokenizer, apply_chat_template=template))
-    assert found == (end and tokenizer.convert_tokens_to_ids(end))
-
-
-@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
-def test_turns_end_alike_in_all_architectures(kind, tiny_model):
-    assert turn_end(common.load_processor(str(tiny_model(kind)))) == tiny.SPECIAL.index("<eos>")
 
 
 # ---------------------------------------------------------------- sampling
@@ -494,15 +462,6 @@ def test_a_tokenizer_without_eos(turn, own, tiny_model, problems, tmp_path, caps
     assert ended.value.code == 2 and found.count("\n") == 1 and "name the eos_token" in found
 
 
-def test_a_processor_without_a_template_is_one_line(tiny_model, tmp_path, capsys):
-    spec = shutil.copytree(tiny_model("llava"), tmp_path / "model")
-    (spec / "chat_template.jinja").unlink()
-    with pytest.raises(SystemExit) as ended:
-        open_tiny(spec)
-    found = capsys.readouterr().err
-    assert ended.value.code == 2 and found.count("\n") == 1 and "chat template" in found
-
-
 # ---------------------------------------------------------------- faults of rows
 
 
@@ -673,7 +632,7 @@ def test_a_model_that_always_fails_ends_the_stage(kind, place, tiny_model, monke
 
 def test_a_processor_that_always_fails_ends_the_stage(tiny_model, monkeypatch, capsys):
     generate = open_tiny(tiny_model("llava"), batch_size=8)
-    monkeypatch.setattr(engine, "encode_prompts", fails_from(5, TypeError("no"), engine.encode_prompts))
+    monkeypatch.setattr(engine, "encode_groups", fails_from(5, TypeError("no"), engine.encode_groups))
     with pytest.raises(SystemExit) as ended:
         list(generate(many_requests(80)))
     assert ended.value.code == 1 and "20 prompts in a row" in capsys.readouterr().err
@@ -725,7 +684,7 @@ def test_what_a_thread_raises_ends_the_stage(tiny_model, problems, monkeypatch):
     """Also the line about the memory, which is the stage's last."""
     generate = open_tiny(tiny_model("llava"))
     generate.ahead = engine.AHEAD
-    monkeypatch.setattr(engine, "encode_prompts", fails_from(2, OUT_OF_MEMORY[0], engine.encode_prompts))
+    monkeypatch.setattr(engine, "encode_groups", fails_from(2, OUT_OF_MEMORY[0], engine.encode_groups))
     with pytest.raises(SystemExit) as ended:
         list(generate(many_requests(80)))
     assert ended.value.code == 1

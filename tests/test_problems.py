@@ -544,7 +544,10 @@ def test_a_dry_run_checks_and_writes_nothing(folder, capsys, call):
     write_rows(folder / "p.jsonl", [problem()])
     before = sorted(folder.iterdir())
     call("--dry-run", 0, "--test", folder / "p.jsonl")
-    assert sorted(folder.iterdir()) == before and capsys.readouterr() == ("    1 rows, 0 with a solution\n", "")
+    assert sorted(folder.iterdir()) == before and capsys.readouterr() == (
+        "    1 rows, 0 with a solution\n",
+        "",
+    )
     refused(capsys, lambda: call("--dry-run", 0, "--test", folder / "no.jsonl"), "no.jsonl: no such file")
     refused(capsys, lambda: call("--dry-run", 0, "--fields", "x=y"), "--fields: x: not a field")
 

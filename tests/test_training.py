@@ -32,7 +32,7 @@ from mathse.chat import chat_parts, encode_prompts, user_message
 from mathse.generate import open_model
 from mathse.generate.types import Request
 from mathse.train import fit, pack
-from mathse.train.pack import ROUNDING, Group, Packing, encode, how_far_off, prefetch, reply_tokens, why_not
+from mathse.train.pack import ROUNDING, Packing, encode, how_far_off, prefetch, why_not
 from mathse.train.plan import TrainingRows, deal, plan_steps, write_training_file
 
 SEVEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "llava", "llava_onevision"]
@@ -205,55 +205,6 @@ def test_loss_and_gradients_are_those_of_one_row_at_a_time(kind, loaded, mixed_f
     )
     reason = why_not(packing, model, whole, singles, 1e-5)
     assert reason == ("its attention is not full attention" if forgets else "")
-
-
-def processor_with(turn: str, **special) -> argparse.Namespace:
-    """A processor whose chat template writes turns in this way."""
-    tokenizer = tiny.make_tokenizer()
-    for name, value in special.items():
-        setattr(tokenizer, name, value)
-    head = "{% for m in messages %}{% set role, text = m['role'], m['content'][0]['text'] %}"
-    template = head + turn + "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-
-    def apply(chat, **flags):
-        return tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, **flags)
-
-    return argparse.Namespace(tokenizer=tokenizer, apply_chat_template=apply)
-
-
-END = "<end_of_utterance>"
-
-
-@pytest.mark.parametrize(
-    "turn, reply, learnt",
-    [
-        ("{{ role }}: {{ text }}<eos>\n", "4.", " 4.<eos>"),  # Qwen and Idefics break the line behind the end
-        ("{{ role }}: {{ text }} ", "4.", " 4. <eos>".replace(" <", "<")),  # LLaVA-1.5 writes no end
-        ("{{ role }}: {{ text | trim }}" + END, "4.", " 4." + END),
-        ("{{ role }}: {{ text }}\n###", "4.", " 4.<eos>"),  # no token: a reply would never end there
-        ("{{ role }}: {{ text }}\n" + END + "<eos>", "4.", " 4.\n" + END),  # where a reply ends
-        ("{{ role }}: {{ text }}<eos>", "4.<eos>", " 4.<eos>"),
-        ("{{ role }}: <think></think>{{ text }}<eos>", "4.", " <think></think>4.<eos>"),
-        # some templates take the reasoning out of a reply: what stands in the row is learnt
-        (
-            "{{ role }}: {{ text.split('</think>')[-1] }}" + END,
-            "<think>2</think>4.",
-            "<think>2</think>4." + END,
-        ),
-        ("{{ role }}: {{ text }}<eos>\n", "", " <eos>"),
-    ],
-)
-def test_what_is_learnt_of_a_reply(turn, reply, learnt):
-    processor = processor_with(turn)
-    (tokens,) = reply_tokens(processor, Group([row("a", 0, [], "What is it?", reply)], []))
-    assert processor.tokenizer.decode(tokens) == learnt
-
-
-def test_a_model_whose_replies_have_no_end_is_refused(capsys):
-    processor = processor_with("{{ role }}: {{ text }} ", eos_token=None)
-    with pytest.raises(SystemExit, match="2"):
-        reply_tokens(processor, Group([row("a", 0, [], "What is it?", "4.")], []))
-    assert "names a token that ends a reply; set eos_token" in capsys.readouterr().err
 
 
 def test_a_wrong_loss_is_noticed(loaded, mixed_file, monkeypatch):
@@ -560,7 +511,7 @@ def test_recomputed_layers(tiny_model, mixed_file, tmp_path, finetune):
 
 def test_rows_that_cannot_be_used_are_left_out(loaded, images, tmp_path):
     """An image that cannot be read, or is a strip that the processor refuses, a reply that is too long, also
-    of the row whose prompt is the question's, the model's own placeholders in texts: the others are learnt.
+    of the row whose prompt is the question's: the others are learnt.
     """
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 50)
     Image.new("RGB", (600, 2)).save(tmp_path / "strip.png")
@@ -572,10 +523,35 @@ def test_rows_that_cannot_be_used_are_left_out(loaded, images, tmp_path):
     processor, _ = loaded("qwen2_vl")
     batch, left_out = encode(deal(rows, list(range(8)), 9, 1)[0][0], rows, processor, SETTINGS)
     learnt = processor.tokenizer.decode(batch.targets).replace("<eos>", " ").split()
-    assert left_out == 6 and sorted(learnt) == ["one", "two"]
+    assert left_out == 4 and sorted(learnt) == ["<|image_pad|>", "a", "one", "two", "x"]
     broken = next(number for number in range(8) if rows[number]["id"] == "b")
     for packed in (True, False):
         assert encode([broken], rows, processor, SETTINGS, packed) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    "after, code, said", [(0, 2, "no row of the first step"), (14, 1, "20 rows one after")]
+)
+def test_a_processor_that_refuses_every_row_ends_the_training(
+    after, code, said, tiny_model, tmp_path, finetune, monkeypatch, capfd
+):
+    """At once, or from a row on; a few bad ones are left out."""
+    rows = [row(str(k), 0, [], f"Number {k}?", "x") for k in range(60)]
+    files = {"input": write_rows(tmp_path / "rows.jsonl", rows), "output": tmp_path / "m"}
+    real, calls = pack.encode_groups, []
+
+    def refuses(processor, groups):
+        calls.append(groups)
+        if len(calls) > after or len(calls) in (5, 9):
+            raise TypeError("no")
+        return real(processor, groups)
+
+    monkeypatch.setattr(pack, "encode_groups", refuses)
+    with pytest.raises(SystemExit) as ended:
+        finetune("--batch-size 1", **files, model=tiny_model("llava"))
+    assert ended.value.code == code and said in capfd.readouterr().err
+    trained = (tmp_path / "m.part" / "train_log.jsonl").read_text().splitlines() if after else []
+    assert sum(json.loads(line)["left_out"] for line in trained) in range(20, 23) or not after
 
 
 def test_workers_hand_over_no_tensors(loaded, mixed_file):
@@ -600,8 +576,15 @@ def test_saved_folder(tiny_model, eight_file, tmp_path, finetune):
     habits = json.loads((folder / "generation_config.json").read_text())
     habits |= {"do_sample": True, "top_k": 1, "top_p": 0.001, "temperature": 0.01, "eos_token_id": [15, 1]}
     (folder / "generation_config.json").write_text(json.dumps(habits))
+    (folder / "additional_chat_templates").mkdir()
+    template = (folder / "chat_template.jinja").rename(folder / "additional_chat_templates" / "default.jinja")
     finetune("--batch-size 4", input=eight_file, output=tmp_path / "m", model=folder)
-    kept = ("tokenizer.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja")
+    kept = (
+        "tokenizer.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        template.relative_to(folder),
+    )
     for name in kept:
         assert (tmp_path / "m" / name).read_bytes() == (folder / name).read_bytes()
     made = recipe(tmp_path / "m")

@@ -33,6 +33,7 @@ from mathse.cli import PIXELS_A_TOKEN, price
 from mathse.generate.types import Generator, Reply, Request
 from mathse.images import MAX_PIXELS, data_url
 from mathse.records import fail
+from mathse.replies import MARK, ended
 
 CONCURRENCY = 32  # requests in flight, if --concurrency does not say
 TRIES = 8  # of one request, but for those that met no server
@@ -240,11 +241,14 @@ class Endpoint(Generator):
             self.stop.wait(pause)
 
     def messages(self, request: Request) -> list[dict]:
-        """A request's messages, images as data URLs."""
+        """A request's messages, images as data URLs. A server would take marks in a text for tokens."""
         urls = [{"url": data_url(image, self.args.max_pixels)} for image in request.row["images"]]
         chat = chat_parts(request.messages, urls)
-        for part in (part for message in chat for part in message["content"] if part["type"] == "image"):
-            part |= {"type": "image_url", "image_url": part.pop("image")}
+        for part in (part for message in chat for part in message["content"]):
+            if part["type"] == "image":
+                part |= {"type": "image_url", "image_url": part.pop("image")}
+            else:
+                part["text"] = MARK.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", part["text"])
         return chat
 
     def try_once(self, job: Job, fields: dict, deadline: float) -> Outcome:
@@ -509,13 +513,13 @@ def read_choice(choice: object) -> Choice | None:
     said = str(choice.get("finish_reason") or "").lower() if isinstance(message, dict) else "error"
     if said in ("error", "abort"):
         return None
-    text = joined(message.get("content")).strip()
+    written = joined(message.get("content")).strip()
+    was_cut = said in ("length", "max_tokens", "max_output_tokens")
+    text, finish = ended(written, "length" if was_cut else "stop")
     thoughts = joined(message.get("reasoning_content") or message.get("reasoning"))
-    characters = len(text) + len(thoughts)
-    if said in ("length", "max_tokens", "max_output_tokens"):
-        return Choice(text, "length", None, characters)
-    if text and said != "content_filter":
-        return Choice(text, "stop", None, characters)
+    characters = len(written) + len(thoughts)
+    if finish == "length" or (text and said != "content_filter"):
+        return Choice(text, finish, None, characters)
     refusal, only = joined(message.get("refusal")), ", only reasoning" if thoughts else ""
     none = f"no text{only}, finish reason {said or None!r}"
     return Choice("", "error", f"the model refuses: {refusal}" if refusal else none, characters)

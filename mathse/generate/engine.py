@@ -36,7 +36,6 @@ from dataclasses import dataclass, field
 
 import torch
 import transformers
-from jinja2 import TemplateError
 from PIL import Image
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache, DynamicLayer
@@ -45,11 +44,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import chat_parts, encode_prompts, encode_texts, fitting, turn_end, user_message
+from mathse.chat import ROW_ERRORS, encode_groups, reply_ends, user_message
 from mathse.generate.types import Generator, Reply, Request
 from mathse.images import open_image
 from mathse.launch import processes
 from mathse.records import IMAGE, fail
+from mathse.replies import ended
 
 ATTENTION = "rows"  # in transformers' table of attentions
 BLOCK = 64  # tokens by which the memory of rows and slots grows
@@ -61,17 +61,10 @@ AHEAD = 4  # batches that are encoded ahead of a GPU
 ROUNDING = 4  # times what another batch changes in a model's logits: more is a fault
 HOPELESS = 20  # prompts that fail one after the other: then the rows are not at fault
 KEPT = "the rows so far are kept; call again to go on"
-# what a template, a processor or a model can raise on the inputs of one row
-ROW_ERRORS = (
-    OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError, AttributeError, TemplateError,
-)  # fmt: skip
 
 
 class TooLong(ValueError):
     """A prompt that leaves no room for a reply."""
-
-    def __init__(self, length: int, context: int):
-        super().__init__(f"prompt of {length} tokens in a context of {context}")
 
 
 @dataclass(eq=False)
@@ -118,9 +111,9 @@ class Engine(Generator):
         self.model = model
         self.processor = processor
         self.args = args
-        self.eos_ids = end_ids(model, processor)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(self.eos_ids))
+        self.eos_ids = {*reply_ends(processor, model.generation_config)}
+        if not self.eos_ids:
+            fail("--model: no token ends its replies; name the eos_token in tokenizer_config.json")
         # the folder's own habits (Qwen2-VL: top-k 1, a repetition penalty) would silently override the flags
         habits = {"eos_token_id": sorted(self.eos_ids), "pad_token_id": tokenizer.pad_token_id}
         model.generation_config = transformers.GenerationConfig(**habits)
@@ -154,8 +147,9 @@ class Engine(Generator):
     def replies(self, sample: Sample) -> Iterator[Reply]:
         """The reply of a finished sample, and that of each twin."""
         end = next((place for place, token in enumerate(sample.tokens) if token in self.eos_ids), None)
-        text = self.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
         finish, count = ("length", len(sample.tokens)) if end is None else ("stop", end + 1)
+        text = self.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
+        text, finish = ended(text, finish)
         reason = one_line(sample.error) if sample.error else None
         said = text, "error" if reason else finish, count, len(sample.prompt), reason
         for request, number in ((sample.request, sample.number), *sample.twins):
@@ -179,26 +173,21 @@ class Engine(Generator):
 
     def tokenize(self, groups: list[Group]) -> dict:
         """Fill in the tokens of groups. Returns inputs (B, T) for the first prompt of each, left-padded."""
-        chats = []
+        asked = []
         for group in groups:
             paths = group.requests[0].row["images"]
             images = [open_image(path, self.args.max_pixels) for path in paths]
-            messages = [fitting(self.processor, request.messages) for request in group.requests]
-            chats.append([chat_parts(message, images) for message in messages])
-        inputs = encode_prompts(self.processor, [chat[0] for chat in chats])
-        seen = inputs["attention_mask"].bool()
-        for group, chat, ids, mask in zip(groups, chats, inputs["input_ids"], seen):
-            group.prompts = [ids[mask].tolist()]
-            if len(chat) > 1:
-                messages = [fitting(self.processor, request.messages) for request in group.requests]
-                group.prompts = encode_texts(self.processor, messages, group.prompts[0]) or [
-                    encode_prompts(self.processor, [each])["input_ids"][0].tolist() for each in chat
-                ]
+            asked.append(([request.messages for request in group.requests], images))
+        inputs, prompts = encode_groups(self.processor, asked)
+        for group, group.prompts in zip(groups, prompts):
             shortest = min(map(len, group.prompts))
             if shortest >= self.context:
-                raise TooLong(shortest, self.context)
+                raise self.too_long(shortest)
             group.shared = min(len(os.path.commonprefix(group.prompts)), shortest - 1)
         return inputs
+
+    def too_long(self, length: int) -> TooLong:
+        return TooLong(f"prompt of {length} tokens in a context of {self.context}")
 
     def samples(self, group: Group) -> list[Sample]:
         """The samples of an encoded group: greedily one a prompt, with its twins."""
@@ -207,7 +196,7 @@ class Engine(Generator):
             limit = min(self.args.max_tokens, self.context - len(prompt))
             for number, seed in request.seeds.items():
                 sample = Sample(request, number, group, prompt, limit)
-                sample.error = TooLong(len(prompt), self.context) if limit < 1 else None
+                sample.error = self.too_long(len(prompt)) if limit < 1 else None
                 if self.warpers:
                     # drawn by the CPU: the same on every device, in any batch
                     luck = torch.Generator().manual_seed(seed)
@@ -363,9 +352,7 @@ class Engine(Generator):
     def try_rows(self) -> str:
         """Why this model is not decoded in rows, "" if it is."""
         short, long = (Group([probe(text)]) for text in ("1 + 1 = ?", "1 + 1 = ?" * 9))
-        inputs, error = attempt(lambda: (self.tokenize([short]), self.tokenize([short, long])))
-        if error:
-            fail(f"--model: its processor cannot encode an image and a question: {one_line(error)}")
+        inputs = self.tokenize([short]), self.tokenize([short, long])
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
         ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
         attention = self.model.config.get_text_config()._attn_implementation
@@ -670,16 +657,6 @@ def ahead(function: Callable, items: Iterator, count: int) -> Iterator:
 
 
 # ---------------------------------------------------------------- opening a model, and faults
-
-
-def end_ids(model, processor) -> set[int]:
-    """The tokens that end a reply: the template's, the tokenizer's and those of generation_config.json."""
-    end, error = attempt(turn_end, processor)
-    if error:
-        fail(f"--model: its processor cannot write a chat ({one_line(error)}); has it a chat template?")
-    named = model.generation_config.eos_token_id
-    ids = {end, processor.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
-    return ids or fail("--model: no token ends its replies; name the eos_token in tokenizer_config.json")
 
 
 def probe(text: str) -> Request:

@@ -11,6 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import accelerate
@@ -24,7 +25,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
-from mathse.chat import turn_end
+from mathse.chat import reply_ends
 from mathse.jsonl import remove
 from mathse.launch import DISK_ERRORS, launch, meet, processes, rank_count
 from mathse.recipe import Recipe
@@ -36,6 +37,8 @@ TIMEOUT = timedelta(hours=2)  # that processes wait for each other
 LEAST_ROWS = 4  # of a step for each process: a problem's rows share their prompt only within a process
 MEMORY = 8  # bytes of a process for each of a bf16 file: fp32 weights, gradients, Adam's two averages
 KEEP = 2  # checkpoints
+HOPELESS = 20  # rows that cannot be used, one after the other: then they are not at fault
+UNUSABLE = "they are longer than --max-length, or have images that cannot be read or the processor refuses"
 MIN_FREE = 16 << 20  # bytes; with less, a failed write of weights is put down to a full disk
 # What is copied of a model's folder: a processor's files, remote code, but for what is made anew.
 COPIED = {".json", ".jinja", ".model", ".txt", ".py"}
@@ -50,13 +53,10 @@ class Session:
 
     def __init__(self, args: Namespace, rows: TrainingRows, part: Path, device: str):
         torch.manual_seed(args.seed)
-        self.args = args
-        self.rows = rows
-        self.part = part
+        self.args, self.rows, self.part, self.device = args, rows, part, device
         self.accelerator = make_accelerator(args.log_with, part)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.sharded = self.accelerator.is_fsdp2
-        self.device = device
 
     def load_weights(self, spec: str, load_model: Callable, attention: str):
         """The model; of one that is sharded, the weights in the first process alone, which sends them."""
@@ -76,64 +76,64 @@ class Session:
 
         `make_optimizer`: model -> optimizer. `token_loss`: see Packing.
         """
-        args, world = self.args, self.world
+        args, self.processor = self.args, processor
         recompute = float(self.device != "cpu") if args.recompute is None else args.recompute
         model = set_up_model(model, args.freeze, args.lora, recompute)
         self.model, self.optimizer = prepare(self.accelerator, model, make_optimizer)
         inner = self.accelerator.unwrap_model(self.model)
         self.packing = Packing(inner.get_base_model() if args.lora else inner, token_loss)
-        self.processor = processor
-        self.encoding = {"rows": self.rows, "processor": processor, "args": args, "world": world}
-        self.plan = plan_steps(self.rows, args, args.micro_batch, world)
-        self.steps = len(self.plan)
-        packed, batch = self.choose_passes(self.plan[0][self.rank])
+        encoding = {"rows": self.rows, "processor": processor, "args": args, "world": self.world}
+        self.encode = partial(encode, **encoding)
+        self.plan = plan_steps(self.rows, args, args.micro_batch, self.world)
+        packed, batch = self.choose_passes(self.plan[0])
         if not packed:
-            self.plan = plan_steps(self.rows, args, 1, world)
+            self.plan = plan_steps(self.rows, args, 1, self.world)
         if self.sharded:
             self.freeze_unused(batch, make_optimizer)
-        self.first = resume(self.accelerator, self.part)
+        self.steps, self.first = len(self.plan), resume(self.accelerator, self.part)
         mine = [micro for step in self.plan[self.first :] for micro in step[self.rank]]
-        self.loader = prefetch(mine, args.workers, args.seed, packed=packed, **self.encoding)
-        self.log_file = (self.part / "train_log.jsonl").open("a", encoding="utf-8")
+        self.loader = prefetch(mine, args.workers, args.seed, packed=packed, **encoding)
+        self.log_file, self.useless = (self.part / "train_log.jsonl").open("a", encoding="utf-8"), 0
         if args.log_with:
             self.accelerator.init_trackers("tracker", {name: str(flag) for name, flag in vars(args).items()})
 
-    def choose_passes(self, micro_batches: list[list[int]]) -> tuple[bool, Batch]:
-        """(whether rows can be packed, a batch), by the losses of the micro-batch whose rows share most."""
+    def choose_passes(self, step: list[list[list[int]]]) -> tuple[bool, Batch]:
+        """(whether rows can be packed, a batch), by the losses of the micro-batch whose rows share most: the
+        same in all processes.
+        """
+        groups, micro_batches = self.rows.group_of, [numbers for share in step for numbers in share]
+        micro_batches.sort(key=lambda each: len({groups[number] for number in each}) - len(each))
+        tries = ((numbers, self.encode(numbers)[0]) for numbers in micro_batches)
+        found = next(((numbers, batch) for numbers, batch in tries if batch and len(batch.targets)), None)
+        if not found:
+            fail(f"no row of the first step can be used: {UNUSABLE}")
+        numbers, batch = found
+        made = (self.encode([number], packed=False)[0] for number in numbers)
+        rows = [row for row in made if row and len(row.targets)]
+        reasons = [reason for reason in gather_object([self.reason_not_to_pack(batch, rows)]) if reason]
+        self.packing.use(not reasons)
+        tokens = sum(row.tokens for row in rows)
+        counts = f"{batch.tokens} tokens in place of {tokens}; attention: {self.packing.attention}"
+        slower = f"about {tokens / batch.tokens:.1f} times slower than packed"
+        packed = f"packed, a prompt once for its rows: {counts}"
+        alone = f"one a forward pass, {slower}; they cannot be packed: {''.join(reasons[:1])}"
+        self.accelerator.print("rows:", alone if reasons else packed)
+        return not reasons, rows[0] if reasons else batch
 
-        def alone(numbers: list[int]) -> int:
-            return len({self.rows.group_of[number] for number in numbers}) - len(numbers)
-
-        order = sorted(micro_batches, key=alone)
-        tries = ((numbers, encode(numbers, **self.encoding)[0]) for numbers in order)
-        numbers, batch = next((pair for pair in tries if pair[1]), ([], None))
-        if not self.sum(len(batch.targets) if batch else 0):
-            reason = "all are longer than --max-length, or have images that cannot be read"
-            fail(f"no row of the first step can be used: {reason}")
-        made = (encode([number], packed=False, **self.encoding)[0] for number in numbers)
-        rows = [row for row in made if row] or [batch]
-        tokens, most = sum(row.tokens for row in rows), max(gather_object([len(rows)]))
-        rows += rows[:1] * (most - len(rows))  # all processes pass equally many
+    def reason_not_to_pack(self, batch: Batch, rows: list[Batch]) -> str:
+        """why_not(), also of a model that computes on with its logits and raises then."""
         self.model.eval()  # without dropout, whose random numbers are the training's
         try:
-            rounding = ROUNDING[self.accelerator.mixed_precision]
-            reason = why_not(self.packing, self.model, batch, rows, rounding)
+            return why_not(self.packing, self.model, batch, rows, ROUNDING[self.accelerator.mixed_precision])
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # what a model raises that computes on with its logits
+        except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if self.sharded:  # the others may wait for this one's shards
                 fail(f"rows of this model cannot be packed: {reason}; train it on one GPU")
-        self.model.train()
-        reasons = [reason for reason in gather_object([reason]) if reason]
-        self.packing.use(not reasons)
-        if reasons:
-            slower = f"about {tokens / batch.tokens:.1f} times slower than packed"
-            self.accelerator.print(f"rows: one a forward pass, {slower}; they cannot be packed: {reasons[0]}")
-            return False, rows[0]
-        counts = f"{batch.tokens} tokens in place of {tokens}; attention: {self.packing.attention}"
-        self.accelerator.print(f"rows: packed, a prompt once for its rows: {counts}")
-        return True, batch
+            return reason
+        finally:
+            self.model.train()
 
     def freeze_unused(self, batch: Batch, make_optimizer: Callable) -> None:
         """Freeze weights without a gradient, as the last norm of LLaVA's vision tower: a sharded checkpoint
@@ -161,6 +161,9 @@ class Session:
         counts = [(float(batch.weights.sum()), len(batch.targets), batch.tokens) for batch in batches]
         sums = *map(sum, zip(*counts, (0, 0, 0))), sum(left_out for _, left_out in prepared)
         weight, *self.counts = self.sum(torch.tensor(sums, dtype=torch.double)).tolist()
+        self.useless = 0 if self.counts[0] else self.useless + self.counts[2]
+        if self.useless >= HOPELESS:
+            fail(f"step {step}: {self.useless:.0f} rows one after the other cannot be used: {UNUSABLE}", 1)
         return batches, weight or 1.0
 
     def sum(self, values) -> torch.Tensor:
@@ -214,8 +217,7 @@ class Session:
             self.accelerator.end_training()
         save_model(self.accelerator, self.model, self.processor, spec, self.part)
         self.log_file.close()
-        log = (self.part / "train_log.jsonl").read_text(encoding="utf-8")
-        entries = [json.loads(line) for line in log.splitlines()]
+        entries = [json.loads(line) for line in (self.part / "train_log.jsonl").open(encoding="utf-8")]
         learnt, left_out = (sum(entry[name] for entry in entries) for name in ("tokens", "left_out"))
         summary = {"rows": len(self.rows), "steps": self.steps, "init": spec, "processes": self.world}
         return summary | {"loss": entries[-1]["loss"], "label_tokens": learnt, "rows_left_out": left_out}
@@ -233,19 +235,19 @@ def run(args: Namespace, spec: str, recipe: Recipe, choose: Callable, make: Call
     if written:  # only now: another call may be training on it
         written.replace(file)
     meet()
-    ranks = rank_count(args.processes, args.batch_size // LEAST_ROWS, spec, MEMORY)
-    launch(ranks, lambda: finish(recipe, train(TrainingRows(file), recipe.part)))
 
+    def work() -> None:
+        summary = train(TrainingRows(file), recipe.part)
+        meet()  # the folder gets its final name
+        if processes()[0] == 0:
+            recipe.complete(recipe.part, **summary)
+            remove_unneeded(recipe.output)  # only now: a kill in between leaves a whole model
+            counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}"
+            counts += f", {summary['rows_left_out']} rows left out, {recipe.made['seconds']} s"
+            print(f"{recipe.output}: {counts}")
+        meet()
 
-def finish(recipe: Recipe, summary: dict) -> None:
-    meet()  # the folder gets its final name
-    if processes()[0] == 0:
-        recipe.complete(recipe.part, **summary)
-        remove_unneeded(recipe.output)  # only now: a kill in between leaves a whole model
-        counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}"
-        counts += f", {summary['rows_left_out']} rows left out, {recipe.made['seconds']} s"
-        print(f"{recipe.output}: {counts}")
-    meet()
+    launch(rank_count(args.processes, args.batch_size // LEAST_ROWS, spec, MEMORY), work)
 
 
 # ---------------------------------------------------------------- devices
@@ -274,11 +276,9 @@ def make_accelerator(log_with: str | None, folder: Path, sharded=False, bf16=Fal
     sharded = sharded or (torch.cuda.is_available() and processes()[1] > 1)
     # At every checkpoint it warns that tied weights are stored once.
     logging.getLogger("accelerate.utils.other").setLevel("ERROR")
-    handlers = [
-        # LLaVA's vision tower has an unused layer
-        accelerate.DistributedDataParallelKwargs(find_unused_parameters=True),
-        accelerate.AutocastKwargs(cache_enabled=False),  # else bf16 copies of all weights stay in memory
-    ]
+    # LLaVA's vision tower has an unused layer; bf16 copies of all weights would stay in memory
+    handlers = [accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)]
+    handlers += [accelerate.AutocastKwargs(cache_enabled=False)]
     settings = {"mixed_precision": "bf16" if bf16 else "no", "kwargs_handlers": handlers}
     settings |= {"log_with": log_with, "project_dir": folder}
     return Accelerator(fsdp_plugin=shards(bf16) if sharded else None, **settings)
@@ -317,7 +317,13 @@ def set_up_model(model, freeze: str | None, lora: int, recompute: float):
     """
     text = model.train().get_decoder()
     if freeze == "vision":
-        freeze_vision(model)
+        parts = text, model.get_input_embeddings(), model.get_output_embeddings()
+        trained = {parameter for part in parts for parameter in part.parameters()}
+        if trained >= {*model.parameters()}:
+            problem = "this model's vision tower cannot be told from its language model"
+            fail(f"--freeze vision: {problem}; leave the flag out")
+        for parameter in {*model.parameters()} - trained:
+            parameter.requires_grad = False
     if recompute > 0:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         for index, layer in enumerate(checkpointed_layers(model)):  # spread evenly
@@ -325,20 +331,10 @@ def set_up_model(model, freeze: str | None, lora: int, recompute: float):
     if lora:
         from peft import LoraConfig, get_peft_model
 
-        inside = {id(module) for module in text.modules() if isinstance(module, torch.nn.Linear)}
-        names = [name for name, module in model.named_modules() if id(module) in inside]
+        inside = {module for module in text.modules() if isinstance(module, torch.nn.Linear)}
+        names = [name for name, module in model.named_modules() if module in inside]
         model = get_peft_model(model, LoraConfig(r=lora, lora_alpha=2 * lora, target_modules=names))
     return model
-
-
-def freeze_vision(model) -> None:
-    parts = model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()
-    trained = {id(parameter) for part in parts for parameter in part.parameters()}
-    for parameter in model.parameters():
-        parameter.requires_grad = id(parameter) in trained
-    if all(parameter.requires_grad for parameter in model.parameters()):
-        problem = "this model's vision tower cannot be told from its language model"
-        fail(f"--freeze vision: {problem}; leave the flag out")
 
 
 def checkpointed_layers(model) -> list:
@@ -358,8 +354,7 @@ def saving(part: Path) -> Iterator[None]:
         if getattr(error, "errno", None) not in DISK_ERRORS and free > MIN_FREE:
             raise
         problem = f"cannot be written ({str(error).splitlines()[0]}; {free >> 20} MB free)"
-        remedy = "the last checkpoint is kept: make room and call again to go on"
-        fail(f"{part}: {problem}; {remedy}", 1)
+        fail(f"{part}: {problem}; the last checkpoint is kept: make room and call again to go on", 1)
 
 
 def saved_steps(part: Path) -> list[int]:
@@ -380,14 +375,12 @@ def save_checkpoint(accelerator: Accelerator, part: Path, step: int) -> None:
 
 def resume(accelerator: Accelerator, part: Path) -> int:
     """Load the last checkpoint in `part` and cut the log back to it; the step to go on with."""
-    first = max(saved_steps(part), default=0)
-    if first:
+    if first := max(saved_steps(part), default=0):
         checkpoint = part / f"checkpoint-{first}"
         sharded = (checkpoint / "pytorch_model_fsdp_0").exists()
         if sharded != accelerator.is_fsdp2:
             saved, needed = ("several GPUs", "several") if sharded else ("one GPU", "one")
-            remedy = f"go on with {needed}, or remove {part} to start anew"
-            fail(f"{checkpoint}: was saved by {saved}; {remedy}")
+            fail(f"{checkpoint}: was saved by {saved}; go on with {needed}, or remove {part} to start anew")
         accelerator.load_state(str(checkpoint))
         accelerator.print(f"resumed at step {first}")
     log = part / "train_log.jsonl"
@@ -400,20 +393,27 @@ def resume(accelerator: Accelerator, part: Path) -> int:
 
 
 def save_model(accelerator: Accelerator, model, processor, spec: str, part: Path) -> None:
-    """Weights as safetensors (bf16 where the computation was), the processor's files copied as they are."""
+    """Weights as safetensors (bf16 where the computation was), the processor's files copied as they are:
+    saving a loaded one may change them.
+    """
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(model)
         if hasattr(model, "get_base_model"):
             state, model = merged(model, state), model.get_base_model()
         if accelerator.mixed_precision == "bf16":
-            floating = {name: part for name, part in state.items() if part.is_floating_point()}
-            state |= {name: tensor.bfloat16() for name, tensor in floating.items()}
+            state = {
+                name: part.bfloat16() if part.is_floating_point() else part for name, part in state.items()
+            }
         for name in getattr(model, "all_tied_weights_keys", {}):  # stored once: the other name says where
             state.pop(name, None)
         with saving(part):
             write_model(model, state, processor, part)
-            copy_processor(spec, part)
+            source = Path(cached_file(spec, "config.json")).parent
+            for path in (*source.iterdir(), *source.glob("additional_chat_templates/*")):
+                if path.suffix in COPIED and not str(path).endswith(MADE_ANEW):
+                    (target := part / path.relative_to(source)).parent.mkdir(exist_ok=True)
+                    shutil.copy(path, target)
     accelerator.wait_for_everyone()
 
 
@@ -421,11 +421,9 @@ def write_model(model, state: dict, processor, part: Path) -> None:
     """The model's folder. Its generation_config names what ends a reply, and no sampling habits: what a
     request leaves out a server takes from there.
     """
-    usual, tokenizer = model.generation_config, processor.tokenizer
-    named = usual.eos_token_id if isinstance(usual.eos_token_id, list) else [usual.eos_token_id]
-    ends = dict.fromkeys([turn_end(processor), tokenizer.eos_token_id, *named])  # what 04 has taught first
+    usual = model.generation_config
     ids = {"bos_token_id": usual.bos_token_id, "pad_token_id": usual.pad_token_id}
-    model.generation_config = GenerationConfig(eos_token_id=[end for end in ends if end is not None], **ids)
+    model.generation_config = GenerationConfig(eos_token_id=reply_ends(processor, usual), **ids)
     model.save_pretrained(part, state_dict=state)
     dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
@@ -435,20 +433,10 @@ def write_model(model, state: dict, processor, part: Path) -> None:
 
 def merged(model, state: dict) -> dict:
     """The state of a model with adapters as one of the model itself: W + scaling * B A."""
-    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    plain = {}
-    for name, tensor in state.items():
-        layer, is_base, rest = name.partition(".base_layer.")
-        if is_base and rest == "weight":
-            down, up = (state[f"{layer}.lora_{side}.default.weight"].float() for side in "AB")
-            tensor = tensor.float() + adapted[layer].scaling["default"] * (up @ down)
-        if ".lora_" not in name:
-            plain[name.replace(".base_layer.", ".").removeprefix("base_model.model.")] = tensor
-    return plain
-
-
-def copy_processor(spec: str, folder: Path) -> None:
-    """The processor's files and a model's code as they are: saving a loaded processor may change them."""
-    for path in Path(cached_file(spec, "config.json")).parent.iterdir():
-        if path.suffix in COPIED and not str(path).endswith(MADE_ANEW):
-            shutil.copy(path, folder / path.name)
+    for layer, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            down, up = (state.pop(f"{layer}.lora_{side}.default.weight").float() for side in "AB")
+            weight = state[f"{layer}.base_layer.weight"].float()
+            state[f"{layer}.base_layer.weight"] = weight + module.scaling["default"] * (up @ down)
+    names = {name: name.replace(".base_layer.", ".").removeprefix("base_model.model.") for name in state}
+    return {names[name]: tensor for name, tensor in state.items()}

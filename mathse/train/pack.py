@@ -36,18 +36,26 @@ from torch.utils.data import DataLoader
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import chat_parts, encode_prompts, encode_texts, fitting, turn_end
+from mathse.chat import (
+    PER_TOKEN,
+    ROW_ERRORS,
+    as_text,
+    chat_parts,
+    encode_groups,
+    render,
+    token_ids,
+    turn_end,
+)
 from mathse.images import open_image
 from mathse.launch import end_with_parent
 from mathse.records import IMAGE, fail
+from mathse.replies import THINKING
 from mathse.train.plan import TrainingRows
 
 PACKED = "packed"  # in transformers' table of attentions; it has no mask function there, so no mask is made
 CHUNK = 1 << 27  # logits at a time: 512 MiB in fp32; each chunk reads the whole output layer again
 # Differences of losses that are rounding, computed in fp32 and in bf16: see how_far_off().
 ROUNDING = {"no": 1e-5, "bf16": 5e-2}
-# A processor's outputs that have an entry a token; the others are about images.
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
 @dataclass
@@ -114,19 +122,16 @@ def encode(
 ) -> tuple[Batch | None, int]:
     """(a micro-batch of these rows, None if none is usable; number of rows left out). Not `packed`: one row.
 
-    Left out are rows with unreadable images, with more than --max-length tokens, or with a placeholder of
-    the model in a text. With several processes (`world`) a blank image without labels is added where there
-    is none: all must pass the vision tower, or those that do wait for ever.
+    Left out are rows with unreadable images or with more than --max-length tokens. With several processes
+    (`world`) a blank image without labels is added where there is none: all must pass the vision tower, or
+    those that do wait for ever.
     """
     found = []
     for _, group in itertools.groupby(numbers, rows.group_of.__getitem__):
-        read = map(rows.__getitem__, group)
-        read = [row | {"messages": fitting(processor, row["messages"])} for row in read]
-        clean = [row for row in read if not holds_placeholder(processor, row)]
+        members = [*map(rows.__getitem__, group)]
         with contextlib.suppress(OSError, ValueError):
-            if clean:
-                images = [open_image(image, args.max_pixels) for image in clean[0]["images"]]
-                found.append(Group(clean, images))
+            images = [open_image(image, args.max_pixels) for image in members[0]["images"]]
+            found.append(Group(members, images))
     usable, inputs = tokenize(processor, found, args.max_length)
     left_out = len(numbers) - sum(len(group.rows) for group in usable)
     if world > 1 and not any(group.images for group in usable):
@@ -138,14 +143,6 @@ def encode(
     return (pack if packed else pass_alone)(usable, inputs), left_out
 
 
-def holds_placeholder(processor, row: dict) -> bool:
-    """Whether a text holds this model's token of an image or video: it would wait for one."""
-    names = (getattr(processor, name, None) for name in ("image_token", "video_token"))
-    tokens = [token for token in names if token]
-    parts = (part for message in chat_parts(row["messages"]) for part in message["content"])
-    return any(token in part.get("text", "") for part in parts for token in tokens)
-
-
 def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Group], dict]:
     """(the groups with their tokens, without rows that are too long; inputs of their first prompts). Prompts
     are exactly those of sampling, and replies are appended: nothing in front of a label differs.
@@ -153,56 +150,61 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
     if not groups:
         return [], {}
     try:
-        chats = [chat_parts(group.rows[0]["messages"][:-1], group.images) for group in groups]
-        inputs = encode_prompts(processor, chats)
-    except ValueError:  # an image that this processor refuses, such as a strip of a few pixels
+        asked = [([row["messages"][:-1] for row in group.rows], group.images) for group in groups]
+        inputs, prompts = encode_groups(processor, asked)
+        for group, group.prompts in zip(groups, prompts):
+            group.replies = reply_tokens(processor, group)
+    except ROW_ERRORS:  # of a row, such as a strip of a few pixels that this processor refuses
         if len(groups) == 1:
             return [], {}
         kept = [group for group in groups if tokenize(processor, [replace(group)], max_length)[0]]
         if len(kept) == len(groups):
             raise
         return tokenize(processor, kept, max_length)
-    inputs, first_kept = {name: np.asarray(value) for name, value in inputs.items()}, []
-    for group, ids, seen in zip(groups, inputs["input_ids"], inputs["attention_mask"].astype(bool)):
-        prompts, replies = prompt_tokens(processor, group, ids[seen].tolist()), reply_tokens(processor, group)
-        fits = [len(prompt) + len(reply) <= max_length for prompt, reply in zip(prompts, replies)]
-        parts = (group.rows, prompts, replies)
+    first_kept = []
+    for group in groups:
+        parts = (group.rows, group.prompts, group.replies)
+        fits = [len(prompt) + len(reply) <= max_length for prompt, reply in zip(*parts[1:])]
         group.rows, group.prompts, group.replies = ([*itertools.compress(part, fits)] for part in parts)
         first_kept.append(fits[0])
     if all(first_kept):
-        return groups, inputs
+        return groups, {name: np.asarray(value) for name, value in inputs.items()}
     return tokenize(processor, [group for group in groups if group.rows], max_length)
-
-
-def prompt_tokens(processor, group: Group, first: list[int]) -> list[list[int]]:
-    """Tokens of each row's prompt; `first` are those of the first row's."""
-    messages = [row["messages"][:-1] for row in group.rows]
-    if all(message == messages[0] for message in messages):
-        return [first] * len(messages)
-    if (tokens := encode_texts(processor, messages, first)) is not None:
-        return tokens
-    chats = ([chat_parts(message, group.images)] for message in messages)
-    return [encode_prompts(processor, chat)["input_ids"][0].tolist() for chat in chats]
 
 
 def reply_tokens(processor, group: Group) -> list[list[int]]:
     """Tokens of what is sampled behind the generation prompt: each row's reply, as the chat template writes
-    it, up to the token that ends a turn; what follows, such as a line break, belongs to the next turn. A
-    reply that the template rewrites, such as one with its reasoning taken out, is learnt as it stands.
+    it, up to the token that ends a turn; what follows, such as a line break, belongs to the next turn. What
+    prompt or template write in front of it, as the mark that opens a thought, is not written again. A reply
+    that the template rewrites, such as one with its reasoning taken out, is learnt as it stands.
     """
     end, texts = end_mark(processor), []
     for row in group.rows:
-        bare, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"].strip()
-        reply = reply.removesuffix(end)
-        head = processor.apply_chat_template(bare, add_generation_prompt=True)
-        said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
-        turn = processor.apply_chat_template([*bare, said])
-        if turn.startswith(head) and reply in (turn := turn.removeprefix(head)):
-            place = (turn.rfind(reply) if reply else 0) + len(reply)
-            space, is_there, _ = turn[place:].partition(end)
-            reply = turn[:place] + (space if is_there else "")
-        texts.append(reply + end)
-    return processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        chat, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"].strip()
+        head = render(processor, chat, add_generation_prompt=True)
+        opened = [mark[0] for mark in THINKING.finditer(head) if mark.end() == len(head.rstrip())]
+        reply = without(reply.removesuffix(end).rstrip(), *opened)
+        before, behind = around(processor, chat, head, reply, end)
+        texts.append(before + as_text(processor, without(reply, before.strip())) + behind + end)
+    return token_ids(processor, texts)
+
+
+def without(reply: str, beginning: str = "") -> str:
+    return reply.removeprefix(beginning).lstrip() if beginning else reply
+
+
+def around(processor, chat: list[dict], head: str, reply: str, end: str) -> tuple[str, str]:
+    """What the template writes between a chat with generation prompt, `head`, and a reply, and between that
+    and the end.
+    """
+    said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
+    turn = render(processor, [*chat, said])
+    reply, rest = as_text(processor, reply), turn.removeprefix(head)
+    if not turn.startswith(head) or reply not in rest:
+        return "", ""
+    place = rest.rfind(reply) if reply else 0
+    behind, is_there, _ = rest[place + len(reply) :].partition(end)
+    return rest[:place], behind if is_there else ""
 
 
 def end_mark(processor) -> str:
@@ -401,17 +403,14 @@ class Packing:
 
 @torch.no_grad()
 def why_not(packing: Packing, model, batch: Batch, alone: list[Batch], rounding: float) -> str:
-    """Why the losses of a packed micro-batch are not those of its rows `alone`; empty if they are.
-
-    Every batch of `alone` is passed, also one beyond its rows: all processes pass equally many.
-    """
+    """Why the losses of a packed micro-batch are not those of its rows `alone`; empty if they are."""
     if dropout := getattr(packing.model.config.get_text_config(), "attention_dropout", 0):
         return f"attention_dropout {dropout}"  # the comparison goes without
     packing.use(True)
     ours = packing.losses(model, batch)
     packing.use(False)
     theirs = torch.cat([packing.losses(model, row) for row in alone])
-    off = how_far_off(ours, theirs[: len(ours)])
+    off = how_far_off(ours, theirs)
     return packing.limit or ("" if off < rounding else f"the loss is off by {off:.1e}")
 
 

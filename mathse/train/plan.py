@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mathse.jsonl import remove
 from mathse.records import IMAGE, derive_seed, fail, read_rows, relative_images, shown
+from mathse.replies import without_end
 
 
 def write_training_file(path: Path, sources: list[str], limit: int, choose: Callable, make: Callable) -> Path:
@@ -38,6 +39,8 @@ def write_training_file(path: Path, sources: list[str], limit: int, choose: Call
                     if (source, row["id"], row["sample"]) not in chosen:
                         continue
                     row = make(row) | trace(row, Path(source), path.parent)
+                said = row["messages"][-1]
+                said["content"] = without_end(said["content"])
                 weight = row.get("weight", 1)
                 if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
                     problem = f"{shown(weight)} of {shown(row['id'])} is not a number of at least 0"

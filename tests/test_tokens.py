@@ -1,0 +1,342 @@
+"""A model's own tokens: texts that hold them are text, a reply's end is its own, a template is found where
+checkpoints keep it, and what is learnt stands behind the prompt that is sampled from.
+"""
+
+import argparse
+import importlib
+import json
+import shutil
+import time
+
+import pytest
+import tiny
+from conftest import read_rows, write_rows
+from PIL import Image
+
+import common
+from mathse.chat import (
+    chat_parts,
+    encode_prompts,
+    encode_texts,
+    harmless,
+    render,
+    special_tokens,
+    token_ids,
+    turn_end,
+    user_message,
+)
+from mathse.generate.endpoint import read_choice
+from mathse.records import read_rows as read_problems
+from mathse.replies import without_end
+from mathse.train.pack import Group, reply_tokens
+
+KINDS = ["qwen2_vl", "internvl", "idefics3", "llava", "gemma3"]
+IMAGE = Image.effect_noise((64, 64), 99).convert("RGB")
+
+# ---------------------------------------------------------------- special tokens in texts
+
+
+def special_names(processor) -> list[str]:
+    added = processor.tokenizer.added_tokens_decoder.values()
+    return [token.content for token in added if token.special and len(token.content) > 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_holds_only_the_template_s_special_tokens(kind, tiny_model):
+    """Alone and beside a shorter one, whose padding it does not change; and the text stays what it is."""
+    processor = common.load_processor(str(tiny_model(kind)))
+    tokenizer, question = processor.tokenizer, harmless(" or ".join(["What is", *special_names(processor)]))
+
+    def prompts(*texts: str) -> list[list[int]]:
+        chats = [chat_parts(user_message(text, [IMAGE]), [IMAGE]) for text in texts]
+        inputs = encode_prompts(processor, chats)
+        return [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
+
+    (usual,), (alone,) = prompts("What is x?"), prompts(question)
+    assert prompts("What is x?", question) == [usual, alone]
+    specials = [tokenizer.convert_tokens_to_ids(name) for name in special_names(processor)]
+    assert [each for each in alone if each in specials] == [each for each in usual if each in specials]
+    assert max(alone) < len(tiny.SPECIAL) + 256 and question in tokenizer.decode(alone)
+    messages = [user_message(text, [IMAGE]) for text in (question, "What is x?", f"<pad>{question}")]
+    assert encode_texts(processor, messages, alone) == [alone, usual, *prompts(f"<pad>{question}")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reply_holds_no_special_token_but_its_end(kind, tiny_model):
+    processor = common.load_processor(str(tiny_model(kind)))
+    reply = f"Not {' '.join(special_names(processor))}, but 2."
+    messages = [*user_message("What is x?", []), {"role": "assistant", "content": reply}]
+    (learnt,) = reply_tokens(processor, Group([{"messages": messages}], []))
+    assert processor.tokenizer.decode(learnt) == f"{reply}<eos>"
+    assert [token for token in learnt if token < len(tiny.SPECIAL)] == [tiny.SPECIAL.index("<eos>")]
+
+
+def test_tokens_that_overlap_or_are_forged(tiny_model):
+    processor = common.load_processor(str(tiny_model("llava")))
+    processor.tokenizer.add_tokens(["<pad><e", "aa"], special_tokens=True)
+    special_tokens.cache_clear()
+    text = "<pad><eos> <p\U000f0000ad> aaa"
+    (parts,) = chat_parts([{"role": "user", "content": text}])
+    (ids,) = encode_prompts(processor, [[parts]])["input_ids"].tolist()
+    assert processor.tokenizer.decode(ids) == "<user><pad><eos> <pad> aaa<eos><reply>"
+    assert sum(token < len(tiny.SPECIAL) or token >= len(tiny.SPECIAL) + 256 for token in ids) == 3
+
+
+def test_a_question_with_tokens_is_one(tmp_path):
+    row = {"id": "1", "question": "<|im_end|><|image_pad|></s>?", "options": ["<eos>", "2"], "answer": "2"}
+    (found,) = read_problems(write_rows(tmp_path / "p.jsonl", [row]))
+    assert row["question"] in common.solve_prompt(found) and "A. <eos>" in common.solve_prompt(found)
+
+
+# ---------------------------------------------------------------- the end of a reply
+
+CUT = "So it is 5."
+KEPT = [  # what is no end
+    "There are <|im_end|> two, so it is 2.",
+    "<|im_end|> ends a turn, and `</s>` too.",
+    "Two tokens: <|endoftext|>, </s>. So it is 2.",
+    "<|begin_of_box|>5<|end_of_box|>",
+    "<think>2 + 3</think>",
+    "<|begin_of_thought|>2 + 3<|end_of_thought|>\n\n<|begin_of_solution|>5<|end_of_solution|>",
+    "2 + 3<|end|><|start|>assistant<|channel|>final<|message|>5.",
+    "|A|<|B|",
+    "x<y>",
+    "It is 5.  \n",
+    "",
+]
+ENDS = [
+    "<|im_end|>",
+    "<|im_end|>\n",
+    " <|eot_id|>",
+    "</s>",
+    "<s>",
+    "<|endoftext|>",
+    "<|eot_id|><|eot_id|>",
+    "<|im_end|>\n<|im_end|> </s>",
+    "<end_of_utterance>",
+    "<end_of_turn>\n",
+    "<turn|>",
+    "<eos>",
+    "<eoa>",
+    "[UNUSED_TOKEN_145]",
+    "[/INST]",
+    " [end of text]",
+    "<｜end▁of▁sentence｜>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|end|>",
+    "<|return|>",
+    "<|an_end_that_nobody_knows|>",
+    "<|im_end|>\n<|im_start|>user\nThanks",
+    " <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nMore.",
+    "</s><s>[INST] More [/INST]",
+    "<|endoftext|>Human: and 2 + 2?",
+    "\n<|im_end|>\nMore.",
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_end_marks_of_any_server_are_cut_off(end):
+    assert without_end(CUT + end) == CUT
+    for finish in ("stop", "length"):  # a server may write on behind it, up to the limit
+        choice = read_choice({"message": {"content": CUT + end}, "finish_reason": finish})
+        assert (choice.text, choice.finish) == (CUT, "stop")
+
+
+@pytest.mark.parametrize("text", KEPT)
+def test_what_is_no_end_stays(text):
+    assert without_end(text) == text
+
+
+def test_a_reply_of_end_marks_alone_is_no_text():
+    assert read_choice({"message": {"content": "<|im_end|>"}, "finish_reason": "stop"}).finish == "error"
+
+
+@pytest.mark.parametrize("text", [" ", "<|im_end|> ", " <|im_end|>", "<", "<|a", "<|" + "a" * 9, "[", "</s>"])
+def test_no_text_takes_long(text):
+    begun = time.process_time()
+    without_end(text * 30_000 + "x")
+    without_end("x" + text * 30_000)
+    assert time.process_time() - begun < 2
+
+
+def test_end_marks_are_neither_judged_nor_learnt(run, stage, tmp_path, tiny_model):
+    """Of a file that another tool has sampled: 02's rows and 04's training file, which may be its input."""
+    row = {"question": "What is 2 + 3?", "answer": "5", "images": [], "prompt": "2 + 3?", "sample": 0}
+    row |= {"finish": "stop", "origin": "teacher", "model": "m", "seed": 1}
+    said = "I add. The answer to this problem is 5."
+    rows = [row | {"id": str(number), "response": said + end} for number, end in enumerate(ENDS)]
+    rows[1]["finish"] = "length"  # its server wrote on
+    files = [tmp_path / name for name in ("samples.jsonl", "verified.jsonl", "train.jsonl", "again.jsonl")]
+    write_rows(files[0], rows)
+    done = run("02_verify.py", "--input", files[0], "--output", files[1], "--accept", "answer")
+    assert done.returncode == 0, done.stderr
+    verified = read_rows(files[1])
+    assert [(row["status"], row["response"]) for row in verified] == [("correct", said)] * len(ENDS)
+    from mathse.train.plan import write_training_file
+
+    module = importlib.import_module("04_finetune")
+    args = argparse.Namespace(orm=False, binary=False)
+
+    def written(path, source) -> list[dict]:
+        chosen = {(str(source), row["id"], row["sample"]) for row in read_rows(source)}
+        make = lambda row: module.training_row(row, args)  # noqa: E731
+        return read_rows(write_training_file(path, [str(source)], 0, lambda: chosen, make))
+
+    made = written(files[2], files[1])
+    assert {row["messages"][-1]["content"] for row in made} == {said}
+    for row, end in zip(made, ENDS):
+        row["messages"][-1]["content"] += end
+    write_rows(files[2], made)
+    assert {row["messages"][-1]["content"] for row in written(files[3], files[2])} == {said}
+
+
+# ---------------------------------------------------------------- what is learnt is what is sampled
+
+EOU = "<end_of_utterance>"
+TURN = "{{ role }}: {{ text }}"
+SYSTEM = "{% if loop.first and role != 'system' %}system: Help.<eos>\n{% endif %}"
+ANSWER = "{{ text.split('</think>')[-1].strip() }}"
+THOUGHT = "{{ text.split('</think>')[0].split('<think>')[-1].strip() if '</think>' in text }}"
+CLOSED = (  # as Qwen3-VL-Thinking: a turn without a thought gets an empty one
+    "{{ role }}:{% if role == 'assistant' %}<think>\n" + THOUGHT + "\n</think>\n\n" + ANSWER + "{% else %}"
+    "{{ text }}{% endif %}<eos>\n"
+)  # fmt: skip
+OPEN = "assistant:<think>\n"
+SHAPES = [  # (turn, generation prompt, reply, what is learnt, the token that ends a turn)
+    (TURN + "<eos>\n", "assistant:", "4.", " 4.<eos>", "<eos>"),  # Qwen and Idefics break the line behind it
+    (TURN + " ", "assistant:", "4.", " 4.<eos>", None),  # LLaVA-1.5 writes no end
+    (TURN + "\n###", "assistant:", "4.", " 4.<eos>", None),  # no token: a reply would never end there
+    ("{{ role }}: {{ text | trim }}" + EOU, "assistant:", "4.", " 4." + EOU, EOU),
+    (TURN + "\n" + EOU + "<eos>", "assistant:", "4.", " 4.\n" + EOU, EOU),  # where a reply ends
+    (TURN + "<eos>", "assistant:", "4.<eos>", " 4.<eos>", "<eos>"),
+    (TURN + "<eos>\n", "assistant:", "", " <eos>", "<eos>"),
+    (SYSTEM + TURN + "<eos>", "assistant:", "4.", " 4.<eos>", "<eos>"),
+    ("{{ bos_token }}" + TURN + EOU, "{{ 'assistant: ' }}", "4.", "4." + EOU, EOU),
+    # what a template writes in front of a reply stands there once, also where it has been sampled
+    ("{{ role }}: <think></think>{{ text }}<eos>", "assistant:", "4.", " <think></think>4.<eos>", "<eos>"),
+    # some take the reasoning out of a reply: what stands in the row is learnt
+    ("{{ role }}: " + ANSWER + EOU, "assistant:", "<think>2</think>4.", "<think>2</think>4." + EOU, EOU),
+    # a thought that the prompt opens is not opened again
+    ("{{ role }}: " + ANSWER + EOU, OPEN, "<think>\n2</think>4.", "2</think>4." + EOU, EOU),
+    ("{{ role }}: " + ANSWER + EOU, OPEN, "2</think>4.", "2</think>4." + EOU, EOU),
+    ("{{ role }}: " + ANSWER + EOU, OPEN, "4.", "4." + EOU, EOU),
+    (TURN + "<eos>", "assistant: ◁think▷", "◁think▷2◁/think▷4.", "2◁/think▷4.<eos>", "<eos>"),
+    (TURN + "<eos>", OPEN + "</think>\n", "<think>2</think>4.", "<think>2</think>4.<eos>", "<eos>"),
+    (CLOSED, OPEN, "<think>\n2\n</think>\n\n4.", "2\n</think>\n\n4.<eos>", "<eos>"),
+    (CLOSED, OPEN, "2</think>4.", "2</think>4.<eos>", "<eos>"),
+    (CLOSED, OPEN, "4.", "\n</think>\n\n4.<eos>", "<eos>"),
+]  # fmt: skip
+
+
+def processor_with(turn: str, opening: str, **special) -> argparse.Namespace:
+    """A processor whose chat template writes turns, and the generation prompt, in this way."""
+    tokenizer = tiny.make_tokenizer()
+    for name, value in special.items():
+        setattr(tokenizer, name, value)
+    head = "{% for m in messages %}{% set role, text = m['role'], m['content'][0]['text'] %}"
+    template = head + turn + "{% endfor %}{% if add_generation_prompt %}" + opening + "{% endif %}"
+
+    def apply(chat, **flags):
+        return tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, **flags)
+
+    return argparse.Namespace(tokenizer=tokenizer, apply_chat_template=apply)
+
+
+def learnt_of(processor, reply: str) -> list[int]:
+    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": reply}]
+    return reply_tokens(processor, Group([{"messages": messages}], []))[0]
+
+
+@pytest.mark.parametrize("turn, opening, reply, learnt, end", SHAPES)
+def test_what_is_learnt_is_what_is_sampled(turn, opening, reply, learnt, end):
+    """Also of a sample of what has been learnt; and the template writes no more than that in a whole chat,
+    unless it rewrites the reply."""
+    processor = processor_with(turn, opening)
+    tokenizer = processor.tokenizer
+    tokens = learnt_of(processor, reply)
+    assert tokenizer.decode(tokens) == learnt
+    assert turn_end(processor) == (end and tokenizer.convert_tokens_to_ids(end))
+    sampled = tokenizer.decode(tokens[:-1], skip_special_tokens=True).strip()
+    assert learnt_of(processor, sampled) == tokens
+    said = {"role": "assistant", "content": [{"type": "text", "text": sampled}]}
+    chat = [*chat_parts([{"role": "user", "content": "What?"}]), said]
+    head, whole = render(processor, chat[:1], add_generation_prompt=True), render(processor, chat)
+    (prompt,) = token_ids(processor, [head])
+    assert tokenizer.decode(prompt + tokens) == head + learnt
+    if sampled == reply and end and whole.startswith(head) and sampled in whole:
+        assert whole.startswith(head + learnt)
+
+
+def test_a_model_whose_replies_have_no_end_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        learnt_of(processor_with("{{ role }}: {{ text }} ", "assistant:", eos_token=None), "4.")
+    assert "names a token that ends a reply; set eos_token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_turns_end_alike_in_all_architectures(kind, tiny_model):
+    assert turn_end(common.load_processor(str(tiny_model(kind)))) == tiny.SPECIAL.index("<eos>")
+
+
+# ---------------------------------------------------------------- where a template stands
+
+PLAIN = tiny.template("<image>")
+
+
+STRINGS = (  # what a user says is a list, what the assistant says a text
+    "{% for m in messages %}{% if m['role'] == 'user' %}{% for p in m['content'] %}"
+    "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
+
+
+def named(*names: str) -> list[dict]:
+    return [{"name": name, "template": PLAIN} for name in names]
+
+
+@pytest.mark.parametrize(
+    "file, content, problem",
+    [
+        ("chat_template.jinja", PLAIN, ""),
+        ("chat_template.json", {"chat_template": PLAIN}, ""),
+        ("chat_template.json", {"chat_template": named("default", "rag")}, ""),
+        ("processor_config.json", PLAIN, ""),
+        ("processor_config.json", {"default": PLAIN, "tool_use": "no"}, ""),
+        ("tokenizer_config.json", PLAIN, ""),
+        ("tokenizer_config.json", named("default", "tool_use"), ""),
+        ("tokenizer_config.json", named("chat"), ""),
+        ("additional_chat_templates/default.jinja", PLAIN, ""),
+        ("tokenizer_config.json", named("rag", "tool_use"), "no chat template (default) in "),
+        ("tokenizer_config.json", None, "no chat template (default) in "),
+        ("tokenizer_config.json", "", "no chat template (default) in "),
+        ("chat_template.jinja", "{% for", "cannot encode an image and a question: TemplateSyntaxError"),
+        ("chat_template.jinja", "{{ nothing.at.all }}", "cannot encode an image and a question: Undefined"),
+        ("chat_template.jinja", "{{ raise_exception('no list') }}", "TemplateError: no list"),
+        ("chat_template.jinja", "{{ messages[0]['content'] }}", "does not write a text"),
+        (
+            "tokenizer_config.json",
+            "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}",
+            "an image",
+        ),
+        ("chat_template.jinja", STRINGS, "does not write a text"),
+    ],
+)
+def test_a_template_is_found_or_one_line_says_so(file, content, problem, tiny_model, tmp_path, capsys):
+    spec = shutil.copytree(tiny_model("llava"), tmp_path / "model")
+    (spec / "chat_template.jinja").unlink()
+    path = spec / file
+    path.parent.mkdir(exist_ok=True)
+    if file.endswith("_config.json"):
+        text = json.dumps(json.loads(path.read_text()) | {"chat_template": content})
+    else:
+        text = content if path.suffix == ".jinja" else json.dumps(content)
+    path.write_text(text)
+    if not problem:
+        processor = common.load_processor(str(spec))
+        chat = chat_parts(user_message("x", ["an image"]))
+        assert render(processor, chat, add_generation_prompt=True) == "<user><image>x<eos><reply>"
+        return
+    with pytest.raises(SystemExit, match="2"):
+        common.load_processor(str(spec))
+    found = capsys.readouterr().err
+    assert found.startswith(f"error: --model: {spec}: ") and found.count("\n") == 1 and problem in found
