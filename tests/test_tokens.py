@@ -28,7 +28,7 @@ from mathse.chat import (
 from mathse.generate.endpoint import read_choice
 from mathse.records import read_rows as read_problems
 from mathse.replies import without_end
-from mathse.train.pack import Group, reply_tokens
+from mathse.train.pack import reply_tokens
 
 KINDS = ["qwen2_vl", "internvl", "idefics3", "llava", "gemma3"]
 IMAGE = Image.effect_noise((64, 64), 99).convert("RGB")
@@ -66,7 +66,7 @@ def test_a_reply_holds_no_special_token_but_its_end(kind, tiny_model):
     processor = common.load_processor(str(tiny_model(kind)))
     reply = f"Not {' '.join(special_names(processor))}, but 2."
     messages = [*user_message("What is x?", []), {"role": "assistant", "content": reply}]
-    (learnt,) = reply_tokens(processor, Group([{"messages": messages}], []))
+    (learnt,) = reply_tokens(processor, [{"messages": messages}])
     assert processor.tokenizer.decode(learnt) == f"{reply}<eos>"
     assert [token for token in learnt if token < len(tiny.SPECIAL)] == [tiny.SPECIAL.index("<eos>")]
 
@@ -244,7 +244,7 @@ def processor_with(turn: str, opening: str, **special) -> argparse.Namespace:
 
 def learnt_of(processor, reply: str) -> list[int]:
     messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": reply}]
-    return reply_tokens(processor, Group([{"messages": messages}], []))[0]
+    return reply_tokens(processor, [{"messages": messages}])[0]
 
 
 @pytest.mark.parametrize("turn, opening, reply, learnt, end", SHAPES)

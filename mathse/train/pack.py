@@ -153,7 +153,7 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
         asked = [([row["messages"][:-1] for row in group.rows], group.images) for group in groups]
         inputs, prompts = encode_groups(processor, asked)
         for group, group.prompts in zip(groups, prompts):
-            group.replies = reply_tokens(processor, group)
+            group.replies = reply_tokens(processor, group.rows)
     except ROW_ERRORS:  # of a row, such as a strip of a few pixels that this processor refuses
         if len(groups) == 1:
             return [], {}
@@ -172,14 +172,14 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
     return tokenize(processor, [group for group in groups if group.rows], max_length)
 
 
-def reply_tokens(processor, group: Group) -> list[list[int]]:
+def reply_tokens(processor, rows: list[dict]) -> list[list[int]]:
     """Tokens of what is sampled behind the generation prompt: each row's reply, as the chat template writes
     it, up to the token that ends a turn; what follows, such as a line break, belongs to the next turn. What
     prompt or template write in front of it, as the mark that opens a thought, is not written again. A reply
     that the template rewrites, such as one with its reasoning taken out, is learnt as it stands.
     """
     end, texts = end_mark(processor), []
-    for row in group.rows:
+    for row in rows:
         chat, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"].strip()
         head = render(processor, chat, add_generation_prompt=True)
         opened = [mark[0] for mark in THINKING.finditer(head) if mark.end() == len(head.rstrip())]
