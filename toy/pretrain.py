@@ -59,11 +59,9 @@ TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embed
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}  # of half a head
 TOWER = {"depth": 2, "embed_dim": 96, "mlp_ratio": 3, "num_heads": 4, "hidden_size": TEXT["hidden_size"]}
 PATCH, MERGE = 8, 2
-
-EASY_SHARE = 0.35
+EASY_SHARE = 0.35  # of the steps
 NEXT_LAYER, THIS_LAYER = 3, 4  # of the text's layers
-EARLY_WEIGHT = 0.5  # of the early loss
-SEE_WEIGHT = 1.0  # of the visual tokens' own loss
+EARLY_WEIGHT, SEE_WEIGHT = 0.5, 1.0  # of the early loss, of the visual tokens' own
 NONE = -100  # no label: what transformers ignores
 
 
@@ -71,15 +69,13 @@ NONE = -100  # no label: what transformers ignores
 
 
 class Example(NamedTuple):
-    """A lesson: picture (or None), what is asked, the reply; with statements to check, their lines as
-    given and as they would be right.
-    """
+    """A lesson."""
 
     picture: toy.Canvas | None
-    text: str
+    text: str  # what is asked
     reply: str
-    given: list[str] = []
-    right: list[str] = []
+    given: list[str] = []  # statements to check, a line each
+    right: list[str] = []  # as these would be right
 
 
 def draw_picture(rng: random.Random) -> tuple[dict, toy.Family, dict, toy.Canvas]:
@@ -129,9 +125,7 @@ def calculate(rng: random.Random) -> Example:
 
 
 def sum_with_choices(rng: random.Random) -> tuple[str, list[str], list[str]]:
-    """(a sum to choose the result of, its solution's lines, the lines of one that goes wrong in the sum
-    or the letter)
-    """
+    """(a sum to choose the result of, its solution's lines, those of one with a wrong sum or letter)"""
     left, result = one_sum(rng)
     options = toy.draw_options(result, rng)
     letter = "ABCD"[options.index(str(result))]
@@ -197,10 +191,6 @@ def judgement(picture: toy.Canvas | None, question: str, right: str, given: str)
     return Example(picture, asked, json.dumps(reply), given.split("\n"), right.split("\n"))
 
 
-def number_steps(lines: list[str]) -> list[str]:
-    return [f"Step {index}: {line}" for index, line in enumerate(lines, 1)]
-
-
 def astray(right: str, options: list[str], rng: random.Random) -> str:
     """The solution with one line that has no slip of its own but does not belong: another step, other
     numbers, a step left out, a stray word, another answer.
@@ -222,7 +212,7 @@ def astray(right: str, options: list[str], rng: random.Random) -> str:
             words[place : place + rng.choice([0, 1])] = rng.choice([[], [rng.choice(stray)]])
             given[index] = " ".join(words)
         elif calculation and kind == "skip":
-            given = [*number_steps(texts[:index] + texts[index + 1 :]), lines[-1]]
+            given = [*toy.number_steps(texts[:index] + texts[index + 1 :]), lines[-1]]
         elif calculation:
             text, left, operation, other = calculation.groups()
             known = re.findall(r"\d+", " ".join(texts[:index]))
@@ -256,32 +246,25 @@ def check_picture(rng: random.Random) -> Example:
     given = list(right)
     if rng.random() < 0.5:
         place = rng.choice([0, rng.randrange(len(right))])
-        misread = None if place else description(family, toy.misread(numbers, rng))
-        given[place] = misread or spoiled(*sums[place - 1], rng)
-    right, given = ("\n".join(number_steps(lines)) for lines in (right, given))
+        if place == 0:
+            given[0] = description(family, toy.misread(numbers, rng))
+        else:
+            given[place] = spoiled(*sums[place - 1], rng)
+    right, given = ("\n".join(toy.number_steps(lines)) for lines in (right, given))
     return judgement(canvas, "Describe the picture, then calculate.", right, given)
 
 
 EASY_TASKS = {describe_briefly: 0.3, calculate: 0.15, check_sums: 0.35, check_description: 0.2}
-TASKS = {
-    describe_briefly: 0.12,
-    describe: 0.07,
-    calculate: 0.06,
-    choose: 0.06,
-    solve_words: 0.12,
-    check_sums: 0.07,
-    check_choice: 0.06,
-    check_description: 0.12,
-    check_words: 0.20,
-    check_picture: 0.12,
-}
+TASKS = {describe_briefly: 0.12, describe: 0.07, calculate: 0.06, choose: 0.06, solve_words: 0.12}
+TASKS |= {check_sums: 0.07, check_choice: 0.06, check_description: 0.12}
+TASKS |= {check_words: 0.20, check_picture: 0.12}
 
 
 def draw_example(rng: random.Random, tasks: dict = TASKS) -> Example:
     return rng.choices([*tasks], [*tasks.values()])[0](rng)
 
 
-# ---------------------------------------------------------------- tokenizer, processor, model
+# ---------------------------------------------------------------- tokenizer, model, training
 
 
 def make_processor(seed: int):
@@ -324,14 +307,10 @@ def make_model(tokenizer):
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     text = TEXT | ends | {"vocab_size": len(tokenizer), "bos_token_id": None, "rope_parameters": ROPE}
-    patches = {"patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2}
-    wide = {"initializer_range": 0.06}
-    config = Qwen2VLConfig(
-        text_config=text | wide | {"tie_word_embeddings": True},
-        vision_config=TOWER | patches | wide,
-        tie_word_embeddings=True,
-        **ids,
-    )
+    text |= {"initializer_range": 0.06, "tie_word_embeddings": True}
+    tower = TOWER | {"patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2}
+    tower |= {"initializer_range": 0.06}
+    config = Qwen2VLConfig(text_config=text, vision_config=tower, tie_word_embeddings=True, **ids)
     return Qwen2VLForConditionalGeneration(config)
 
 
@@ -345,9 +324,10 @@ def verdict_tokens(tokenizer) -> list[int]:
 
 
 def make_row(example: Example, tokenizer) -> tuple[list[int], list[int], list[int]]:
-    """(tokens, labels, expected) of an example, as long as each other; the prompt is what CHAT_TEMPLATE
-    renders. Labels are the reply and, in statements, a verdict after each digit and each line. `expected` is
-    the reply and what a statement ought to say. In statements both end at the first mistake.
+    """(tokens, labels, expected) of an example, as long as each other; CHAT_TEMPLATE renders the same prompt.
+
+    Labels are the reply and a verdict after each digit and each line of statements. `expected` is the reply
+    and what statements ought to say. In statements both end at the first mistake.
     """
     opening = f"<|im_start|>user\n{VISION if example.picture else ''}"
     prompt = f"{opening}{example.text}{END}\n<|im_start|>assistant\n"
@@ -373,8 +353,8 @@ def make_row(example: Example, tokenizer) -> tuple[list[int], list[int], list[in
 
 
 def make_batch(examples: list[Example], tokenizer, images) -> dict:
-    """What the model reads, right-padded (B, T) tensors; `labels` and `expected` as in make_row; `cells`:
-    the token that each visual token learns to name, of what its cell holds.
+    """Right-padded (B, T) tensors that the model reads, `labels` and `expected` as of make_row; `cells`: the
+    tokens that visual tokens learn to name, of what their cells hold.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -391,8 +371,7 @@ def make_batch(examples: list[Example], tokenizer, images) -> dict:
         batch |= images(images=[canvas.image for canvas in pictures], return_tensors="pt")
         places = [(column, row) for row in range(toy.CELLS) for column in range(toy.CELLS)]
         words = [canvas.cells.get(place) for canvas in pictures for place in places]
-        named = [encode(f" {word}" if word else ".", tokenizer)[0] for word in words]
-        batch["cells"] = torch.tensor(named)
+        batch["cells"] = torch.tensor([encode(f" {word}" if word else ".", tokenizer)[0] for word in words])
     return batch
 
 
@@ -414,13 +393,8 @@ def produce(queue, folder: Path, seed: int, batch_size: int, easy_steps: int) ->
         queue.put([{name: tensor.numpy() for name, tensor in batch.items()} for batch in batches])
 
 
-# ---------------------------------------------------------------- training
-
-
 def early_loss(hidden: tuple, batch: dict, expected, this_head, model):
-    """Mean cross-entropy of naming `expected` (B, T) from two inner layers; `this_head` is thrown away
-    after training.
-    """
+    """Mean cross-entropy of naming `expected` (B, T) from two inner layers."""
     from torch.nn.functional import cross_entropy
 
     following = expected[:, 1:] != NONE
@@ -430,18 +404,57 @@ def early_loss(hidden: tuple, batch: dict, expected, this_head, model):
     return loss + cross_entropy(this_head(hidden[THIS_LAYER][here]), expected[here]) if here.any() else loss
 
 
-def count_verdicts(logits, batch: dict, verdicts: list[int], counts: dict) -> None:
-    """Add to counts[("No" or "Yes", "right" or "all")]: verdicts inside statements, as the model gives
-    them.
+def train(args, model, tokenizer, queue) -> None:
+    """All steps; the model is saved every 250 and after the last. Prints means since the last line: losses,
+    and "No" and "Yes", the shares of these verdicts inside statements that the model gives.
     """
-    wanted = batch["labels"][:, 1:]
-    for name, token in zip(("No", "Yes"), verdicts):
-        here = (wanted == token) & (batch["input_ids"][:, 1:] != token)
-        counts[name, "right"] += int((logits[:, :-1].argmax(-1) == token)[here].sum())
-        counts[name, "all"] += int(here.sum())
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    this_head = torch.nn.Linear(TEXT["hidden_size"], len(tokenizer))  # thrown away after training
+    parameters = [*model.parameters(), *this_head.parameters()]
+    decayed = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05}
+    others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed, others], lr=args.lr, betas=(0.9, 0.98))
+    shape = {"pct_start": 0.05, "final_div_factor": 50}  # the first phase must be longer than a step
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, max(21, args.steps), **shape)
+    embeddings, seen = model.get_input_embeddings().weight, []
+    model.model.visual.merger.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    verdicts = dict(zip(("No", "Yes"), verdict_tokens(tokenizer)))
+    begun, means = time.monotonic(), collections.defaultdict(list)
+    for step in range(1, args.steps + 1):
+        parts = [{name: torch.from_numpy(value) for name, value in part.items()} for part in queue.get()]
+        labels = sum(int((part["labels"] != NONE).sum()) for part in parts)
+        for part in parts:
+            cells, expected = part.pop("cells", None), part.pop("expected")
+            output = model(**part, num_items_in_batch=labels, use_cache=False, output_hidden_states=True)
+            early = early_loss(output.hidden_states, part, expected, this_head, model)
+            loss = output.loss + EARLY_WEIGHT * early / len(parts)
+            means["reply"].append(output.loss.item() * len(parts))
+            means["early"].append(early.item())
+            if cells is not None:
+                see_loss = cross_entropy(seen.pop() @ embeddings.T, cells)
+                means["seeing"].append(see_loss.item())
+                loss = loss + SEE_WEIGHT * see_loss / len(parts)
+            loss.backward()
+            wanted, said = part["labels"][:, 1:], output.logits[:, :-1].argmax(-1)
+            for name, token in verdicts.items():
+                here = (wanted == token) & (part["input_ids"][:, 1:] != token)
+                means[name] += (said == token)[here].tolist()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 50 == 0 or step == args.steps:
+            told = (f"{name} {sum(values) / max(1, len(values)):.4f}" for name, values in means.items())
+            print(f"step {step}  {'  '.join(told)}  {(time.monotonic() - begun) / 60:.1f} min", flush=True)
+            means.clear()
+        if step % 250 == 0 or step == args.steps:
+            weights = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+            model.save_pretrained(args.output, state_dict=weights)
 
 
-def parse_args():
+def main() -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--output", type=Path, required=True, help="model folder to write")
@@ -451,93 +464,25 @@ def parse_args():
     add("--lr", type=real(above=True), default=2e-3, help="peak learning rate (default %(default)s)")
     add("--threads", type=whole(1), default=2, help="torch threads (default %(default)s)")
     add("--seed", type=whole(0), default=0, help="of weights and lessons (default %(default)s)")
-    return parser.parse_args()
-
-
-def start(args):
-    """(model, tokenizer); the processor is saved, for the worker, too."""
+    args = parser.parse_args()
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
-    tokenizer, images = load_processor(args.init) if args.init else make_processor(args.seed)
-    tokenizer.save_pretrained(args.output)
-    images.save_pretrained(args.output)
-    if not args.init:
-        return make_model(tokenizer), tokenizer
-    return Qwen2VLForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32), tokenizer
-
-
-def make_optimizer(args, parameters: list):
-    """(AdamW, its schedule)"""
-    import torch
-
-    decayed = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05}
-    others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW([decayed, others], lr=args.lr, betas=(0.9, 0.98))
-    steps = max(21, args.steps)  # it divides by the length of the warm-up, a twentieth, less one
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, steps, pct_start=0.05, final_div_factor=50
-    )
-    return optimizer, schedule
-
-
-def start_worker(args):
-    """The queue from which each step's batches come; the process ends with this one."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue(8)
-    easy_steps = 0 if args.init else round(args.steps * EASY_SHARE)
-    settings = queue, args.output, args.seed + 1, args.batch_size, easy_steps
-    context.Process(target=produce, args=settings, daemon=True).start()
-    return queue
-
-
-def main() -> None:
-    args = parse_args()
-    import torch
-    from torch.nn.functional import cross_entropy
-
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    model, tokenizer = start(args)
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"{size:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
-    this_head = torch.nn.Linear(TEXT["hidden_size"], len(tokenizer))
-    optimizer, schedule = make_optimizer(args, [*model.parameters(), *this_head.parameters()])
-    queue, seen, verdicts = start_worker(args), [], verdict_tokens(tokenizer)
-    model.model.visual.merger.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    begun, losses, counts = time.monotonic(), collections.defaultdict(list), collections.Counter()
-    for step in range(1, args.steps + 1):
-        parts = [{name: torch.from_numpy(value) for name, value in part.items()} for part in queue.get()]
-        labels = sum(int((part["labels"] != NONE).sum()) for part in parts)
-        for part in parts:
-            cells, expected = part.pop("cells", None), part.pop("expected")
-            output = model(**part, num_items_in_batch=labels, use_cache=False, output_hidden_states=True)
-            early = early_loss(output.hidden_states, part, expected, this_head, model)
-            loss = output.loss + EARLY_WEIGHT * early / len(parts)
-            losses["reply"].append(output.loss.item() * len(parts))
-            losses["early"].append(early.item())
-            if step % 50 > 40:
-                count_verdicts(output.logits, part, verdicts, counts)
-            if cells is not None:
-                see_loss = cross_entropy(seen.pop() @ model.get_input_embeddings().weight.T, cells)
-                losses["seeing"].append(see_loss.item())
-                loss = loss + SEE_WEIGHT * see_loss / len(parts)
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 50 == 0 or step == args.steps:
-            means = "  ".join(f"{name} {sum(values) / len(values):.4f}" for name, values in losses.items())
-            rates = (counts[name, "right"] / max(1, counts[name, "all"]) for name in ("No", "Yes"))
-            right = "verdicts right: No {:.2f}  Yes {:.2f}".format(*rates)
-            minutes = (time.monotonic() - begun) / 60
-            print(f"step {step}  losses: {means}  {right}  {minutes:.1f} min", flush=True)
-            losses.clear()
-            counts.clear()
-        if step % 250 == 0 or step == args.steps:
-            weights = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
-            model.save_pretrained(args.output, state_dict=weights)
+    tokenizer, images = load_processor(args.init) if args.init else make_processor(args.seed)
+    for part in (tokenizer, images):
+        part.save_pretrained(args.output)
+    if args.init:
+        model = Qwen2VLForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32)
+    else:
+        model = make_model(tokenizer)
+    print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
+    context, easy_steps = multiprocessing.get_context("spawn"), round(args.steps * EASY_SHARE)
+    queue = context.Queue(8)
+    settings = queue, args.output, args.seed + 1, args.batch_size, 0 if args.init else easy_steps
+    context.Process(target=produce, args=settings, daemon=True).start()
+    train(args, model, tokenizer, queue)
 
 
 if __name__ == "__main__":

@@ -150,12 +150,8 @@ class Family:
     draw: Callable[[dict, random.Random, Canvas], None]
 
 
-def draw_numbers(**ranges: tuple[int, int]) -> Callable[[random.Random], dict]:
-    return lambda rng: {name: rng.randint(*bounds) for name, bounds in ranges.items()}
-
-
-def angle_numbers(rng: random.Random) -> dict:
-    return {"a": 5 * rng.randint(4, 16), "b": 5 * rng.randint(4, 16)}
+def draw_numbers(**ranges: range) -> Callable[[random.Random], dict]:
+    return lambda rng: {name: rng.choice(values) for name, values in ranges.items()}
 
 
 def bar_numbers(rng: random.Random) -> dict:
@@ -176,28 +172,28 @@ def point_numbers(rng: random.Random) -> dict:
 
 FAMILIES = {
     "rectangle_area": Family(
-        draw_numbers(a=(3, 12), b=(2, 9)),
+        draw_numbers(a=range(3, 13), b=range(2, 10)),
         "a rectangle with sides {a} and {b}",
         "What is the area of the rectangle?",
         ["The area is a * b = r"],
         draw_rectangle,
     ),
     "rectangle_perimeter": Family(
-        draw_numbers(a=(3, 19), b=(2, 9)),
+        draw_numbers(a=range(3, 20), b=range(2, 10)),
         "a rectangle with sides {a} and {b}",
         "What is the perimeter of the rectangle?",
         ["Half the way around is a + b = s", "The perimeter is 2 * s = r"],
         draw_rectangle,
     ),
     "triangle_perimeter": Family(
-        draw_numbers(a=(3, 19), b=(3, 19), c=(3, 19)),
+        draw_numbers(a=range(3, 20), b=range(3, 20), c=range(3, 20)),
         "a triangle with sides {a}, {b} and {c}",
         "What is the perimeter of the triangle?",
         ["Two sides make a + b = s", "The perimeter is s + c = r"],
         draw_triangle,
     ),
     "triangle_angle": Family(
-        angle_numbers,
+        draw_numbers(a=range(20, 81, 5), b=range(20, 81, 5)),
         "a triangle with angles {a} and {b}",
         "What is the third angle of the triangle, in degrees?",
         ["The two angles make a + b = s", "The third angle is 180 - s = r"],
@@ -232,14 +228,14 @@ FAMILIES = {
         draw_points,
     ),
     "shapes_value": Family(
-        draw_numbers(m=(1, 5), k=(1, 5), p=(2, 9), q=(2, 9)),
+        draw_numbers(m=range(1, 6), k=range(1, 6), p=range(2, 10), q=range(2, 10)),
         "{m} circles for {p} and {k} squares for {q}",
         "How much are all the shapes below the line worth together?",
         ["The circles are m * p = s", "The squares are k * q = t", "Together they are s + t = r"],
         draw_shapes,
     ),
     "frame_area": Family(
-        draw_numbers(a=(6, 12), b=(4, 9), c=(2, 4)),
+        draw_numbers(a=range(6, 13), b=range(4, 10), c=range(2, 5)),
         "a rectangle with sides {a} and {b} and a square hole with side {c}",
         "What area is left of the rectangle without its hole?",
         ["The rectangle is a * b = s", "The hole is c * c = t", "What is left is s - t = r"],
@@ -258,10 +254,7 @@ def parts(step: str) -> tuple[str, str, str, str, str]:
 
 
 def work_out(family: Family, numbers: dict, slip_at: int = -1, slip: int = 0) -> tuple[list[str], int]:
-    """The calculations, one a line, and the result.
-
-    With `slip_at`, that calculation comes out wrong by `slip`.
-    """
+    """The calculations, one a line, and the result; that at `slip_at` comes out wrong by `slip`."""
     values, lines = dict(numbers), []
 
     def value_of(name: str) -> int:
@@ -275,13 +268,14 @@ def work_out(family: Family, numbers: dict, slip_at: int = -1, slip: int = 0) ->
     return lines, values["r"]
 
 
+def number_steps(lines: list[str]) -> list[str]:
+    return [f"Step {index}: {line}" for index, line in enumerate(lines, 1)]
+
+
 def solution_text(family: Family, numbers: dict, options: list[str], opening: str, **slip) -> tuple[str, str]:
-    """(a worked solution that starts with `opening` and the facts, its answer); the letter is given if
-    the answer is a choice.
-    """
+    """(a worked solution that starts with `opening` and the facts, its answer's value)"""
     lines, result = work_out(family, numbers, **slip)
-    lines = [f"{opening} {family.facts.format(**numbers)}.", *lines]
-    steps = [f"Step {index}: {line}" for index, line in enumerate(lines, 1)]
+    steps = number_steps([f"{opening} {family.facts.format(**numbers)}.", *lines])
     answer = "ABCD"[options.index(str(result))] if str(result) in options else str(result)
     return "\n".join([*steps, f"{CLOSING} {answer}."]), str(result)
 
@@ -289,9 +283,7 @@ def solution_text(family: Family, numbers: dict, options: list[str], opening: st
 def wrong_solution(
     family: Family, numbers: dict, options: list[str], opening: str, rng: random.Random
 ) -> tuple[str, int]:
-    """A solution with one mistake, carried on consistently to a wrong answer, and the index of its first
-    wrong line (from 0).
-    """
+    """A solution with one mistake, carried on to a wrong answer, and the index of its first wrong line."""
     right_text, right = solution_text(family, numbers, options, opening)
     while True:
         read, slip, wrong_line = numbers, {}, 0
@@ -327,8 +319,7 @@ def misread_number(value: int, rng: random.Random) -> int:
 
 
 def first_mistake(right: str, given: str) -> tuple[str, str] | None:
-    """(the first line of a given solution that differs from the right one, what is wrong with it), without
-    the right answer.
+    """(the first line that differs from the right solution, what is wrong with it, without the right answer)
 
     Of choices the value is as good an answer as its letter.
     """
@@ -390,9 +381,6 @@ def make_problem(name: str, rng: random.Random) -> tuple[dict, dict, Canvas]:
     return record, numbers, canvas
 
 
-# ---------------------------------------------------------------- files
-
-
 def main() -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -418,9 +406,8 @@ def main() -> None:
             canvas.image.save(args.output / path)
             rows.append({"id": f"toy/{split}/{len(rows):05d}", "images": [path]} | record)
         rng.shuffle(rows)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         part = args.output / f"{split}.jsonl.part"
-        part.write_text(text, encoding="utf-8")
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         part.replace(args.output / f"{split}.jsonl")
     print(f"{args.train} training and {args.test} test problems of {len(names)} families in {args.output}")
 

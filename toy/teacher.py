@@ -6,8 +6,7 @@ question and image, and answers from its solution; for problems of the toy world
 response fails, and why. A seeded share of its solutions is wrong, so that verification matters.
 
     python toy/teacher.py --problems toy/train.jsonl --port 8001
-    python 01_sample.py --input toy/train.jsonl --output distilled.jsonl --model
-    http://127.0.0.1:8001/v1#teacher --limit 100
+    python 01_sample.py --input toy/train.jsonl --output d0.jsonl --model http://127.0.0.1:8001/v1#teacher
 """
 
 import base64
@@ -20,7 +19,6 @@ import random
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
@@ -37,9 +35,7 @@ from mathse.records import fail, read_rows
 
 
 def prompt_pattern(prompt: str) -> re.Pattern:
-    """A prompt with {fields} -> a pattern with named groups: a prompt changed in its script is still
-    understood here.
-    """
+    """A prompt with {fields} -> a pattern with named groups, so that a changed prompt is understood, too."""
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.*?)", re.escape(prompt)) + r"\Z", re.DOTALL)
 
 
@@ -50,10 +46,7 @@ def problem_key(question: str, images: list[bytes]) -> bytes:
 
 
 class Teacher:
-    """Answers a prompt with images.
-
-    `wrong`: the share of its solutions that are wrong, by `seed` and problem.
-    """
+    """Answers a prompt with images; the share `wrong` of its solutions is wrong, by `seed` and problem."""
 
     def __init__(self, paths: list[Path], wrong: float, seed: int):
         self.wrong, self.seed, self.problems, self.by_question = wrong, seed, {}, {}
@@ -62,12 +55,9 @@ class Teacher:
             self.problems[problem_key(text, images)] = row
             self.by_question.setdefault(text, row)
         verify, reflect = map(importlib.import_module, ("02_verify", "03_reflect"))
-        prompts = {
-            "solve": SOLVE_PROMPT,
-            "feedback": verify.FEEDBACK_PROMPT,
-            "reflect": reflect.REFLECT_PROMPT,
-        }
-        self.patterns = {kind: prompt_pattern(prompt) for kind, prompt in prompts.items()}
+        self.patterns = {"solve": prompt_pattern(SOLVE_PROMPT)}
+        self.patterns["feedback"] = prompt_pattern(verify.FEEDBACK_PROMPT)
+        self.patterns["reflect"] = prompt_pattern(reflect.REFLECT_PROMPT)
 
     def answer(self, text: str, images: list[bytes], request_seed: int) -> str | None:
         """The reply, or None for an unknown prompt or problem."""
@@ -99,9 +89,7 @@ class Teacher:
         return f"{steps.replace(answer, other)}\n{CLOSING} {other}."
 
     def feedback(self, row: dict, response: str) -> str:
-        """The first step that differs from the worked solution, and what is wrong with it, without the
-        right answer.
-        """
+        """The first step that differs from the worked solution, and what is wrong with it."""
         right = row.get("solution") or ""
         told = dict.fromkeys(("error_step", "error_analysis", "error_type", "improvement_suggestion"))
         mistake = toy.first_mistake(right, response)
@@ -167,13 +155,9 @@ def serve_in_background(server: ThreadingHTTPServer, parent: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):  # whoever reads our output need not wait for us
         os.dup2(null, stream)
-
-    def follow() -> None:
-        while Path(f"/proc/{parent}").exists():
-            time.sleep(0.2)
-        os._exit(0)
-
-    threading.Thread(target=follow, daemon=True).start()
+    server.service_actions = lambda: (
+        Path(f"/proc/{parent}").exists() or os._exit(0)
+    )  # at each turn of its loop
 
 
 def main() -> None:
@@ -186,7 +170,6 @@ def main() -> None:
     add("--wrong", type=real(0, 1), default=0.1, help=share)
     add("--seed", type=whole(0), default=0, help="draws which ones are wrong (default %(default)s)")
     args = parser.parse_args()
-
     files = [path for path in args.problems if path.is_file() and path.suffix != ".parquet"]
     read, lock = functools.cache(lambda: Teacher(files, args.wrong, args.seed)), threading.Lock()
 
@@ -198,7 +181,6 @@ def main() -> None:
         server = ThreadingHTTPServer(("127.0.0.1", args.port), handler(teacher))
     except OSError as error:
         fail(f"--port: {args.port}: {error.strerror}; choose another")
-    server.daemon_threads = True
     address = f"http://127.0.0.1:{server.server_port}/v1#teacher"
     if args.background:
         print(address, flush=True)
