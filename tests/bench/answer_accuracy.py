@@ -31,24 +31,17 @@ def by_math_verify(pair: dict) -> bool:
 
 def line(name: str, judged: list[tuple[bool, str, bool]]) -> str:
     """Of (whether a pair's answer is right, our verdict, whether math-verify accepts)."""
-    ours = [(expected, own == "correct") for expected, own, _ in judged]
-    theirs = [(expected, accepts) for expected, _, accepts in judged]
+    ours, theirs = [], []
+    for cells, accepted in (
+        (ours, [own == "correct" for _, own, _ in judged]),
+        (theirs, [it for *_, it in judged]),
+    ):
+        pairs = [(expected, accepts) for (expected, *_), accepts in zip(judged, accepted)]
+        lucky, right = pairs.count((False, True)), sum(expected == accepts for expected, accepts in pairs)
+        cells += [f"{right / len(pairs):.1%}", f"{lucky} ({lucky / len(pairs):.1%})"]
+    rejected = sum(expected and own != "correct" for expected, own, _ in judged)
     undecided = sum(own == "undecided" for _, own, _ in judged)
-    right, accepts = [], []
-    for pairs in (ours, theirs):
-        right.append(f"{sum(expected == accepted for expected, accepted in pairs) / len(pairs):.1%}")
-        accepts.append(f"{pairs.count((False, True))} ({pairs.count((False, True)) / len(pairs):.1%})")
-    cells = [
-        name,
-        len(ours),
-        right[0],
-        accepts[0],
-        ours.count((True, False)),
-        undecided,
-        right[1],
-        accepts[1],
-    ]
-    return "| " + " | ".join(map(str, cells)) + " |"
+    return "| " + " | ".join(map(str, (name, len(judged), *ours, rejected, undecided, *theirs))) + " |"
 
 
 def main() -> None:

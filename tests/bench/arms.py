@@ -1,8 +1,5 @@
-"""Arms of a benchmark, which take turns: what they measure as a table, clocks, and long-lived workers for
-those that live in environments of their own.
-
-A script that starts workers is started again as `PYTHON SCRIPT --worker JOB` and answers each line on stdin
-by one on stdout.
+"""Arms of a benchmark, which take turns: their medians as a table, clocks, and workers for arms that live in
+environments of their own: started as `PYTHON SCRIPT --worker JOB`, they answer each line on stdin by one.
 """
 
 import contextlib
@@ -36,11 +33,10 @@ def show(found: dict[str, list[Measures]]) -> None:
         for unit in turns[0]:
             values = [turn[unit] for turn in turns]
             middle = statistics.median(values)
-            numbers = (
-                f"{value:,.{0 if value >= 100 else 2}f}" for value in (middle, min(values), max(values))
-            )
-            told.append("{} ({}-{}) {}".format(*numbers, unit))
-            told[-1] += f", {middle / first.setdefault(unit, middle):.2f} x"
+            digits = 0 if middle >= 100 else 2
+            numbers = (f"{value:,.{digits}f}" for value in (middle, min(values), max(values)))
+            ratio = middle / first.setdefault(unit, middle)
+            told.append("{} ({}-{}) {}, {:.2f} x".format(*numbers, unit, ratio))
         print(f"  {name:28} {'; '.join(told)}", flush=True)
 
 

@@ -29,16 +29,13 @@ def verdict(reply: str) -> str:
         return str([line.startswith("Yes") for line in reply.split("\n")])
 
 
-def make_requests(task, count: int, seed: int, folder: str) -> list[Request]:
-    rng, requests = random.Random(f"fresh {seed} {task.__name__}"), []
-    for number in range(count):
-        example = task(rng)
-        images = [f"{folder}/{task.__name__}-{number}.png"] if example.picture else []
-        for path in images:
-            example.picture.image.save(path)
-        row = {"id": str(number), "images": images, "right": example.reply}
-        requests.append(Request(row, user_message(example.text, images), {0: 0}))
-    return requests
+def make_request(task, number: int, rng: random.Random, folder: str) -> Request:
+    example, images = task(rng), []
+    if example.picture:
+        images = [f"{folder}/{task.__name__}-{number}.png"]
+        example.picture.image.save(images[0])
+    row = {"id": str(number), "images": images, "right": example.reply}
+    return Request(row, user_message(example.text, images), {0: 0})
 
 
 def main() -> None:
@@ -50,7 +47,8 @@ def main() -> None:
     generate = open_model(args.model, args, common.load)
     with tempfile.TemporaryDirectory() as folder:
         for task in pretrain.TASKS:
-            requests = make_requests(task, args.examples, args.seed, folder)
+            rng = random.Random(f"fresh {args.seed} {task.__name__}")
+            requests = [make_request(task, number, rng, folder) for number in range(args.examples)]
             replies = [(reply.text, reply.row["right"]) for reply in generate(requests)]
             exact = mean(text == right for text, right in replies)
             agree = mean(verdict(text) == verdict(right) for text, right in replies)

@@ -10,10 +10,8 @@ its steps against what the device can do.
 
 Models: `toy` is toy/base, the others are Qwen2-VL with random weights (7b: the shape of Qwen2-VL-7B).
 Tasks:
-  decode             a step of 1, 64, 256 and 512 rows, in per cent of the bound of roofline.py by the copies
-                     and matrix products measured here
-  fixed, log-normal  N samples a problem; generate(num_return_sequences=N), whose rows go on to the end of the
-                     longest sample
+  decode             a step of 1, 64, 256 and 512 rows, beside the bound of roofline.py
+  fixed, log-normal  N samples a problem; generate(num_return_sequences=N) goes on to the longest one's end
   judging            a verdict on each of N candidates a problem; the engine with nothing shared; generate()
                      on as many whole prompts in one batch
   --orm              the same of a run's ORM on real paths, each verdict as long as it is
@@ -51,8 +49,7 @@ def time_steps(local: tuple, rows: list[dict], count: int, samples: int, tokens:
     """Steps of `count` rows: as many problems as they need, each with all its samples."""
     from roofline import step_bound
 
-    samples = min(count, samples)
-    problems = -(-count // samples)
+    problems, samples = -(-count // min(count, samples)), min(count, samples)
     copies = [rows[index % len(rows)] | {"id": f"copy {index}"} for index in range(problems)]
     engine = models.make_engine(*local, count, tokens + 1)
     times, once = [], engine.step
@@ -68,8 +65,8 @@ def time_steps(local: tuple, rows: list[dict], count: int, samples: int, tokens:
     for _ in range(2):  # the first warms up
         times.clear()
         engine.work.clear()
-        requests, lengths = models.sampling_requests(copies, samples), [tokens + 1] * (samples * problems)
-        models.by_engine(engine, requests, lengths, greedy=False)
+        requests = models.sampling_requests(copies, samples)
+        models.by_engine(engine, requests, [tokens + 1] * (samples * problems), greedy=False)
     shared, own = engine.work["prompt_tokens"] / engine.work["prompts"], 1 + tokens / 2
     bound, took = step_bound(local[0], ceilings, count, problems, shared, own), statistics.median(times)
     what = f"  {count:4} rows, {shared:.0f} + {own:.0f} tokens: {1e3 * took:8.2f} ms a step"
@@ -87,9 +84,8 @@ def asked(task: str, local: tuple, args, rows: list[dict]) -> tuple[list, list[i
         engine = models.make_engine(*local, count, 96, temperature=0.0, ends=True)
         lengths = {id(reply.row): reply.tokens for reply in engine(requests)}
         return requests, [lengths[id(request.row)] for request in requests]
-    lengths = models.log_normal(count, args.tokens, 3 * args.tokens)
-    fixed = task == "fixed"
-    return models.sampling_requests(rows, args.samples), [args.tokens] * count if fixed else lengths
+    varied = models.log_normal(count, args.tokens, 3 * args.tokens)
+    return models.sampling_requests(rows, args.samples), [args.tokens] * count if task == "fixed" else varied
 
 
 def time_samples(task: str, local: tuple, name: str, args, rows: list[dict], folder: Path) -> None:
@@ -161,8 +157,7 @@ def main() -> None:
         args.side, args.tokens, args.verdict_tokens = sizes
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             local = common.load(args.orm) if args.orm else models.build(name, device, dtype)
-            size = local[0].num_parameters() / 1e6
-            print(f"{name}: {size:.1f} M parameters, images of {args.side} x {args.side}", flush=True)
+            print(f"{name}: {local[0].num_parameters() / 1e6:.1f} M parameters, side {args.side}", flush=True)
             rows = models.make_rows(Path(folder), args.problems, args.side)
             for task in ["verdicts"] if args.orm else args.tasks:
                 if task == "decode":

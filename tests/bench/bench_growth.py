@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -41,13 +42,12 @@ def main() -> None:
 
         def sample(count: int) -> None:
             rows = (row | {"id": str(n), "question": f"{n} + {n} = ?"} for n in range(count))
-            for _ in generate(request for each in rows for request in sampling_requests([each], 8)):
-                pass
+            sum(1 for _ in generate(request for each in rows for request in sampling_requests([each], 8)))
 
         sample(100)  # warms up
         points = []
         for count in args.problems:
-            took = timed(lambda count=count: sample(count))()
+            took = timed(partial(sample, count))()
             points.append((math.log(count), math.log(took["s of the processor"])))
             told = ", ".join(f"{value:.1f} {unit}" for unit, value in took.items())
             print(f"{count} problems, {8 * count} samples: {told}, peak {peak_memory():.0f} MB", flush=True)

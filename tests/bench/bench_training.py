@@ -6,30 +6,28 @@ second and peak memory.
     python tests/bench/bench_training.py --models 7b --problems 16 --steps 1 --trl VENV/bin/python --liger
     python tests/bench/bench_training.py --architectures  # no times: is it exact, on all seven
 
-7b needs a GPU of 141 GB; without one the tiny model takes its place.
-
 Every arm is a process that loads model and rows once and then trains as many optimizer steps as it is asked
 for, by its own training loop as it is; the peers' are in environments of their own, named by their Pythons.
-The arms take turns; what is timed is from the end of one optimizer step to the end of a later one. fp32 on a
-CPU, AdamW, the loss on the response only. Before that their losses must agree on the same rows.
+The arms take turns, timed from the end of one optimizer step to the end of a later one. fp32 on a CPU, AdamW,
+the loss on the response only. Before that their losses must agree on the same rows.
   trl             padded batches (it refuses to pack rows with images)
   llama-factory   packed (`neat_packing`)
-  packed          ours, no padding
-  shared          ours as it is: packed, a problem's image and question once for all its answers
+  packed, shared  ours without a problem's image and question once for all its answers, and as it is
   before          shared, of another checkout of this repository (--before FOLDER)
 """
 
 import argparse
-import importlib.util
+import importlib
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
+from collections import Counter
 from functools import partial
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -38,7 +36,6 @@ from arms import Channel, Worker, in_turns, peak_memory, seconds, show
 
 from mathse.cli import Parser
 
-BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0  # of every arm
 BATCH, MICRO_BATCH = 32, 4  # rows an optimizer step, rows a forward pass where they are not packed
 END = "<|im_end|>"  # the last token learnt: the line break behind it is taken from the peers' templates
 # pixels of an image's side, words of an answer
@@ -71,20 +68,20 @@ class Gate:
     def __init__(self, channel: Channel):
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        self.channel, self.left, self.losses = channel, channel.next(), list
-        self.labels, self.tokens, self.start = 0, 0, seconds()
+        self.channel, self.losses, self.counts = channel, list, Counter()
+        self.left, self.start = channel.next(), seconds()
         register_optimizer_step_post_hook(self.after_step)
 
     def count(self, labels: int, tokens: int) -> None:
-        self.labels, self.tokens = self.labels + labels, self.tokens + tokens
+        self.counts.update(labels=labels, tokens=tokens)
 
     def after_step(self, *_) -> None:
         self.left -= 1
         if self.left == 0:
-            turn = {"seconds": seconds() - self.start, "labels": self.labels, "tokens": self.tokens}
-            self.channel.answer(turn | {"peak_mb": peak_memory(), "losses": self.losses()})
-            self.left = self.channel.next()
-            self.labels, self.tokens, self.start = 0, 0, seconds()
+            turn = {"seconds": seconds() - self.start, "peak_mb": peak_memory(), "losses": self.losses()}
+            self.channel.answer(turn | self.counts)
+            self.counts.clear()
+            self.left, self.start = self.channel.next(), seconds()
 
 
 def train_ours(job: dict, gate: Gate) -> None:
@@ -116,16 +113,15 @@ def train_ours(job: dict, gate: Gate) -> None:
 
 
 def peer_flags(job: dict) -> dict:
-    """TrainingArguments of both peers."""
+    """TrainingArguments of both peers: 04's settings."""
     import torch
 
     cuda = torch.cuda.is_available()
     flags = {"output_dir": job["folder"], "num_train_epochs": job["epochs"], "save_strategy": "no"}
     flags |= {"learning_rate": 1e-4, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused"}
-    flags |= {"adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "weight_decay": WEIGHT_DECAY}
-    flags |= {"max_grad_norm": CLIP, "logging_steps": 1, "report_to": "none", "disable_tqdm": True}
-    flags |= {"bf16": cuda, "use_cpu": not cuda, "gradient_checkpointing": cuda}
-    return flags | {"dataloader_num_workers": 0}
+    flags |= {"adam_beta1": 0.9, "adam_beta2": 0.95, "weight_decay": 0.05, "max_grad_norm": 1.0}
+    flags |= {"logging_steps": 1, "report_to": "none", "disable_tqdm": True}
+    return flags | {"bf16": cuda, "use_cpu": not cuda, "gradient_checkpointing": cuda}
 
 
 def watch(gate: Gate, by_forward: bool = False):
@@ -187,8 +183,8 @@ def train_trl(job: dict, gate: Gate) -> None:
 def train_llama_factory(job: dict, gate: Gate) -> None:
     import common
 
-    if importlib.util.find_spec("torchaudio") is None:  # it is imported, but only sound needs it
-        sys.modules["torchaudio"] = ModuleType("torchaudio", None)
+    if find_spec("torchaudio") is None:  # it is imported, but only sound needs it
+        sys.modules["torchaudio"] = module_from_spec(ModuleSpec("torchaudio", None))
     from llamafactory.data.formatter import StringFormatter
     from llamafactory.data.template import TEMPLATES
     from llamafactory.train.tuner import run_exp
@@ -224,31 +220,10 @@ def work(job: dict) -> None:
 # ---------------------------------------------------------------- the parent
 
 
-def training_flops(model: Path, length: float) -> float:
-    """Of a token in a sequence of `length`, what is recomputed and the vision tower not counted."""
-    import torch
-    from roofline import size_of
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        built = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(model))
-    weights, _, attention = size_of(built)
-    return 6 * weights + 3 * attention * length / 2
-
-
-def first_step(arm: str, worker: Worker) -> dict:
-    """Of a worker's first step on BATCH rows, of which it prints the loss."""
-    turn, later = worker.ask(1), worker.ask(1)  # some log a step's loss only in the next
-    worker.close()
-    turn["loss"] = (turn["losses"] + later["losses"])[0]
-    told = f"{turn['labels']} label tokens, {turn['tokens']} tokens computed"
-    print(f"  {arm:14} loss of the first {BATCH} rows {turn['loss']:.5f}, {told}", flush=True)
-    return turn
-
-
 def measure(name: str, args: argparse.Namespace, folder: Path, rate: float, on_gpu: bool) -> None:
     """All arms with one model."""
     import models
+    from roofline import training_flops
 
     data, few = write_rows(folder, args.problems, *SIZES[name]), folder / "first.jsonl"
     few.write_text("".join(data.read_text().splitlines(keepends=True)[:BATCH]))
@@ -265,13 +240,18 @@ def measure(name: str, args: argparse.Namespace, folder: Path, rate: float, on_g
         return Worker(pythons[arm], script, job, Path(f"{job['folder']}.log"))
 
     print(name)
-    # packs that are left over at an epoch's end are a step of their own
-    first = {arm: first_step(arm, start(arm, few, BATCH, 3)) for arm in pythons}
-    losses = [turn["loss"] for turn in first.values()]
+    losses, sizes = [], {}
+    for arm in pythons:  # packs that are left over at an epoch's end are a step of their own
+        worker = start(arm, few, BATCH, 3)
+        first, later = worker.ask(1), worker.ask(1)  # some log a step's loss only in the next
+        worker.close()
+        losses.append((first["losses"] + later["losses"])[0])
+        sizes[arm] = first["tokens"] / BATCH
+        told = f"{first['labels'] / BATCH:.1f} labels and {sizes[arm]:.1f} tokens computed a row"
+        print(f"  {arm:14} loss of the first {BATCH} rows {losses[-1]:.5f}, {told}", flush=True)
     if max(losses) - min(losses) > (2e-2 if on_gpu else 1e-3) * max(losses):
         sys.exit(f"{name}: the losses differ; not timed")
-    length, labels = (first["packed"][key] / BATCH for key in ("tokens", "labels"))
-    print(f"  rows of {length:.0f} tokens, {labels:.0f} of them labels", flush=True)
+    length = sizes["packed"]
     flops, packs, found = training_flops(model, length), max(1, round(length * BATCH / args.pack)), {}
 
     def turn(worker: Worker) -> dict[str, float]:
@@ -309,8 +289,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.architectures:
         tests = ["tests/test_training.py", "-k", "one_row_at_a_time or overfits"]
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *tests]
-        sys.exit(subprocess.run(command, cwd=ROOT, env=os.environ | {"ARCHITECTURES": "all"}).returncode)
+        os.chdir(ROOT)
+        os.environ["ARCHITECTURES"] = "all"
+        os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", "-n", "2", *tests])
     import models
     from roofline import matmul_rate
 

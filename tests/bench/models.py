@@ -1,6 +1,4 @@
-"""Models of the benchmarks, what they are asked, and two ways to get the same samples: generate() and the
-package's own engine.
-"""
+"""Models of the benchmarks, what they are asked, and samples by generate() and by the package's engine."""
 
 import argparse
 import random
@@ -37,7 +35,6 @@ def build(name: str, device: str, dtype) -> tuple:
 
     processor = common.load_processor(str(BASE))
     tokens = processor.tokenizer
-    ends = {"pad_token_id": tokens.pad_token_id, "eos_token_id": tokens.eos_token_id}
     if name == "toy":
         model = common.load_model(str(BASE), device, dtype)
     else:
@@ -54,9 +51,10 @@ def build(name: str, device: str, dtype) -> tuple:
         text.layer_types = ["full_attention"] * text.num_hidden_layers
         torch.manual_seed(0)
         with torch.device(device):
-            auto = AutoModelForImageTextToText
-            model = auto.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    model.generation_config = GenerationConfig(**ends)
+            model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokens.pad_token_id, eos_token_id=tokens.eos_token_id
+    )
     return model.eval(), processor
 
 
@@ -75,9 +73,6 @@ def save(name: str, folder: Path) -> Path:
     del model, part
     torch.cuda.empty_cache()  # for the processes that load it
     return folder
-
-
-# ---------------------------------------------------------------- what is asked
 
 
 def make_rows(folder: Path, count: int, side: int) -> list[dict]:
@@ -99,10 +94,8 @@ def sampling_requests(rows: list[dict], samples: int) -> list[Request]:
 
 def judging_requests(rows: list[dict], samples: int) -> list[Request]:
     """Candidates of each problem."""
-    responses = [" ".join([*WORDS[: 20 + k % 8], str(k)]) for k in range(samples)]
-    return verdict_requests(
-        row | {"sample": k, "response": responses[k]} for row in rows for k in range(samples)
-    )
+    responses = [(k, " ".join([*WORDS[: 20 + k % 8], str(k)])) for k in range(samples)]
+    return verdict_requests(row | {"sample": k, "response": text} for row in rows for k, text in responses)
 
 
 def verdict_requests(paths: Iterable[dict]) -> list[Request]:
@@ -118,9 +111,6 @@ def log_normal(count: int, mean: int, longest: int) -> list[int]:
 
 def chat(request: Request) -> list[dict]:
     return chat_parts(request.messages, [open_image(path, 0) for path in request.row["images"]])
-
-
-# ---------------------------------------------------------------- arms
 
 
 def make_engine(model, processor, rows: int, max_tokens: int, temperature: float = 1.0, ends: bool = False):

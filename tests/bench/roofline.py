@@ -6,6 +6,7 @@ import itertools
 
 import torch
 from arms import seconds
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 
 def fastest(work) -> float:
@@ -33,9 +34,7 @@ def matmul_rate(device: str, dtype) -> float:
 
 
 def size_of(model) -> tuple[int, int, int]:
-    """(parameters that every token passes through; of keys and values of a token; FLOP of one token's
-    attention to another, all layers), of a model whose language part attends to all tokens.
-    """
+    """(parameters that every token passes, keys and values of a token, FLOP of its attention to another)"""
     text = model.config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     weights = sum(part.numel() for part in model.get_decoder().parameters())
@@ -44,9 +43,7 @@ def size_of(model) -> tuple[int, int, int]:
     return weights, kept, 4 * text.num_hidden_layers * text.num_attention_heads * width
 
 
-def step_bound(
-    model, ceilings: tuple[float, float], rows: int, prompts: int, shared: float, own: float
-) -> float:
+def step_bound(model, ceilings: tuple, rows: int, prompts: int, shared: float, own: float) -> float:
     """Seconds at least of one token more in every row, by (bandwidth, rate): each attends to `shared` tokens,
     which are read once for all rows of their prompt, and to `own` ones.
     """
@@ -55,3 +52,11 @@ def step_bound(
     products = max(weights * element / bandwidth, 2 * weights * rows / rate)
     read = kept * element * (prompts * shared + rows * own) / bandwidth
     return products + max(read, attention * rows * (shared + own) / rate)
+
+
+def training_flops(folder: str, length: float) -> float:
+    """Of a token in a sequence of `length`, what is recomputed and the vision tower not counted."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+    weights, _, attention = size_of(model)
+    return 6 * weights + 3 * attention * length / 2

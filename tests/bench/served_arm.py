@@ -7,9 +7,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from arms import Measures, timed
+from arms import timed
 
 import common
 from mathse.cli import Parser, add_generation_flags
@@ -36,9 +37,7 @@ def start(command: str, model: Path, folder: Path) -> Served:
     return Served(str(place), flags(serve=command, output=folder / "served"))
 
 
-def make_arms(
-    served: Served, requests: list, lengths: list[int], greedy: bool
-) -> dict[str, Callable[[], Measures]]:
+def make_arms(served: Served, requests: list, lengths: list[int], greedy: bool) -> dict[str, Callable]:
     """All samples of a problem in one request, and each by itself; replies of one length."""
     settings = flags(max_tokens=lengths[0], concurrency=256, temperature=0.0 if greedy else 1.0)
     generate = open_model(served.spec, settings, common.load)
@@ -49,6 +48,5 @@ def make_arms(
             sys.exit(f"served: {tokens} new tokens, not {sum(lengths)}")
 
     singly = [replace(each, seeds={k: seed}) for each in requests for k, seed in each.seeds.items()]
-    arms = {"served": timed(lambda: answer(requests), served.process.pid)}
-    single = timed(lambda: answer(singly), served.process.pid)
-    return arms | ({} if greedy else {"served, a request a sample": single})
+    arms = {"served": requests} | ({} if greedy else {"served, a request a sample": singly})
+    return {name: timed(partial(answer, asked), served.process.pid) for name, asked in arms.items()}

@@ -1,11 +1,10 @@
 """The arm of ms-swift, in an environment with it and qwen_vl_utils: what `swift sample` does."""
 
-import importlib.util
 import json
 import sys
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from types import ModuleType
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 from arms import Channel, Worker, timed
@@ -31,7 +30,7 @@ def work(job: dict) -> None:
 
     torch.set_num_threads(job["threads"])
     common.load_processor(job["model"])  # without torchvision: leaves the video part of processors out
-    if importlib.util.find_spec("torchvision") is None:
+    if find_spec("torchvision") is None:
         pretend_torchvision()
     from swift.arguments import SamplingArguments
     from swift.pipelines.sampling.vanilla_sampler import VanillaSampler
@@ -68,17 +67,16 @@ def work(job: dict) -> None:
         model.max_batch_size = channel.next()
         replies.clear()
         took = generate()
-        usage = [reply.usage for reply in replies]
-        tokens = [sum(each.completion_tokens for each in usage), sum(each.prompt_tokens for each in usage)]
-        channel.answer({"took": took, "tokens": tokens})
+        usage = ((reply.usage.completion_tokens, reply.usage.prompt_tokens) for reply in replies)
+        channel.answer({"took": took, "tokens": [*map(sum, zip(*usage))]})
 
 
 def pretend_torchvision() -> None:
     """qwen_vl_utils imports it, but only videos need it."""
-    package, io, transforms = (ModuleType(f"torchvision{end}") for end in ("", ".io", ".transforms"))
-    package.__spec__, package.io, package.transforms = ModuleSpec("torchvision", None), io, transforms
-    transforms.InterpolationMode = None
-    sys.modules |= {module.__name__: module for module in (package, io, transforms)}
+    names = ("torchvision", "torchvision.io", "torchvision.transforms")
+    package, package.io, package.transforms = (module_from_spec(ModuleSpec(name, None)) for name in names)
+    package.transforms.InterpolationMode = None
+    sys.modules |= dict(zip(names, (package, package.io, package.transforms)))
 
 
 if __name__ == "__main__":
