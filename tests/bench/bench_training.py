@@ -239,7 +239,6 @@ def measure(name: str, args: argparse.Namespace, folder: Path, rate: float, on_g
         script = f"{args.before}/tests/bench/bench_training.py" if arm == "before" else __file__
         return Worker(pythons[arm], script, job, Path(f"{job['folder']}.log"))
 
-    print(name)
     losses, sizes = [], {}
     for arm in pythons:  # packs that are left over at an epoch's end are a step of their own
         worker = start(arm, few, BATCH, 3)
@@ -248,7 +247,7 @@ def measure(name: str, args: argparse.Namespace, folder: Path, rate: float, on_g
         losses.append((first["losses"] + later["losses"])[0])
         sizes[arm] = first["tokens"] / BATCH
         told = f"{first['labels'] / BATCH:.1f} labels and {sizes[arm]:.1f} tokens computed a row"
-        print(f"  {arm:14} loss of the first {BATCH} rows {losses[-1]:.5f}, {told}", flush=True)
+        print(f"{name}: {arm:14} loss of the first {BATCH} rows {losses[-1]:.5f}, {told}", flush=True)
     if max(losses) - min(losses) > (2e-2 if on_gpu else 1e-3) * max(losses):
         sys.exit(f"{name}: the losses differ; not timed")
     length = sizes["packed"]

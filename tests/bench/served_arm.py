@@ -48,5 +48,6 @@ def make_arms(served: Served, requests: list, lengths: list[int], greedy: bool) 
             sys.exit(f"served: {tokens} new tokens, not {sum(lengths)}")
 
     singly = [replace(each, seeds={k: seed}) for each in requests for k, seed in each.seeds.items()]
+    answer(requests)  # warms up
     arms = {"served": requests} | ({} if greedy else {"served, a request a sample": singly})
     return {name: timed(partial(answer, asked), served.process.pid) for name, asked in arms.items()}
