@@ -141,21 +141,17 @@ def draw_shapes(n: dict, rng: random.Random, canvas: Canvas) -> None:
 
 @dataclass
 class Family:
-    """One kind of problem.
+    """One kind of problem."""
 
-    `steps`: (what is calculated, left, operation, right, name of the result) over named numbers.
-    """
-
-    numbers: Callable[[random.Random], dict]  # the named numbers that the picture shows
+    numbers: Callable[[random.Random], dict]  # draws the named numbers that the picture shows
     facts: str  # the numbers in words
     question: str
-    steps: list[tuple[str, object, str, object, str]]
+    steps: list[str]  # "what is calculated LEFT OPERATION RIGHT = RESULT", over names and numbers; r ends
     draw: Callable[[dict, random.Random, Canvas], None]
-    readable: str  # names of the numbers that a reader of the picture can get wrong
 
 
-def draw_numbers(**ranges: tuple[int, int]) -> Callable[[random.Random], dict]:
-    return lambda rng: {name: rng.randint(*bounds) for name, bounds in ranges.items()}
+def draw_numbers(**ranges: range) -> Callable[[random.Random], dict]:
+    return lambda rng: {name: rng.choice(values) for name, values in ranges.items()}
 
 
 def bar_numbers(rng: random.Random) -> dict:
@@ -169,116 +165,81 @@ def line_numbers(rng: random.Random) -> dict:
     return {"a": start, "b": rng.randint(start + 2, 9), "k": rng.randint(2, 6)}
 
 
-def angle_numbers(rng: random.Random) -> dict:
-    return {"a": 5 * rng.randint(4, 16), "b": 5 * rng.randint(4, 16)}
-
-
 def point_numbers(rng: random.Random) -> dict:
-    (left, right), (low, high) = sorted(rng.sample(range(1, 7), 2)), sorted(rng.sample(range(1, 7), 2))
+    (left, right), (low, high) = (sorted(rng.sample(range(1, 7), 2)) for _ in "xy")
     return {"a": left, "b": low, "c": right, "d": high}
 
 
-BARS = "bars A {A}, B {B}, C {C} and D {D}"
 FAMILIES = {
     "rectangle_area": Family(
-        draw_numbers(a=(3, 12), b=(2, 9)),
+        draw_numbers(a=range(3, 13), b=range(2, 10)),
         "a rectangle with sides {a} and {b}",
         "What is the area of the rectangle?",
-        [("The area is", "a", "*", "b", "r")],
+        ["The area is a * b = r"],
         draw_rectangle,
-        "ab",
     ),
     "rectangle_perimeter": Family(
-        draw_numbers(a=(3, 19), b=(2, 9)),
+        draw_numbers(a=range(3, 20), b=range(2, 10)),
         "a rectangle with sides {a} and {b}",
         "What is the perimeter of the rectangle?",
-        [("Half the way around is", "a", "+", "b", "s"), ("The perimeter is", 2, "*", "s", "r")],
+        ["Half the way around is a + b = s", "The perimeter is 2 * s = r"],
         draw_rectangle,
-        "ab",
     ),
     "triangle_perimeter": Family(
-        draw_numbers(a=(3, 19), b=(3, 19), c=(3, 19)),
+        draw_numbers(a=range(3, 20), b=range(3, 20), c=range(3, 20)),
         "a triangle with sides {a}, {b} and {c}",
         "What is the perimeter of the triangle?",
-        [("Two sides make", "a", "+", "b", "s"), ("The perimeter is", "s", "+", "c", "r")],
+        ["Two sides make a + b = s", "The perimeter is s + c = r"],
         draw_triangle,
-        "abc",
     ),
     "triangle_angle": Family(
-        angle_numbers,
+        draw_numbers(a=range(20, 81, 5), b=range(20, 81, 5)),
         "a triangle with angles {a} and {b}",
         "What is the third angle of the triangle, in degrees?",
-        [("The two angles make", "a", "+", "b", "s"), ("The third angle is", 180, "-", "s", "r")],
+        ["The two angles make a + b = s", "The third angle is 180 - s = r"],
         draw_angles,
-        "ab",
     ),
     "bars_difference": Family(
         bar_numbers,
-        BARS,
+        "bars A {A}, B {B}, C {C} and D {D}",
         "How much higher is bar {x} than bar {y}?",
-        [("Bar {x} less bar {y} is", "x", "-", "y", "r")],
+        ["Bar {x} less bar {y} is x - y = r"],
         draw_bars,
-        "ABCD",
     ),
     "bars_total": Family(
         bar_numbers,
-        BARS,
+        "bars A {A}, B {B}, C {C} and D {D}",
         "How much do the four bars make together?",
-        [
-            ("A and B make", "A", "+", "B", "s"),
-            ("With C it is", "s", "+", "C", "t"),
-            ("With D it is", "t", "+", "D", "r"),
-        ],
+        ["A and B make A + B = s", "With C it is s + C = t", "With D it is t + D = r"],
         draw_bars,
-        "ABCD",
     ),
     "number_line": Family(
         line_numbers,
         "a number line from {a} to {b} at the first mark and an arrow at mark {k}",
         "Which number does the arrow show?",
-        [
-            ("One mark is", "b", "-", "a", "s"),
-            ("The arrow is further by", "k", "*", "s", "t"),
-            ("It shows", "a", "+", "t", "r"),
-        ],
+        ["One mark is b - a = s", "The arrow is further by k * s = t", "It shows a + t = r"],
         draw_number_line,
-        "abk",
     ),
     "points_area": Family(
         point_numbers,
         "the points P ({a}, {b}) and Q ({c}, {d})",
         "P and Q are opposite corners of an upright rectangle. What is its area?",
-        [
-            ("The width is", "c", "-", "a", "s"),
-            ("The height is", "d", "-", "b", "t"),
-            ("The area is", "s", "*", "t", "r"),
-        ],
+        ["The width is c - a = s", "The height is d - b = t", "The area is s * t = r"],
         draw_points,
-        "abcd",
     ),
     "shapes_value": Family(
-        draw_numbers(m=(1, 5), k=(1, 5), p=(2, 9), q=(2, 9)),
+        draw_numbers(m=range(1, 6), k=range(1, 6), p=range(2, 10), q=range(2, 10)),
         "{m} circles for {p} and {k} squares for {q}",
         "How much are all the shapes below the line worth together?",
-        [
-            ("The circles are", "m", "*", "p", "s"),
-            ("The squares are", "k", "*", "q", "t"),
-            ("Together they are", "s", "+", "t", "r"),
-        ],
+        ["The circles are m * p = s", "The squares are k * q = t", "Together they are s + t = r"],
         draw_shapes,
-        "mkpq",
     ),
     "frame_area": Family(
-        draw_numbers(a=(6, 12), b=(4, 9), c=(2, 4)),
+        draw_numbers(a=range(6, 13), b=range(4, 10), c=range(2, 5)),
         "a rectangle with sides {a} and {b} and a square hole with side {c}",
         "What area is left of the rectangle without its hole?",
-        [
-            ("The rectangle is", "a", "*", "b", "s"),
-            ("The hole is", "c", "*", "c", "t"),
-            ("What is left is", "s", "-", "t", "r"),
-        ],
+        ["The rectangle is a * b = s", "The hole is c * c = t", "What is left is s - t = r"],
         draw_rectangle,
-        "abc",
     ),
 }
 
@@ -286,32 +247,35 @@ FAMILIES = {
 # ---------------------------------------------------------------- solutions
 
 
+def parts(step: str) -> tuple[str, str, str, str, str]:
+    """(what is calculated, left, operation, right, name of the result)"""
+    text, left, operation, right, _, result = step.rsplit(" ", 5)
+    return text, left, operation, right, result
+
+
 def work_out(family: Family, numbers: dict, slip_at: int = -1, slip: int = 0) -> tuple[list[str], int]:
-    """The calculations, one a line, and the result.
+    """The calculations, one a line, and the result; that at `slip_at` comes out wrong by `slip`."""
+    values, lines = dict(numbers), []
 
-    With `slip_at`, that calculation comes out wrong by `slip`.
-    """
-    values = dict(numbers)
-
-    def value_of(name: object) -> int:
+    def value_of(name: str) -> int:
         value = values.get(name, name)
-        return values[value] if value in values else value  # a bar is named by a number's name
+        return int(values.get(value, value))  # x may be B, and B a height
 
-    lines = []
-    for index, (text, left, operation, right, result) in enumerate(family.steps):
+    for index, (text, left, operation, right, result) in enumerate(map(parts, family.steps)):
         left, right = value_of(left), value_of(right)
         values[result] = OPERATIONS[operation](left, right) + (slip if index == slip_at else 0)
         lines.append(f"{text.format(**numbers)} {left} {operation} {right} = {values[result]}.")
     return lines, values["r"]
 
 
+def number_steps(lines: list[str]) -> list[str]:
+    return [f"Step {index}: {line}" for index, line in enumerate(lines, 1)]
+
+
 def solution_text(family: Family, numbers: dict, options: list[str], opening: str, **slip) -> tuple[str, str]:
-    """(a worked solution that starts with `opening` and the facts, its answer); the letter is given if
-    the answer is a choice.
-    """
+    """(a worked solution that starts with `opening` and the facts, its answer's value)"""
     lines, result = work_out(family, numbers, **slip)
-    lines = [f"{opening} {family.facts.format(**numbers)}.", *lines]
-    steps = [f"Step {index}: {line}" for index, line in enumerate(lines, 1)]
+    steps = number_steps([f"{opening} {family.facts.format(**numbers)}.", *lines])
     answer = "ABCD"[options.index(str(result))] if str(result) in options else str(result)
     return "\n".join([*steps, f"{CLOSING} {answer}."]), str(result)
 
@@ -319,67 +283,71 @@ def solution_text(family: Family, numbers: dict, options: list[str], opening: st
 def wrong_solution(
     family: Family, numbers: dict, options: list[str], opening: str, rng: random.Random
 ) -> tuple[str, int]:
-    """A solution with one mistake, carried on consistently to a wrong answer, and the index of its first
-    wrong line (from 0).
-    """
+    """A solution with one mistake, carried on to a wrong answer, and the index of its first wrong line."""
     right_text, right = solution_text(family, numbers, options, opening)
     while True:
-        misread, slip, kind = dict(numbers), {}, rng.choices(["misread", "slip", "answer"], [5, 4, 1])[0]
-        if kind == "answer":  # everything is right, but the wrong result or letter is given
-            given = rng.choice("ABCD") if options else str(misread_number(int(right), rng))
-            lines = right_text.split("\n")
-            if (answer_line := f"{CLOSING} {given}.") != lines[-1]:
-                return "\n".join([*lines[:-1], answer_line]), len(lines) - 1
-            continue
-        if kind == "misread":
-            wrong_line, name = 0, rng.choice(family.readable)
-            misread[name] = misread_number(numbers[name], rng)
-        else:
-            wrong_line = rng.randint(1, len(family.steps))
-            slip = {"slip_at": wrong_line - 1, "slip": rng.choice([-10, -3, -2, -1, 1, 2, 3, 10])}
-        text, answer = solution_text(family, misread, options, opening, **slip)
+        read, slip, wrong_line = numbers, {}, 0
+        match rng.choices(["misread", "slip", "answer"], [5, 4, 1])[0]:
+            case "answer":  # everything is right, but the wrong result or letter is given
+                given = rng.choice("ABCD") if options else str(misread_number(int(right), rng))
+                *lines, closing = right_text.split("\n")
+                if closing != f"{CLOSING} {given}.":
+                    return "\n".join([*lines, f"{CLOSING} {given}."]), len(lines)
+                continue
+            case "misread":
+                read = misread(numbers, rng)
+            case "slip":
+                wrong_line = rng.randint(1, len(family.steps))
+                slip = {"slip_at": wrong_line - 1, "slip": rng.choice([-10, -3, -2, -1, 1, 2, 3, 10])}
+        text, answer = solution_text(family, read, options, opening, **slip)
         if answer != right and int(answer) >= 0:
             return text, wrong_line
 
 
-def first_mistake(right: str, given: str) -> tuple[str, str] | None:
-    """(the first line of a given solution that differs from the right one, what is wrong with it), without
-    the right answer.
-
-    Of choices the value is as good an answer as its letter.
-    """
-    value = re.search(rf"= (\d+)\.\n{re.escape(CLOSING)} \S+\Z", right.strip())
-    by_value = f"{CLOSING} {value[1]}." if value else None
-    right_lines, given_lines = (
-        right.strip().split("\n"),
-        [line.strip() for line in given.strip().split("\n") if line.strip()] or [""],
-    )
-    for line, expected in zip(given_lines, right_lines + [""] * len(given_lines)):
-        if line != expected.strip() and (line != by_value or expected != right_lines[-1]):
-            break
-    else:
-        if len(given_lines) == len(right_lines):
-            return None
-    if calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", line):
-        left, operation, other, result = calculation.groups()
-        wrong = OPERATIONS[operation](int(left), int(other)) != int(result)
-        return (
-            line,
-            f"{left} {operation} {other} is not {result}."
-            if wrong
-            else "This is not what has to be calculated here.",
-        )
-    if line.startswith("The answer"):
-        return line, "This is not the result of the steps."
-    return line, "The picture shows other numbers."
+def misread(numbers: dict, rng: random.Random) -> dict:
+    """The numbers, one of them read wrongly."""
+    name = rng.choice([name for name, value in numbers.items() if isinstance(value, int)])
+    return numbers | {name: misread_number(numbers[name], rng)}
 
 
 def misread_number(value: int, rng: random.Random) -> int:
     """Another number of as many digits: one digit is read wrongly."""
     digits = list(str(value))
     place = rng.randrange(len(digits))
-    allowed = [digit for digit in "0123456789"[place == 0 :] if digit != digits[place]]
-    return int("".join([*digits[:place], rng.choice(allowed), *digits[place + 1 :]]))
+    digits[place] = rng.choice([digit for digit in "0123456789"[place == 0 :] if digit != digits[place]])
+    return int("".join(digits))
+
+
+def first_mistake(right: str, given: str) -> tuple[str, str] | None:
+    """(the first line that differs from the right solution, what is wrong with it, without the right answer)
+
+    Of choices the value is as good an answer as its letter.
+    """
+    right_lines = [line.strip() for line in right.strip().split("\n")]
+    given_lines = [line.strip() for line in given.strip().split("\n") if line.strip()] or [""]
+    if value := re.search(rf"= (\d+)\.\n{re.escape(CLOSING)} \S+\Z", right.strip()):
+        by_value, last = f"{CLOSING} {value[1]}.", len(right_lines) - 1
+        if given_lines[last : last + 1] == [by_value]:
+            right_lines[last] = by_value
+    if given_lines == right_lines:
+        return None
+    pairs = zip(given_lines, right_lines + [""] * len(given_lines))
+    line = [*(line for line, expected in pairs if line != expected), given_lines[-1]][0]
+    return line, diagnosis(line, right)[0]
+
+
+def diagnosis(step: str, right: str) -> tuple[str, str | None]:
+    """(what is wrong with a step of a solution, the type of this error or None if that is unclear)"""
+    if calculation := re.search(r"(\d+) ([-+*]) (\d+) = (-?\d+)\.?$", step):
+        left, operation, other, result = calculation.groups()
+        if OPERATIONS[operation](int(left), int(other)) != int(result):
+            return f"{left} {operation} {other} is not {result}.", "calculation"
+        return "This is not what has to be calculated here.", "reasoning"
+    if step.startswith("The answer"):
+        return "This is not the result of the steps.", "reasoning" if step.startswith(CLOSING) else None
+    said, shown = (re.findall(r"\d+", text.removeprefix("Step 1:")) for text in (step, right.split("\n")[0]))
+    is_misread = "picture shows" in step and said != shown
+    return "The picture shows other numbers.", "vision" if is_misread else None
 
 
 def draw_options(right: int, rng: random.Random) -> list[str]:
@@ -391,13 +359,12 @@ def draw_options(right: int, rng: random.Random) -> list[str]:
 
 def parse_numbers(problem: dict) -> dict:
     """The numbers of a toy problem, read back from its question and solution."""
-    family, numbers = FAMILIES[problem["subject"]], {}
+    family, found = FAMILIES[problem["subject"]], {}
     for template, text in ((family.facts, problem["solution"]), (family.question, problem["question"])):
-        found = re.search(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+|[A-D])", re.escape(template)), text)
-        numbers |= {
-            name: int(value) if value.isdigit() else value for name, value in found.groupdict().items()
-        }
-    return numbers
+        pattern = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+|[A-D])", re.escape(template))
+        found |= re.search(pattern, text).groupdict()
+    drawn = family.numbers(random.Random(0))  # in their order, so that a seed misreads the same number
+    return {name: type(drawn[name])(found[name]) for name in drawn if name in found}
 
 
 def make_problem(name: str, rng: random.Random) -> tuple[dict, dict, Canvas]:
@@ -406,20 +373,12 @@ def make_problem(name: str, rng: random.Random) -> tuple[dict, dict, Canvas]:
     _, right = work_out(family, numbers)
     options = draw_options(right, rng) if rng.random() < MULTIPLE_CHOICE_SHARE else []
     solution, _ = solution_text(family, numbers, options, "The picture shows")
-    record = {
-        "question": family.question.format(**numbers),
-        "answer": str(right),
-        **({"options": options} if options else {}),
-        "solution": solution,
-        "subject": name,
-        "source": "toy",
-    }
+    record = {"question": family.question.format(**numbers), "answer": str(right)}
+    record |= {"options": options} if options else {}
+    record |= {"solution": solution, "subject": name, "source": "toy"}
     canvas = Canvas()
     family.draw(numbers, rng, canvas)
     return record, numbers, canvas
-
-
-# ---------------------------------------------------------------- files
 
 
 def main() -> None:
@@ -429,9 +388,8 @@ def main() -> None:
     add("--train", type=whole(1), default=1200, help="training problems (default %(default)s)")
     tests = "test problems, no picture of which is a training problem's (default %(default)s)"
     add("--test", type=whole(1), default=300, help=tests)
-    add(
-        "--seed", type=whole(0), default=0, help="the same seed draws the same problems (default %(default)s)"
-    )
+    again = "the same seed draws the same problems (default %(default)s)"
+    add("--seed", type=whole(0), default=0, help=again)
     args = parser.parse_args()
     rng, seen, names = random.Random(args.seed), set(), list(FAMILIES)
     (args.output / "images").mkdir(parents=True, exist_ok=True)
@@ -448,9 +406,8 @@ def main() -> None:
             canvas.image.save(args.output / path)
             rows.append({"id": f"toy/{split}/{len(rows):05d}", "images": [path]} | record)
         rng.shuffle(rows)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         part = args.output / f"{split}.jsonl.part"
-        part.write_text(text, encoding="utf-8")
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         part.replace(args.output / f"{split}.jsonl")
     print(f"{args.train} training and {args.test} test problems of {len(names)} families in {args.output}")
 

@@ -1,330 +1,220 @@
-"""The runs of paper.sh -> docs/PAPER.md: the paper's tables, with the paper's figures beside.
+"""The runs of paper.sh -> docs/PAPER.md: the paper's tables, with the paper's figures beside. paper.sh calls:
 
-python tests/bench/paper.py --output docs/PAPER.md runs/paper-0 runs/paper-1
+python tests/bench/paper.py page docs/PAPER.md runs/paper-0 runs/paper-1
+python tests/bench/paper.py passes runs/paper-0    # prints the epochs of the teacher's arm
+python tests/bench/paper.py hide runs/paper-0      # writes hidden.jsonl, problems without answers
 """
 
-import argparse
 import json
-import statistics
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from mathse.answers import check_answer
 from mathse.records import row_key, written_rows
 from mathse.report.metrics import label
-from mathse.report.statistics import CHANGES, bootstrap, right_rate
+from mathse.report.statistics import CHANGES, bootstrap
 
-TEST = "toy_test"
 STAGES = ["base", "round_0", "round_1", "round_2", "round_3", "final"]
-PAPER_STAGES = {  # Table 1, MathVL-test: CogVLM2, Qwen2-VL-7B, InternVL2.5-8B
-    "base": (30.85, 40.60, 33.20),
-    "round_0": (55.35, 48.80, 58.45),
-    "round_3": (62.35, 55.15, 64.45),
-    "final": (64.70, 57.00, 65.13),
-}
-PAPER_ROWS = {"round_0": "100k", "round_2": "170k", "round_3": "240k", "final": "280k"}
-ORMS = {  # Table 5: 97.10 and 92.65 % overall on ORM-2K
-    "orm_once": ("step and analysis", "94.2 / 100 / 97.10"),
-    "orm_binary": ("the status alone (`--binary`)", "85.4 / 99.9 / 92.65"),
-    "orm_pairs": ("step and analysis, `PAIRS=1`", ""),
-    "orm_refreshed": ("the same, after the last round (`ORM_UPDATE=every`)", ""),
-}
+ROUNDS = STAGES[2:5]
+# Table 1, MathVL-test: CogVLM2, Qwen2-VL-7B, InternVL2.5-8B; and rows
+PAPER = {"base": "30.85 / 40.60 / 33.20", "round_0": "55.35 / 48.80 / 58.45 (100k)", "round_2": "(170k)"}
+PAPER |= {"round_3": "62.35 / 55.15 / 64.45 (240k)", "final": "64.70 / 57.00 / 65.13 (280k)"}
+# Table 5, ORM-2K: file of verdicts, what the ORM learnt, accepts / rejects / overall
+ORMS = [("-plain/pace/round_1", "step and analysis", "94.2 / 100 / 97.10")]
+ORMS += [("/arms/orm_binary", "the status alone (`--binary`)", "85.4 / 99.9 / 92.65")]
+ORMS += [("/pace/round_1", "step and analysis, `PAIRS=1`", "")]
+ORMS += [("/arms/orm_refreshed", "the same, after the last round (`ORM_UPDATE=every`)", "")]
+ARMS = {"-plain": "once", "-pairs": "once, `PAIRS=1`", "-every": "every round", "": "every round, `PAIRS=1`"}
 TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")
-PAPER_TEXT = """# The paper's tables in the toy world
-
-Made by `bash tests/bench/paper.sh {seeds}` from its run folders; nothing here is written by hand. Seeds:
-{count}; 300 test problems, greedy, one answer a problem, per cent. Brackets are 95 % intervals of
-differences: paired, by a bootstrap over problems, of each the mean over seeds. The paper's figures stand
-beside: they are of other models and other problems, so that only the direction of a difference can be
-compared.
-"""
 
 
-# ---------------------------------------------------------------- reading
+def rows_of(*paths: str) -> list[dict]:
+    return [row for path in paths for row in written_rows(Path(path))]
 
 
-def checks(folder: Path) -> dict[str, float]:
-    """{id of a test problem: 1 if its answer is right, else 0}"""
-    rows = written_rows(folder / "eval" / "predictions.jsonl")
-    return {row["id"]: float(row["answer_check"] == "correct") for row in rows}
+def scores(runs: list[str], stage: str) -> dict[str, list[int]]:
+    """{id of a test problem: of each seed 1 if its answer is right, else 0}; a stage is as "/round_1"."""
+    found = defaultdict(list)
+    for row in rows_of(*(f"{run}{stage}/eval/predictions.jsonl" for run in runs)):
+        found[row["id"]].append(int(row["answer_check"] == "correct"))
+    return found
 
 
-def accuracy(folders: list[Path]) -> list[float]:
-    return [100 * statistics.mean(checks(folder).values()) for folder in folders]
+def accuracy(runs: list[str], stage: str) -> str:
+    seeds = [100 * mean(seed) for seed in zip(*scores(runs, stage).values())]
+    return f"**{mean(seeds):.1f}** ({', '.join(f'{value:.1f}' for value in seeds)})"
 
 
-def change(before: list[Path], after: list[Path]) -> str:
-    """The mean difference of two arms over seeds and problems, with its interval."""
-    problems: dict[str, list[float]] = {}
-    for one, other in zip(before, after):
-        first, second = checks(one), checks(other)
-        for name in first:
-            problems.setdefault(name, []).append(second[name] - first[name])
-    return interval([statistics.mean(values) for values in problems.values()])
+def change(runs: list[str], before: str, after: str) -> str:
+    """The mean difference of two stages over seeds and problems, with its interval."""
+    early, late = scores(runs, before), scores(runs, after)
+    return interval([mean(late[name]) - mean(early[name]) for name in early])
 
 
 def interval(differences: list[float]) -> str:
     low, high = bootstrap(differences, 0)
-    return f"{100 * statistics.mean(differences):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * mean(differences):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def table(heads: list[str], rows: Iterable[list[object]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
-
-
-def each(values: list[float]) -> str:
-    return f"**{statistics.mean(values):.1f}** ({', '.join(f'{value:.1f}' for value in values)})"
-
-
-def effect(difference: str, expected: int = 1) -> str:
-    """What a difference with its interval comes to, in words. `expected`: its sign in the paper."""
-    bounds = difference.partition("[")[2].rstrip("]").split(",")
-    low, high = sorted(expected * float(bound) for bound in bounds)
+def effect(difference: str, sign: int = 1) -> str:
+    """What a difference with its interval says of the paper's effect, which has this sign."""
+    low, high = sorted(sign * float(bound) for bound in difference.partition("[")[2].strip("]").split(","))
     return "shows" if low > 0 else "is reversed" if high < 0 else "does not show"
 
 
-# ---------------------------------------------------------------- the tables
-
-
-def stages_table(runs: list[Path]) -> str:
-    rows, before = [], None
-    for stage in STAGES:
-        folders = [run / stage for run in runs]
-        trained = [sum(1 for _ in written_rows(folder / "train.jsonl")) for folder in folders]
-        step = change(before, folders) if before else ""
-        paper = " / ".join(f"{value:.2f}" for value in PAPER_STAGES.get(stage, ()))
-        size = f"{statistics.mean(trained):,.0f}" if any(trained) else ""
-        rows.append([label(stage), each(accuracy(folders)), step, size, paper, PAPER_ROWS.get(stage, "")])
-        before = folders
-    heads = [
-        "stage",
-        "right (each seed)",
-        "change",
-        "rows",
-        "paper: CogVLM2 / Qwen2-VL / InternVL2.5",
-        "rows",
-    ]
-    evolved = change([run / "round_0" for run in runs], [run / "round_3" for run in runs])
-    said = f"Self-evolving rounds, {evolved} over the distilled model: the paper's effect {effect(evolved)}."
-    return "## Stages (Table 1), data sizes\n\n" + table(heads, rows) + f"\n{said}\n"
-
-
-def reflection_table(runs: list[Path]) -> str:
-    none = [run / "round_3" for run in runs]
-    arms = {
-        "no reflection": (none, "62.35"),
-        "ORM's feedback, accepted by the answer": ([run / "final" for run in runs], ""),
-        "ORM's feedback, accepted by answer and ORM": ([run / "arms/both" for run in runs], "64.70"),
-    }
-    rows = [
-        [name, each(accuracy(folders)), change(none, folders) if folders != none else "", paper]
-        for name, (folders, paper) in arms.items()
-    ]
-    rows.append(["teacher's own feedback", "not measured", "", "64.25"])
-    gated = change([run / "final" for run in runs], [run / "arms/both" for run in runs])
-    heads = ["reflection", "right (each seed)", "change from none", "paper, CogVLM2"]
-    text = f"""
-The toy teacher answers a request to reflect with its worked solution and reads neither draft nor diagnosis,
-so that feedback of another origin would give the same texts: that effect cannot show here. Reflections that
-the ORM must accept too, against all with a right answer: {gated}.
-"""
-    return "## Reflection (Table 3)\n\n" + table(heads, rows) + text
-
-
-def teacher_table(runs: list[Path]) -> str:
-    evolved, taught = [run / "round_3" for run in runs], [run / "arms/teacher" for run in runs]
-    difference = change(taught, evolved)
-    sizes = [sum(1 for _ in written_rows(folder / "train.jsonl")) for folder in (*taught, *evolved)]
-    rows = [
-        ["all from the teacher", each(accuracy(taught)), "", "58.00"],
-        ["self-evolving", each(accuracy(evolved)), difference, "62.35"],
-    ]
-    heads = ["rows", "right (each seed)", "change", "paper, CogVLM2, 240k"]
-    text = f"The paper's effect {effect(difference)}. Rows: {', '.join(map(str, sizes))}."
-    return "## The same number of rows (Table 4)\n\n" + table(heads, rows) + f"\n{text}\n"
-
-
-def truths(run: Path) -> dict[str, str]:
-    """{key of a test path: correct or wrong, by answer and steps}: right with a wrong step is luck"""
-    found = {}
-    for row in written_rows(run / "arms/truth.jsonl"):
-        truth = row["teacher_check"] if row["answer_check"] == "correct" else row["answer_check"]
-        if truth in ("correct", "wrong"):
-            found[row_key(row)] = truth
+def verdicts(runs: list[str], file: str, by_steps: bool = False) -> list[tuple[str, str, bool]]:
+    """(problem, correct or wrong, whether the ORM says so) of paths; `by_steps`: a wrong step counts, too."""
+    found = []
+    for run in runs:
+        told = rows_of(f"{run}/arms/truth.jsonl") if by_steps else []
+        lucky = {row_key(row) for row in told if row["teacher_check"] == "wrong"}
+        for row in rows_of(f"{run}{file}.jsonl"):
+            truth = "wrong" if row_key(row) in lucky else row["answer_check"]
+            if truth in ("correct", "wrong"):
+                found.append((row["id"], truth, row["orm_check"] == truth))
     return found
 
 
-def verdicts(runs: list[Path], name: str) -> Iterator[tuple[str, str, str, bool]]:
-    """(problem, what the path is by answer and steps, by the answer, whether the ORM says the former)"""
+def balanced(found: list[tuple[str, str, bool]]) -> tuple[str, dict[str, float]]:
+    """("accepts / rejects / their mean" in per cent, {problem: its part in the mean})"""
+    counts, parts = Counter(truth for _, truth, _ in found), Counter()
+    for problem, truth, is_right in found:
+        parts[problem] += is_right / counts[truth] / 2
+    right = Counter(truth for _, truth, is_right in found if is_right)
+    accepts, rejects = (100 * right[truth] / max(1, counts[truth]) for truth in ("correct", "wrong"))
+    cells = f"{accepts:.1f} / {rejects:.1f} / {(accepts + rejects) / 2:.1f}"
+    return cells, {problem: part * len(parts) for problem, part in parts.items()}
+
+
+def table(heads: str, rows: Iterable[Iterable[object]]) -> str:
+    columns = heads.split(" | ")
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def arms_table(runs: list[str], heads: str, *arms: tuple[str, str, str, str]) -> str:
+    """Of (text, stage, the stage that its change is from, the paper's figure)."""
+    rows = []
+    for text, stage, before, paper in arms:
+        step = change(runs, before, stage) if before else ""
+        size = len(rows_of(*(f"{run}{stage}/train.jsonl" for run in runs))) / len(runs)
+        rows.append([text, accuracy(runs, stage), step, f"{size:,.0f}", paper])
+    return table(heads.replace("|", "| right (each seed) | change | rows |", 1), rows)
+
+
+def transitions_table(runs: list[str]) -> str:
+    rows = []
+    for before, stage in zip(STAGES, STAGES[1:]):
+        early, late = scores(runs, f"/{before}"), scores(runs, f"/{stage}")
+        pairs = Counter(pair for name in early for pair in zip(early[name], late[name]))
+        rows.append([label(stage), *(pairs[pair] for pair in ((1, 1), (0, 0), (1, 0), (0, 1)))])
+    return table(" | ".join(["to", *CHANGES]), rows)
+
+
+def errors_table(runs: list[str]) -> str:
+    rows = []
+    for stage in STAGES[1:]:
+        told = rows_of(*(f"{run}/{stage}/eval/errors.jsonl" for run in runs))
+        counts = Counter(row["error_type"] for row in told if row["answer_check"] == "wrong")
+        rows.append([label(stage), *(counts[kind] for kind in (*TYPES, None))])
+    return table(" | ".join(["stage", *TYPES, "unclassified"]), rows)
+
+
+def orm_rows(runs: list[str]) -> Iterable[list[object]]:
+    first = None
+    for file, text, paper in ORMS:
+        found = verdicts(runs, file, by_steps=True)
+        cells, parts = balanced(found)
+        step = interval([parts[problem] - first[problem] for problem in parts]) if first else ""
+        first = first or parts
+        yield [text, cells, step, f"{len(found):,}", paper]
+
+
+def pace_table(runs: list[str]) -> str:
+    files = {text: [f"{end}/pace/{stage}" for stage in ROUNDS] for end, text in ARMS.items()}
+    rows = ([text, *(balanced(verdicts(runs, file))[0] for file in each)] for text, each in files.items())
+    return table(" | ".join(["ORM", *map(label, ROUNDS)]), rows)
+
+
+def students_table(runs: list[str]) -> str:
+    stages = STAGES[2:]
+    rows = [[text, *(accuracy(runs, f"{end}/{stage}") for stage in stages)] for end, text in ARMS.items()]
+    changes = [[change(runs, f"-plain/{stage}", f"{end}/{stage}") for stage in stages] for end in ARMS]
+    rows += [[f"{row[0]}: change", *steps] for row, steps in list(zip(rows, changes))[1:]]
+    return table(" | ".join(["ORM", *map(label, stages)]), rows)
+
+
+def hidden_share(runs: list[str]) -> str:
+    """Of what the rounds without reference answers accepted, how much is right."""
+    right = []
     for run in runs:
-        known = truths(run)
-        for row in written_rows(run / "arms" / f"{name}.jsonl"):
-            if truth := known.get(row_key(row)):
-                yield row["id"], truth, row["answer_check"], row["orm_check"] == truth
+        answers = {row["id"]: row["answer"] for row in rows_of(f"{run}/problems.jsonl")}
+        for row in rows_of(*(f"{run}-hidden/{stage}/verified.jsonl" for stage in ROUNDS)):
+            if row["status"] == "correct":
+                check = check_answer(row["response"], row | {"answer": answers[row["id"]]})
+                right.append(check["answer_check"] == "correct")
+    return f"{mean(right or [0]):.1%} of {len(right):,}"
 
 
-def balanced(rows: Iterable[tuple[str, bool]]) -> tuple[float, float, float]:
-    """Shares that the ORM gets right of right and of wrong paths, and their mean, per cent."""
-    right = {"correct": [], "wrong": []}
-    for truth, is_right in rows:
-        right[truth].append(is_right)
-    accepts, rejects = (100 * statistics.mean(right[name]) for name in ("correct", "wrong"))
-    return accepts, rejects, (accepts + rejects) / 2
-
-
-def orm_table(runs: list[Path]) -> str:
-    rows, first, steps = [], None, {}
-    for name, (text, paper) in ORMS.items():
-        found = list(verdicts(runs, name))
-        shares = balanced((truth, is_right) for _, truth, _, is_right in found)
-        # each problem's part in the mean of both shares
-        counts = Counter(truth for _, truth, _, _ in found)
-        parts: dict[str, float] = {}
-        for problem, truth, _, is_right in found:
-            parts[problem] = parts.get(problem, 0) + is_right * len(found) / counts[truth] / 2
-        scale = len(parts) / len(found)
-        weights = {problem: part * scale for problem, part in parts.items()}
-        step = interval([weights[problem] - first[problem] for problem in weights]) if first else ""
-        first = first or weights
-        cells = " / ".join(f"{share:.1f}" for share in shares)
-        rows.append([text, cells, step, f"{len(found):,}", paper])
-        steps[name] = step
-    shown = effect(steps["orm_binary"], expected=-1)
-    said = f"Step and analysis against the status alone: the paper's effect {shown}."
-    heads = ["ORM", "accepts / rejects / mean", "change from the first", "paths", "paper: ORM-2K"]
-    note = "Two paths of M0 a test problem; a right answer with a step that the teacher calls wrong is wrong."
-    return f"## The ORM (Table 5)\n\n{note}\n\n{table(heads, rows)}\n{said}\n"
-
-
-def audit_table(runs: list[Path]) -> str:
-    rows = []
-    for stage in STAGES[2:]:
-        pairs = Counter()
-        for run in runs:
-            metrics = json.loads((run / "metrics.json").read_text())
-            found = next(each for each in metrics["stages"] if each["stage"] == stage)
-            pairs.update(found["audit"].get("answer/orm", {}))
-        rates = [right_rate(pairs, check) for check in ("correct", "wrong")]
-        cells = [f"{100 * rate['accuracy']:.1f} of {rate['n']:,}" if rate else "–" for rate in rates]
-        rows.append([label(stage), *cells])
-    heads = ["stage", "accepts right answers", "rejects wrong answers"]
-    note = (
-        "All paths of the runs, by their answers. The ORM of a round has learnt from earlier rounds' paths."
+def page(output: str, *runs: str) -> None:
+    """Fill paper.md."""
+    evolved, taught = change(runs, "/round_0", "/round_3"), change(runs, "/arms/teacher", "/round_3")
+    befores = ["", *(f"/{stage}" for stage in STAGES)]
+    stages = [(label(stage), f"/{stage}", befores[n], PAPER.get(stage, "")) for n, stage in enumerate(STAGES)]
+    orms = list(orm_rows(runs))
+    reflected = rows_of(*(f"{run}/arms/both/verified.jsonl" for run in runs))
+    accepted = [row["orm_check"] == "correct" for row in reflected if row["answer_check"] == "correct"]
+    reflections = [("no reflection", "/round_3", "", "62.35")]
+    reflections += [("ORM's feedback, accepted by the answer", "/final", "/round_3", "")]
+    reflections += [("ORM's feedback, accepted by answer and ORM", "/arms/both", "/round_3", "64.70")]
+    same = [("all from the teacher", "/arms/teacher", "", "58.00")]
+    same += [("self-evolving", "/round_3", "/arms/teacher", "62.35")]
+    hidden = [(label(stage), f"-hidden/{stage}", f"/{stage}", "") for stage in STAGES[1:5]]
+    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    text = text.format(
+        seeds=" ".join(run.rpartition("-")[2] for run in runs),
+        problems=len(scores(runs, "/base")),
+        stages=arms_table(runs, "stage | paper: CogVLM2 / Qwen2-VL / InternVL2.5 (rows)", *stages),
+        evolved=evolved,
+        evolved_effect=effect(evolved),
+        transitions=transitions_table(runs),
+        errors=errors_table(runs),
+        reflections=arms_table(runs, "reflection | paper, CogVLM2", *reflections),
+        accepted=f"{sum(accepted):,} of {len(accepted):,}",
+        gated=change(runs, "/final", "/arms/both"),
+        same=arms_table(runs, "rows | paper, CogVLM2, 240k", *same),
+        same_effect=effect(taught),
+        orms=table("ORM | accepts / rejects / mean | change from the first | paths | paper: ORM-2K", orms),
+        orm_effect=effect(orms[1][2], sign=-1),
+        students=students_table(runs),
+        pace=pace_table(runs),
+        hidden=arms_table(runs, "stage |", *hidden),
+        hidden_share=hidden_share(runs),
     )
-    return "## How the ORM keeps pace\n\n" + note + "\n\n" + table(heads, rows)
+    Path(output).write_text(text, encoding="utf-8")
 
 
-def transitions_table(runs: list[Path]) -> str:
-    rows = []
-    for stage in STAGES[1:]:
-        counts = Counter()
-        for run in runs:
-            metrics = json.loads((run / "metrics.json").read_text())
-            found = next(each for each in metrics["stages"] if each["stage"] == stage)
-            counts.update(found["changes"][TEST]["changes"])
-        rows.append([label(stage), *(counts[name] for name in CHANGES)])
-    text = "## Transitions (Figure 2)\n\nTest problems of all seeds, from the stage before.\n\n"
-    return text + table(["to", *CHANGES], rows)
-
-
-def errors_table(runs: list[Path]) -> str:
-    rows = []
-    for stage in STAGES[1:]:
-        files = [run / stage / "eval/errors.jsonl" for run in runs]
-        wrong = (row for path in files for row in written_rows(path) if row["answer_check"] == "wrong")
-        counts = Counter(row["error_type"] for row in wrong)
-        rows.append([label(stage), *(counts[kind] for kind in TYPES), counts[None]])
-    text = "## Error types (Figure 4)\n\nWrong answers of all seeds, by the teacher.\n\n"
-    return text + table(["stage", *TYPES, "unclassified"], rows)
-
-
-def hidden_table(runs: list[Path]) -> str:
-    hidden, rows = [run.parent / f"{run.name}-hidden" for run in runs], []
-    for stage in STAGES[1:5]:
-        with_answers, without = ([run / stage for run in arm] for arm in (runs, hidden))
-        difference = change(with_answers, without)
-        rows.append([label(stage), each(accuracy(with_answers)), each(accuracy(without)), difference])
-    right, accepted = 0, 0
-    for run, arm in zip(runs, hidden):
-        truth = {row["id"]: row["answer"] for row in written_rows(run / "problems.jsonl")}
-        for stage in STAGES[2:5]:
-            for row in written_rows(arm / stage / "verified.jsonl"):
-                if row["status"] == "correct":
-                    known = row | {"answer": truth[row["id"]]}
-                    right += check_answer(row["response"], known)["answer_check"] == "correct"
-                    accepted += 1
-    share = f"{right / max(1, accepted):.1%} of {accepted:,}"
-    text = f"""## Without reference answers
-
-In the rounds no answer is known: `ACCEPT=orm VERIFY_FLAGS="--agree 0.5"` accepts a path if the ORM does and
-at least half of the problem's paths give its answer. M0 and the ORM are the run's first ones, made with
-answers: the ORM learnt from paths of these problems. In the right answer end {share} accepted paths.
-
-"""
-    return text + table(["stage", "with answers", "without", "change"], rows)
-
-
-TABLES = {  # and the last file that each reads; a run without it is left out
-    stages_table: "",
-    reflection_table: "/arms/both/eval/predictions.jsonl",
-    teacher_table: "/arms/teacher/eval/predictions.jsonl",
-    orm_table: "/arms/orm_refreshed.jsonl",
-    audit_table: "",
-    transitions_table: "",
-    errors_table: "",
-    hidden_table: "-hidden/round_3/eval/predictions.jsonl",
-}
-
-
-# ---------------------------------------------------------------- for paper.sh
-
-
-def passes(run: Path) -> float:
-    """Epochs over the rows of the last round that are as many passes as all its trainings took together."""
+def passes(run: str) -> None:
+    """Print the epochs over the last round's rows that are as many passes as all trainings took together."""
     taken = 0.0
     for stage in STAGES[1:5]:
-        flags = json.loads((run / stage / "model/recipe.json").read_text())["flags"]
-        taken += flags["epochs"] * sum(1 for _ in written_rows(run / stage / "train.jsonl"))
-    return round(taken / sum(1 for _ in written_rows(run / "round_3/train.jsonl")), 2)
+        rows = len(rows_of(f"{run}/{stage}/train.jsonl"))
+        taken += rows * json.loads(Path(f"{run}/{stage}/model/recipe.json").read_text())["flags"]["epochs"]
+    print(round(taken / rows, 2))
 
 
-def hide(run: Path) -> None:
-    """hidden.jsonl: the run's problems, with the reference answers of D0 alone."""
-    known = {row["id"] for row in written_rows(run / "round_0/samples.jsonl")}
-    with (run / "hidden.jsonl").open("w") as file:
-        for row in written_rows(run / "problems.jsonl"):
-            file.write(json.dumps(row if row["id"] in known else row | {"answer": None}) + "\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--output", type=Path, help="the page to write")
-    parser.add_argument("--passes", type=Path, metavar="RUN", help="print the epochs of the teacher's arm")
-    parser.add_argument("--hide", type=Path, metavar="RUN", help="write the problems without answers")
-    args = parser.parse_args()
-    if args.passes:
-        print(passes(args.passes))
-    if args.hide:
-        hide(args.hide)
-    if not args.output:
-        return
-    seeds = " ".join(run.name.rpartition("-")[2] for run in args.runs)
-    parts = [PAPER_TEXT.format(seeds=seeds, count=len(args.runs))]
-    for make, last in TABLES.items():
-        complete = [run for run in args.runs if Path(f"{run}{last}").exists()]
-        parts += [make(complete)] if complete else []
-        if 0 < len(complete) < len(args.runs):
-            parts[-1] += f"\nOf {', '.join(run.name for run in complete)} alone.\n"
-    args.output.write_text("\n".join(parts), encoding="utf-8")
-    print(f"{args.output}: {len(args.runs)} seeds")
+def hide(run: str) -> None:
+    """Write hidden.jsonl: the run's problems, with the reference answers of D0 alone."""
+    known = {row["id"] for row in rows_of(f"{run}/round_0/samples.jsonl")}
+    with open(f"{run}/hidden.jsonl", "w") as file:
+        for row in rows_of(f"{run}/problems.jsonl"):
+            print(json.dumps(row if row["id"] in known else row | {"answer": None}), file=file)
 
 
 if __name__ == "__main__":
-    main()
+    {"page": page, "passes": passes, "hide": hide}[sys.argv[1]](*sys.argv[2:])

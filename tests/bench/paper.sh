@@ -2,67 +2,81 @@
 # docs/PAPER.md: the paper's tables, redrawn in the toy world by several runs with different seeds.
 #   bash tests/bench/paper.sh 0 1 2 3 4      # goes on where it stopped
 # Each core takes a seed at a time; where fewer seeds than cores are left, one after the other gets all cores.
-# runs/paper-SEED is the default run; each arm adds its own steps in runs/paper-SEED/arms; ARMS=0: none.
+# runs/paper-SEED is the default run; arms have their steps in runs/paper-SEED/arms, or runs of their own.
 set -euo pipefail
 exec 3>&2
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source mathse/environment.sh
 MODEL=toy/base  # what stands in toy/settings.sh, for the arms' own commands
 settings() { (source toy/settings.sh > /dev/null; echo "${!1}"); }
-read -ra SAMPLE <<< "$(settings SAMPLE_FLAGS)"; read -ra FINETUNE <<< "$(settings FINETUNE_FLAGS)"
-read -ra VERIFY <<< "$(settings VERIFY_FLAGS)"; read -ra ORM <<< "$(settings ORM_FLAGS)"
+SAMPLE=($(settings SAMPLE_FLAGS)) FINETUNE=($(settings FINETUNE_FLAGS))
+VERIFY=($(settings VERIFY_FLAGS)) ORM=($(settings ORM_FLAGS))
+paper() { "$PYTHON" tests/bench/paper.py "$@"; }
+loop() { env RUN="$1" SEED="$number" "${@:2}" bash run_rounds.sh; }  # loop RUN SETTINGS...
+share() {  # share FROM TO OUTPUTS...: the run TO begins with these outputs of FROM
+  [[ ! -e runs/$2 ]] || return 0
+  mkdir -p "runs/$2.part"; (cd "runs/$1"; cp -r --parents ${@:3} "../$2.part"); mv "runs/$2.part" "runs/$2"
+}
+call() { "$PYTHON" "$@" --seed "$number"; }
+judge() { call 02_verify.py --input "$1" --output "$2" --accept orm --model "$3" "${VERIFY[@]}"; }  # PATHS OUTPUT ORM
 
 arms() {  # arms SEED
-  local run=runs/paper-$1 seed=(--seed "$1") arms=runs/paper-$1/arms teacher rows passes name
-  local rounds=("$run"/round_[0-3]/verified.jsonl) last=$run/round_3/model
-  teacher=$("$PYTHON" toy/teacher.py --background $$ --seed "$1" --problems toy/train.jsonl toy/test.jsonl)
-  evaluate() { "$PYTHON" 05_evaluate.py --test toy/test.jsonl --output "$1/eval" --model "$1/model" \
-    "${seed[@]}" "${SAMPLE[@]}"; }
-  finetune() { "$PYTHON" 04_finetune.py --model "$MODEL" --output "$arms/$1/model" \
-    --train-file "$arms/$1/train.jsonl" "${seed[@]}" "${FINETUNE[@]}" "${@:2}"; }
+  local number=$1 name=paper-$1 run=runs/paper-$1 arms=runs/paper-$1/arms limit=(--limit "${LIMIT:-0}")
+  local teacher end i orm
+  teacher=$(call toy/teacher.py --background $$ --problems toy/train.jsonl toy/test.jsonl)
+  evaluate() { call 05_evaluate.py --test toy/test.jsonl --output "$1/eval" --model "$1/model" "${limit[@]}" "${SAMPLE[@]}"; }
+  finetune() { call 04_finetune.py --model "$MODEL" --output "$arms/$1/model" --train-file "$arms/$1/train.jsonl" \
+    "${FINETUNE[@]}" "${@:2}"; }
+
+  # The ORM once or every round, with and without PAIRS: what is the same is not made again
+  share "$name" "$name-plain" "problems.jsonl* base round_0 orm/samples.jsonl* orm/annotated.jsonl*"
+  loop "$name-plain" PAIRS=0 ORM_UPDATE=once
+  share "$name-plain" "$name-every" "problems.jsonl* base round_0 orm round_1"
+  loop "$name-every" PAIRS=0 ORM_UPDATE=every
+  share "$name" "$name-pairs" "problems.jsonl* base round_0 orm round_1"
+  loop "$name-pairs" PAIRS=1 ORM_UPDATE=once
+  for end in -plain -every -pairs ""; do  # their ORMs on paths of test problems, of each round's student
+    for i in 1 2 3; do
+      orm=$run$end/orm_$((i - 1))/model; [[ -e $orm ]] || orm=$run$end/orm/model
+      call 01_sample.py --input toy/test.jsonl --output "$run$end/pace/paths_$i.jsonl" --samples 2 --temperature 1.0 \
+        --model "$run$end/round_$((i - 1))/model" --origin test "${limit[@]}" "${SAMPLE[@]}"
+      judge "$run$end/pace/paths_$i.jsonl" "$run$end/pace/round_$i.jsonl" "$orm"
+    done
+  done
 
   # Table 3: the same reflections, which must please the ORM too (the run's own only need a right answer)
-  "$PYTHON" 02_verify.py --input "$run/final/reflected.jsonl" --output "$arms/both/verified.jsonl" \
-    --accept both --model "$run/orm_3/model" "${seed[@]}" "${VERIFY[@]}"
-  finetune both --input "${rounds[@]}" "$arms/both/verified.jsonl" --init previous --previous "$last"
+  call 02_verify.py --input "$run/final/reflected.jsonl" --output "$arms/both/verified.jsonl" --accept both \
+    --model "$run/orm_3/model" "${VERIFY[@]}"
+  finetune both --input "$run"/round_[0-3]/verified.jsonl "$arms/both/verified.jsonl" --init previous \
+    --previous "$run/round_3/model"
   evaluate "$arms/both"
 
   # Table 4: as many rows as after the last round, all from the teacher, and as many passes over them
-  rows=$(wc -l < "$run/round_3/train.jsonl")
-  passes=$("$PYTHON" tests/bench/paper.py --passes "$run")
-  "$PYTHON" 01_sample.py --input "$run/problems.jsonl" --output "$arms/teacher/samples.jsonl" --model "$teacher" \
-    --origin teacher "${seed[@]}"
-  "$PYTHON" 02_verify.py --input "$arms/teacher/samples.jsonl" --output "$arms/teacher/verified.jsonl" \
-    --accept answer
-  finetune teacher --input "$arms/teacher/verified.jsonl" --limit "$rows" --epochs "$passes"
+  call 01_sample.py --input "$run/problems.jsonl" --output "$arms/teacher/samples.jsonl" --model "$teacher" --origin teacher
+  call 02_verify.py --input "$arms/teacher/samples.jsonl" --output "$arms/teacher/verified.jsonl" --accept answer
+  finetune teacher --input "$arms/teacher/verified.jsonl" --limit "$(wc -l < "$run/round_3/train.jsonl")" \
+    --epochs "$(paper passes "$run")"
   evaluate "$arms/teacher"
 
   # Table 5: ORMs on M0's paths of test problems; their right and wrong steps by the teacher
-  "$PYTHON" 01_sample.py --input toy/test.jsonl --output "$arms/paths.jsonl" --model "$run/round_0/model" \
-    --samples 2 --temperature 1.0 --origin test "${seed[@]}" "${SAMPLE[@]}"
-  "$PYTHON" 02_verify.py --annotate --check-correct --input "$arms/paths.jsonl" --output "$arms/truth.jsonl" \
-    --model "$teacher" "${seed[@]}"
-  for name in once binary; do
-    finetune orm_$name --orm --input "$run/round_0/verified.jsonl" "$run/orm/annotated.jsonl" "${ORM[@]}" \
-      $([[ $name == once ]] || echo --binary)
-  done
-  for name in orm_once orm_binary; do judge "$name" "$arms/$name/model"; done
-  judge orm_pairs "$run/orm/model"; judge orm_refreshed "$run/orm_3/model"
+  call 02_verify.py --annotate --check-correct --input "$run/pace/paths_1.jsonl" --output "$arms/truth.jsonl" \
+    --model "$teacher"
+  finetune orm_binary --orm --binary --input "$run/round_0/verified.jsonl" "$run/orm/annotated.jsonl" "${ORM[@]}"
+  judge "$run/pace/paths_1.jsonl" "$arms/orm_binary.jsonl" "$arms/orm_binary/model"
+  judge "$run/pace/paths_1.jsonl" "$arms/orm_refreshed.jsonl" "$run/orm_3/model"
 
   # Without reference answers: the ORM and the paths' agreement accept
-  "$PYTHON" tests/bench/paper.py --hide "$run"
-  mkdir -p "$run-hidden"; cp -r "$run/base" "$run-hidden"  # the same evaluation
-  env RUN="paper-$1-hidden" SEED="$1" DATA="$run/hidden.jsonl" ORM="$run/orm/model" ORM_UPDATE=once \
-    REFLECT=none ACCEPT=orm VERIFY_FLAGS="--agree 0.5" bash run_rounds.sh
+  paper hide "$run"
+  share "$name" "$name-hidden" base  # the same evaluation
+  loop "$name-hidden" DATA="$run/hidden.jsonl" ORM="$run/orm/model" ORM_UPDATE=once REFLECT=none ACCEPT=orm \
+    VERIFY_FLAGS="--agree 0.5"
 }
-judge() { "$PYTHON" 02_verify.py --input "$arms/paths.jsonl" --output "$arms/$1.jsonl" --accept orm \
-  --model "$2" "${seed[@]}" "${VERIFY[@]}"; }
 
 seed() {  # seed SEED: the run and its arms
-  local log=runs/paper-$1/log
+  local log=runs/paper-$1/log number=$1
   trap '[[ $? == 0 ]] || tail -5 '"$log"' >&3' EXIT
   mkdir -p "runs/paper-$1"
-  { env RUN="paper-$1" SEED="$1" bash run_rounds.sh; [[ ${ARMS:-1} == 0 ]] || arms "$1"; } >> "$log" 2>&1
+  { loop "paper-$1"; arms "$1"; } >> "$log" 2>&1
   echo "seed $1 is done"
 }
 seeds=("${@:-0}")
@@ -77,4 +91,4 @@ for ((first = 0; first < ${#seeds[@]}; first += ${#cores[@]})); do
   while [[ $(jobs -p) ]]; do wait -n || status=$?; done
   ((status == 0)) || exit "$status"
 done
-"$PYTHON" tests/bench/paper.py --output docs/PAPER.md $(printf 'runs/paper-%s ' "${seeds[@]}")
+paper page docs/PAPER.md $(printf 'runs/paper-%s ' "${seeds[@]}")
