@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +31,7 @@ from mathse.problems.columns import (
     to_problem,
     with_images,
 )  # fmt: skip
-from mathse.records import check_row, fail, image_finder, json_lines, shown, tell
+from mathse.records import KNOWN_IMAGES, check_row, fail, image_finder, json_lines, shown, tell
 
 SPLIT_NAMES = {"train", "test", "testmini", "val", "valid", "validation", "dev"}  # of a folder's files
 GAPS = ("", "nan", "NaN", "NaT", "<NA>")  # cells of a csv file: so pandas writes what is not there
@@ -73,7 +74,7 @@ def open_source(spec: str, folder: Path, fields: Fields) -> tuple[str, Rows]:
 
 def checked(rows: Rows, spec: str) -> Rows:
     """The problems, each checked, and once if it stands there twice; the first fault ends the command."""
-    seen, twice = {}, 0
+    seen, twice, find_problem = {}, 0, lru_cache(KNOWN_IMAGES)(lambda image: image_problem(Path(image)))
     for number in itertools.count(1):
         try:
             where, row = next(rows, (spec, None))
@@ -81,8 +82,8 @@ def checked(rows: Rows, spec: str) -> Rows:
             fail(f"{spec}:{number}: {error!r:.200}: the row is not in the source's own form; mend it")
         if row is None:
             break
-        check_row(row, where, ("id", "question"), lambda image: image_problem(Path(image)))
-        content = hash(json.dumps(row, sort_keys=True))
+        check_row(row, where, ("id", "question"), find_problem)
+        content = hash(repr(row))
         if row["id"] not in seen:
             seen[row["id"]] = content
             yield where, row
