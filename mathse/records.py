@@ -273,9 +273,8 @@ def check_row(
         if found := PLACEHOLDERS.search(str(row.get(field)).replace(IMAGE, "")):
             remedy = "remove it: images go in front of the question"
             refuse(field, f"holds the image placeholder {found.group()!r}; {remedy}")
-    for field, texts in {"question": [row.get("question"), options], "prompt": row.get("prompt")}.items():
-        if (marks := str(texts).count(IMAGE)) not in (0, len(images)):
-            refuse(field, f"{marks} {IMAGE} marks for {len(images)} images; write one for each, or none")
+    if (marks := str([row.get("question"), options]).count(IMAGE)) not in (0, len(images)):
+        refuse("question", f"{marks} {IMAGE} marks for {len(images)} images; write one for each, or none")
     if options and answer is not None and not is_an_option(row):
         remedy = "write the letter or the text of one, or null if it is not known"
         refuse("answer", f"{shown(answer)} is not among the options {shown(options)}; {remedy}")

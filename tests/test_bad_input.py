@@ -118,7 +118,6 @@ BAD_LINES = {
     "a mark for two images": (line(question="<image>?", images=["x.png"] * 2), "1: question:", "1 <image>"),
     "a mark without an image": (line(question="See <image>.", images=[]), "1: question:", "1 <image>"),
     "marks in options": (line(question="<image>?", options=["1", "<image>"]), "1: question:", "2 <image>"),
-    "two marks in a prompt": (line(prompt="<image><image>?"), "1: prompt:", *ONE_EACH_MARK),
     "a model's token": (line(question="<|image_pad|>"), "1: question:", "<|image_pad|>", *MARK),
     "a token in an option": (line(options=["1", "<|im_end|>"]), "1: options:", *MARK),
     "images is a bare string": (line(images="x.png"), "1: images:", *PATHS),

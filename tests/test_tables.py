@@ -457,6 +457,19 @@ def test_a_configuration_of_a_data_set(tmp_path, capsys):
     refused(capsys, lambda: read(spec.format(""), tmp_path), "cannot be loaded", "plain", "hard")
 
 
+def test_a_folder_that_datasets_saved(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    form = {
+        "question": datasets.Value("string"),
+        "answer": datasets.Value("string"),
+        "image": datasets.Image(),
+    }
+    rows = [{"question": "Q?", "answer": "1", "image": stored()}]
+    datasets.Dataset.from_list(rows, features=datasets.Features(form)).save_to_disk(tmp_path / "set")
+    (row,) = read(str(tmp_path / "set"), tmp_path, "images=image")
+    assert row["answer"] == "1" and open_image(row["images"][0], 0).size == (20, 10)
+
+
 def test_images_in_an_archive(tmp_path):
     """As a data set of an image folder has them."""
     import zipfile

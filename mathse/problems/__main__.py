@@ -20,7 +20,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -61,8 +60,8 @@ Source = tuple[str, str, Iterator[tuple[str, dict]]]  # spec, name, its problems
 
 def open_problems(spec: str, args: argparse.Namespace, folder: Path) -> Source:
     """A source up to --limit, its images saved in `folder`. It is read when the rows are asked for."""
-    name, rows = open_source(spec, folder, parse_fields(args.fields))
-    return spec, name, watch_references(islice(rows, args.limit or None), spec)
+    name, rows = open_source(spec, folder, parse_fields(args.fields), args.limit)
+    return spec, name, watch_references(rows, spec)
 
 
 def hash_tests(tests: list[Source], workers: int) -> Iterator[tuple[str, dict, list[ImageHash]]]:

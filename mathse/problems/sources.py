@@ -8,13 +8,13 @@ hf:NAME:SPLIT    a data set that `datasets` loads from the hub or from a local f
 """
 
 import csv
-import itertools
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,22 +41,24 @@ Rows = Iterator[tuple[str, dict]]  # (where it stands, as file:line; the row)
 Find = Callable[[str], str]  # the path of an image as a source names it -> as we open it
 
 
-def load_problems(spec: str, folder: Path, fields: Fields | None = None) -> tuple[str, Iterator[dict]]:
+def load_problems(
+    spec: str, folder: Path, fields: Fields | None = None, limit: int = 0
+) -> tuple[str, Iterator[dict]]:
     """(name, problem records with absolute image paths) of a source, streamed and checked.
 
-    `folder`: where images that come inside rows are saved. `fields`: see parse_fields(). Ends the command in
-    one line if the source cannot be read or a row is at fault.
+    `folder`: where images that come inside rows are saved. `fields`: see parse_fields(). `limit`: rows that
+    are read; 0: all. Ends the command in one line if the source cannot be read or a row is at fault.
     """
-    name, rows = open_source(spec, folder, fields or {})
+    name, rows = open_source(spec, folder, fields or {}, limit)
     return name, (row for _, row in rows)
 
 
-def open_source(spec: str, folder: Path, fields: Fields) -> tuple[str, Rows]:
+def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[str, Rows]:
     """As load_problems(), each problem with the place where it stands."""
     kind, _, path = spec.partition(":")
     if kind in BENCHMARKS:
         rows, find = benchmark_rows(spec, kind, path, folder)
-        return kind, checked(benchmark_problems(kind, rows, folder, find), spec)
+        return kind, checked(islice(benchmark_problems(kind, rows, folder, find), limit or None), spec)
     if kind == "hf":
         parts = hub_parts(spec)
         name, rows, find = re.sub("[/:]", "_", parts[0].strip("/")), hub_rows(spec, *parts), finder(folder)
@@ -66,8 +68,8 @@ def open_source(spec: str, folder: Path, fields: Fields) -> tuple[str, Rows]:
         name = Path(spec).absolute().name if Path(spec).is_dir() else Path(spec).stem
         name = f"{files[0].parent.name}_{name}" if name in ("problems", "test") else name  # which say little
         rows = (row for file in files for row in file_rows(file))
-    is_json = kind not in ("hf", ".parquet", ".csv", ".tsv")
-    problems = table_problems(rows, spec, fields, folder, find, is_json)
+    is_json = kind not in ("hf", ".parquet", ".arrow", ".csv", ".tsv")
+    problems = table_problems(islice(rows, limit or None), spec, fields, folder, find, is_json)
     named = ((where, ({} if is_json else {"source": name}) | row) for where, row in problems)
     return name, checked(named, spec)
 
@@ -75,7 +77,7 @@ def open_source(spec: str, folder: Path, fields: Fields) -> tuple[str, Rows]:
 def checked(rows: Rows, spec: str) -> Rows:
     """The problems, each checked, and once if it stands there twice; the first fault ends the command."""
     seen, twice, find_problem = {}, 0, lru_cache(KNOWN_IMAGES)(lambda image: image_problem(Path(image)))
-    for number in itertools.count(1):
+    for number in count(1):
         try:
             where, row = next(rows, (spec, None))
         except WRONG_FORM as error:
@@ -128,7 +130,7 @@ def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Fi
 
 def files_of(path: Path) -> list[Path]:
     """The files that a path means: itself, or those of a kind in a folder, which must be of one split."""
-    kinds = ("parquet", "jsonl", "csv", "tsv")
+    kinds = ("parquet", "arrow", "jsonl", "csv", "tsv")
     found = (sorted(place.glob(f"*.{kind}")) for kind in kinds for place in (path, path / "data"))
     files = [path] if path.is_file() else next(filter(None, found), [])
     if not files:
@@ -144,7 +146,8 @@ def files_of(path: Path) -> list[Path]:
 
 def file_rows(path: Path) -> Rows:
     """The rows of a file, by its ending; one of another ending is read as JSON lines."""
-    readers = {".parquet": parquet_rows, ".csv": csv_rows, ".tsv": csv_rows, ".json": json_rows}
+    readers = {".parquet": arrow_rows, ".arrow": arrow_rows, ".csv": csv_rows, ".tsv": csv_rows}
+    readers |= {".json": json_rows}
     for where, row in readers.get(path.suffix, lines_with_gaps)(path):
         if not isinstance(row, dict):
             form = '{"id": ..., "question": ..., ...}'
@@ -194,14 +197,16 @@ def csv_rows(path: Path) -> Rows:
         fail(f"{path}: cannot be read: {error}; save it anew as CSV in UTF-8")
 
 
-def parquet_rows(path: Path) -> Rows:
-    """The rows of a parquet file, of which a few are in memory at a time."""
-    from pyarrow import ArrowException
+def arrow_rows(path: Path) -> Rows:
+    """The rows of a parquet file, or of one that Dataset.save_to_disk() wrote; a few are in memory at once."""
+    from pyarrow import ArrowException, ipc
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=16) for row in batch.to_pylist())
+        with path.open("rb") as file:
+            is_parquet = path.suffix == ".parquet"
+            parts = ParquetFile(file).iter_batches(batch_size=16) if is_parquet else ipc.open_stream(file)
+            rows = (row for part in parts for row in part.to_pylist())
             yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
     except ArrowException as error:
         fail(f"{path}: cannot be read: {str(error).splitlines()[0]}; fetch the file again")
