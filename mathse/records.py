@@ -115,8 +115,9 @@ def same_text(text: str) -> str:
 
 @lru_cache(maxsize=1 << 10)
 def tell(line: str) -> None:
-    """A line on stderr for people, once, however often a source is read."""
-    print(line, file=sys.stderr)
+    """A line on stderr for people, once, however often a source is read, and by the first rank alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def shown(value: object) -> str:

@@ -17,7 +17,6 @@ import mathse.problems.__main__ as command
 from mathse import problems
 from mathse.answers import check_rows
 from mathse.chat import question_text
-from mathse.problems import sources
 
 DATA = ROOT.parent / "shared" / "data"
 

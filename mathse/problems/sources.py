@@ -198,7 +198,7 @@ def csv_rows(path: Path) -> Rows:
 
 
 def arrow_rows(path: Path) -> Rows:
-    """The rows of a parquet file, or of one that Dataset.save_to_disk() wrote; a few are in memory at once."""
+    """The rows of a parquet file, or of one that Dataset.save_to_disk() wrote; a few are in memory."""
     from pyarrow import ArrowException, ipc
     from pyarrow.parquet import ParquetFile
 
