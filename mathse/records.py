@@ -252,6 +252,8 @@ def check_row(
     def refuse(field: str, problem: str) -> NoReturn:
         fail(f"{where}: {field}: {problem}")
 
+    if not row.get("options") and row.get("A") not in NOTHING and row.get("B") not in NOTHING:
+        refuse("A", "not a field of a problem; write 'options', a list of A, B and so on")
     for field, value in row.items():
         meant = meant_field(field)
         if meant and is_passed_over(meant, value, row.get(meant)):

@@ -142,6 +142,7 @@ BAD_LINES = {
     "an image beside another": (line(image_2="y.png"), "1: image_2:", "'images'", ALONE),
     "other options": (line(options=["1", "2"], option_c="3"), "1: option_c:", "'options'", ALONE),
     "another answer": (line(gold="2"), "1: gold:", "'answer'", ALONE),
+    "options by their letters": (line(A="1", B="2"), "1: A:", "write 'options', a list"),
     "a capital": (line("answer", Answer="1"), "1: Answer:", *NAME, "'answer'"),
     "answer is blank": (line(answer=" "), "1: answer:", *ANSWER),
 }  # fmt: skip

@@ -27,6 +27,7 @@ GUESSES = {  # how a column may be called: to propose it where ours is missing
     "question": r".*(question|problem|query|instruction|prompt|\.0\.(content|value))",
     "answer": r".*(answer|truth|label|target|correct).*|.*\.1\.(content|value)",
 }
+OPTION_NAMES = ("A", "B", "C", "D", "E", "F", "G", "H")  # columns of options that have letters alone
 INDEX = re.compile(r"options\[(.+?)(-1)?\]")  # a column of answers that count the options from 0 (-1: from 1)
 LETTER = re.compile(r"(?:^|(?<=[\s;,]))[(（]?([A-J])[).:．）、]\s*")  # in front of an option: A. or (A)
 
@@ -109,13 +110,13 @@ def rest_of(row: dict, fields: Fields) -> dict:
     """What else a row of JSON holds, beside its fields and what stages write: it stays."""
     gone = {*FIELDS, *Row.__struct_fields__} | named_by(fields)
     kept = {name: value for name, value in row.items() if name not in gone and not meant_field(name)}
-    return {name: value for name, value in kept.items() if not is_picture(value)}
+    return {name: value for name, value in kept.items() if name not in OPTION_NAMES and not is_picture(value)}
 
 
 def is_series(one: str, other: str) -> bool:
     """Whether two columns are of one set: image and image_2, A and B, option_a and option_b."""
     bare, rest = re.sub(r"[\W_]*\d+$", "", one), re.sub(r"[\W_]*\d+$", "", other)
-    by_letter = one[:-1] == other[:-1] and (len(one) > 1 or {one, other} <= {*"ABCDEFGH"})
+    by_letter = one[:-1] == other[:-1] and (len(one) > 1 or {one, other} <= {*OPTION_NAMES})
     return bare == rest or by_letter
 
 
@@ -126,7 +127,7 @@ def passed_over(row: dict, fields: Fields) -> Fields:
     for column, value in row.items():
         if column in FIELDS or column in named or value in NOTHING:
             continue
-        is_letter, is_shown = has_letters and re.fullmatch("[A-H]", column), is_picture(value)
+        is_letter, is_shown = has_letters and column in OPTION_NAMES, is_picture(value)
         field = meant_field(column) or (is_letter and "options") or (is_shown and "images")
         if not field or fields.get(field) == []:
             continue
@@ -238,7 +239,8 @@ def options_of(values: list) -> object:
 
 def images_of(value: object) -> Iterator[object]:
     """The images of a column or of a set of columns, however they are nested. Gaps are none."""
-    value = list_of(value) if isinstance(value, str) and not is_picture(value) else value
+    is_one = is_picture(value) or isinstance(value, dict) and {"bytes", "path"} & value.keys()
+    value = value if is_one else list_of(value)
     if isinstance(value, list):
         for one in value:
             yield from images_of(one)
@@ -257,7 +259,9 @@ def field_value(field: str, values: list) -> object:
     if field == "answer":
         known = [str(value) if isinstance(value, bool) else value for value in known]
         return known if len(known) > 1 else next(iter(known), None)
-    if field in ("id", "precision"):  # in a column with gaps whole numbers are floats
+    if field == "precision":
+        return int(float(known[0])) if known else None
+    if field == "id":  # in a column with gaps whole numbers are floats
         known = [int(value) if isinstance(value, float) and value.is_integer() else value for value in known]
     if known and (field in ("id", "solution", "subject", "source") or len(known) > 1):
         lines = (line for value in known for line in (value if isinstance(value, list) else [value]))
