@@ -60,8 +60,11 @@ def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[st
         rows, find = benchmark_rows(spec, kind, path, folder)
         return kind, checked(islice(benchmark_problems(kind, rows, folder, find), limit or None), spec)
     if kind == "hf":
-        parts = hub_parts(spec)
-        name, rows, find = re.sub("[/:]", "_", parts[0].strip("/")), hub_rows(spec, *parts), finder(folder)
+        if not (parts := re.fullmatch(r"([^:]+)(?::([^:]+))?:([^:]+)", path)):
+            forms = "hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT"
+            fail(f"{spec}: a hub data set is written {forms}, for example hf:owner/name:train")
+        name, find = parts[1].strip("/").replace("/", "_"), finder(folder)
+        rows = hub_rows(spec, *parts.groups())
     else:
         files = files_of(Path(spec))
         kind, find = files[0].suffix, image_finder(files[0])
@@ -104,8 +107,9 @@ def checked(rows: Rows, spec: str) -> Rows:
 
 
 def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Find, is_json: bool) -> Rows:
-    """The problems of a table. In JSON a row may lack columns, and all else that it holds stays; of others no
-    row having a picture, or a column that `fields` names, ends the command."""
+    """The problems of a table. In JSON a row may lack columns, and what else it holds stays; another table in
+    which no row has a picture ends the command.
+    """
     number = pictures = named = 0
     unread = {column for field in fields for column in read_columns(field, fields)}
     for where, row in rows:
@@ -215,24 +219,13 @@ def arrow_rows(path: Path) -> Rows:
 # ---------------------------------------------------------------- the hub
 
 
-def hub_parts(spec: str) -> tuple[str, str | None, str]:
-    """(name, configuration, split) of hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT"""
-    parts = spec.split(":")[1:]
-    if len(parts) not in (2, 3) or not all(parts):
-        forms = "hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT"
-        fail(f"{spec}: a hub data set is written {forms}, for example hf:owner/name:train")
-    return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
-
-
 def hub_rows(spec: str, name: str, configuration: str | None, split: str) -> Rows:
     """The rows of a data set, streamed, images as they are stored; opened when the first is asked for."""
     from datasets import load_dataset
 
     number = 0
     try:  # not found, no such split, no network, a script, a broken file: `datasets` raises anything
-        with (
-            TemporaryDirectory() as cache
-        ):  # streamed, a data set leaves nothing to keep; a home may be read-only
+        with TemporaryDirectory() as cache:  # what is streamed leaves nothing; a home may be read-only
             rows = load_dataset(name, configuration, split=split, streaming=True, cache_dir=cache)
             for row in rows.decode(False) if rows.features else rows:
                 number += 1
