@@ -17,7 +17,6 @@ Why answers are wrong, a teacher tells: 02_verify.py --annotate --input OUTPUT/p
 import json
 from argparse import Namespace
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 from common import CLOSING, SOLVE_PROMPT, load, solve_prompt
@@ -111,7 +110,7 @@ def conditions_of(args: Namespace) -> dict:
 def test_problems(args: Namespace) -> Iterator[dict]:
     """The problems of all test sets, each with the name of its benchmark."""
     for spec, (name, rows) in open_tests(args).items():
-        for row in islice(rows, args.limit or None):
+        for row in rows:
             if args.prompt == "benchmark" and not row.get("query"):
                 remedy = "has no prompt of its own (field query); use --prompt solve"
                 fail(f"--prompt: benchmark: {spec}: {row['id']}: {remedy}")
@@ -122,7 +121,7 @@ def open_tests(args: Namespace) -> dict[str, tuple[str, Iterator[dict]]]:
     """{spec: (name, problems)}; a test set that does not exist ends the command."""
     tests, fields = {}, parse_fields(args.fields)
     for spec in args.test:
-        name, rows = load_problems(spec, args.output / "images", fields)
+        name, rows = load_problems(spec, args.output / "images", fields, args.limit)
         if any(name == other for other, _ in tests.values()):
             fail(f"--test: {spec}: a second test set called {name}; evaluate it in a call of its own")
         tests[spec] = name, rows

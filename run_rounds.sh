@@ -9,9 +9,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source mathse/environment.sh; [[ -n ${MODEL:-} ]] || source toy/settings.sh  # others for the toy
 : "${RUN:=default}"             # the run folder is runs/RUN
 : "${TEACHER:=solutions}"       # http://host:port/v1#name or a model; solutions: the problems' own, for D0
-: "${DATA:=}"                   # the problems: problems.jsonl, x.parquet, NAME:FOLDER, hf:NAME:SPLIT
+: "${DATA:=}"                   # the problems: x.jsonl, x.parquet, x.csv, NAME:FOLDER, hf:NAME:SPLIT
 : "${TEST:=}"                   # the test sets, separated by spaces; quote one with a space in its name
-: "${FIELDS:=}"                 # columns of a hub data set: "question=problem images=image"
+: "${FIELDS:=}"                 # columns of tables: "question=problem images=image_1,image_2"
 : "${LIMIT:=0}"                 # first N problems of DATA and of each test set; 0: all
 : "${ROUNDS:=2}" "${SAMPLES:=8}"  # K, self-evolving rounds; responses a problem and round
 : "${DISTILL:=0.3}"             # |D0|, problems that the teacher solves: a number, a share as 0.3, or all

@@ -188,7 +188,10 @@ def save_image(value: object, folder: Path, find: Callable[[str], str] = os.path
         found = BASE64.fullmatch(value)
         if not found:
             return find(value)
-        value = base64.b64decode((found[1] or found[2]).translate({45: "+", 95: "/"}))
+        try:
+            value = base64.b64decode((found[1] or found[2]).translate({45: "+", 95: "/"}))
+        except ValueError:
+            raise ValueError("base64 text that breaks off") from None
     if isinstance(value, (bytearray, memoryview)):
         value = bytes(value)
     if not isinstance(value, (bytes, Image.Image)):

@@ -111,8 +111,9 @@ def same_text(text: str) -> str:
 
 @lru_cache(maxsize=1 << 10)
 def tell(line: str) -> None:
-    """A line on stderr for people, once, however often a source is read."""
-    print(line, file=sys.stderr)
+    """A line on stderr for people, once, however often a source is read, and by the first rank alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def shown(value: object) -> str:
@@ -247,6 +248,8 @@ def check_row(
     def refuse(field: str, problem: str) -> NoReturn:
         fail(f"{where}: {field}: {problem}")
 
+    if not row.get("options") and row.get("A") not in NOTHING and row.get("B") not in NOTHING:
+        refuse("A", "not a field of a problem; write 'options', a list of A, B and so on")
     for field, value in row.items():
         meant = meant_field(field)
         if meant and is_passed_over(meant, value, row.get(meant)):
@@ -265,9 +268,8 @@ def check_row(
         if re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
             refuse(field, "holds half a surrogate pair, which is no character; write the text anew in UTF-8")
     options, answer, images = row.get("options"), row.get("answer"), row.get("images") or []
-    for field, texts in {"question": [row.get("question"), options], "prompt": row.get("prompt")}.items():
-        if (marks := str(texts).count(IMAGE)) not in (0, len(images)):
-            refuse(field, f"{marks} {IMAGE} marks for {len(images)} images; write one for each, or none")
+    if (marks := str([row.get("question"), options]).count(IMAGE)) not in (0, len(images)):
+        refuse("question", f"{marks} {IMAGE} marks for {len(images)} images; write one for each, or none")
     if options and answer is not None and not is_an_option(row):
         remedy = "write the letter or the text of one, or null if it is not known"
         refuse("answer", f"{shown(answer)} is not among the options {shown(options)}; {remedy}")

@@ -118,7 +118,6 @@ BAD_LINES = {
     "a mark for two images": (line(question="<image>?", images=["x.png"] * 2), "1: question:", "1 <image>"),
     "a mark without an image": (line(question="See <image>.", images=[]), "1: question:", "1 <image>"),
     "marks in options": (line(question="<image>?", options=["1", "<image>"]), "1: question:", "2 <image>"),
-    "two marks in a prompt": (line(prompt="<image><image>?"), "1: prompt:", *ONE_EACH_MARK),
     "images is a bare string": (line(images="x.png"), "1: images:", *PATHS),
     "images is an object": (line(images={"a": "x.png"}), "1: images:", *PATHS),
     "a null among images": (line(images=["x.png", None]), "1: images:", *PATHS),
@@ -141,6 +140,7 @@ BAD_LINES = {
     "an image beside another": (line(image_2="y.png"), "1: image_2:", "'images'", ALONE),
     "other options": (line(options=["1", "2"], option_c="3"), "1: option_c:", "'options'", ALONE),
     "another answer": (line(gold="2"), "1: gold:", "'answer'", ALONE),
+    "options by their letters": (line(A="1", B="2"), "1: A:", "write 'options', a list"),
     "a capital": (line("answer", Answer="1"), "1: Answer:", *NAME, "'answer'"),
     "answer is blank": (line(answer=" "), "1: answer:", *ANSWER),
 }  # fmt: skip

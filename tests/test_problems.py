@@ -17,7 +17,6 @@ import mathse.problems.__main__ as command
 from mathse import problems
 from mathse.answers import check_rows
 from mathse.chat import question_text
-from mathse.problems import sources
 
 DATA = ROOT.parent / "shared" / "data"
 
@@ -315,37 +314,6 @@ def pictures(*values: object) -> list:
     return [{"bytes": value, "path": "x.png"} if isinstance(value, bytes) else value for value in values]
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        pictures(png("red"), png("blue")),
-        [pictures(png("red")), pictures(png("blue"), png("red"))],
-        [png("red"), png("blue")],
-        [{"bytes": None, "path": "pictures/red.png"}, {"bytes": png("blue"), "path": None}],
-        ["pictures/red.png", "pictures/blue.png"],
-    ],
-    ids=["struct", "lists of structs", "bytes", "a path or bytes", "paths"],
-)
-def test_a_parquet_file_with_images(tmp_path, run, images):
-    for colour in ("red", "blue"):
-        (tmp_path / "pictures").mkdir(exist_ok=True)
-        (tmp_path / "pictures" / f"{colour}.png").write_bytes(png(colour))
-    table = make_table(
-        tmp_path / "train.parquet",
-        problem=["one <image>", "two"],
-        answer=["1", "B"],
-        images=images,
-        choices=[None, ["3", "4"]],
-    )
-    flags = ["--input", table, "--fields", "question=problem options=choices"]
-    done = run("-m", "mathse.problems", *flags, "--output", tmp_path / "out" / "problems.jsonl")
-    assert done.returncode == 0, done.stderr
-    one, two = read_rows(tmp_path / "out" / "problems.jsonl")
-    assert (one["question"], two["options"], one["source"]) == ("one <image>", ["3", "4"], "train")
-    colours = [Image.open(tmp_path / "out" / row["images"][0]).getpixel((0, 0)) for row in (one, two)]
-    assert colours == [(255, 0, 0), (0, 0, 255)]
-
-
 def parts(folder) -> str:
     for number in range(2):
         path = folder / "data" / f"train-0000{number}-of-00002.parquet"
@@ -374,14 +342,6 @@ def test_a_data_set_saved_by_datasets(tmp_path):
 BAD_TABLES = {
     "no parquet": (lambda path: path.write_bytes(b"PAR1x") and None, {}, "cannot be read"),
     "images by another name": ({"image": pictures(png("red"))}, {}, "images: not mapped"),
-    "pictures": ({"picture": pictures(png("red"))}, {}, "there is a column 'picture'"),
-    "choices": ({"choices": [["1", "2"]]}, {}, "options: not mapped, but there is a column 'choices'; set"),
-    "mapped to no column": ({"image": ["x"]}, {"images": ["imgae"]}, "there is a column 'image'"),
-    "one of a set": (
-        {"image_1": ["x.png"], "image_2": ["y.png"]},
-        {"images": ["image_1"]},
-        "column 'image_2'; set --fields, for example \"images=image_1,image_2\"",
-    ),
     "choices as text": ({"options": ["1 or 2"]}, {}, "options: must be a list of strings"),
     "bytes that are no image": ({"images": pictures(b"GIF")}, {}, "images: "),
     "an image that is not there": ({"images": ["no.png"]}, {}, "images: "),
@@ -407,21 +367,6 @@ def test_a_folder_of_several_splits_is_refused(tmp_path, capsys):
         make_table(tmp_path / f"{split}-00000-of-00001.parquet", question=["one"], answer=["1"])
     words = "holds several splits (test, train); give one file, or write hf:"
     refused(capsys, lambda: problems.load_problems(str(tmp_path), tmp_path / "images"), words)
-
-
-@pytest.mark.parametrize(
-    "fields, words",
-    [
-        ("", (":1: question: no such column; it has problem, answer, number", "--fields")),
-        ("question=problem", ("images: not mapped, but there is a column 'image_name'", "--fields")),
-        ("question=problem images=number", (":1: images: a int is not an image", "--fields")),
-    ],
-)
-def test_wrong_columns_are_refused(tmp_path, capsys, monkeypatch, fields, words):
-    row = {"problem": "one", "answer": "1", "number": 7, "image_name": "x"}
-    monkeypatch.setattr(sources, "hub_rows", lambda spec, *_: iter([(f"{spec}:1", row)]))
-    fields = problems.parse_fields(fields)
-    refused(capsys, lambda: list(problems.load_problems("hf:a/b:train", tmp_path, fields)[1]), *words)
 
 
 # ---------------------------------------------------------------- bad sources
@@ -552,22 +497,9 @@ def test_a_dry_run_checks_and_writes_nothing(folder, capsys, call):
     refused(capsys, lambda: call("--dry-run", 0, "--fields", "x=y"), "--fields: x: not a field")
 
 
-@pytest.mark.parametrize("flags, code", [([], 2), (["--fields", "images="], 0)])
+@pytest.mark.parametrize("flags, code", [([], 2), (["--fields", "images="], 0), (["--limit", 2], 2)])
 def test_a_table_in_which_no_row_has_a_picture_is_refused(tmp_path, run, flags, code):
     """Its column was not found; without pictures on purpose is fine."""
     table = make_table(tmp_path / "train.parquet", question=["1 + 1?", "2 + 1?"], answer=["2", "3"])
     done = run("-m", "mathse.problems", "--input", table, *flags, "--output", tmp_path / "out" / "p.jsonl")
     assert done.returncode == code and ("images: none of 2 rows has a picture" in done.stderr) == bool(code)
-
-
-def test_a_benchmark_from_a_csv_file(tmp_path, monkeypatch):
-    from mathse.problems import sources
-
-    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    (tmp_path / "own.csv").write_text('id,question,answer,image\n7,"1 + 1, or more?",2,a.png\n')
-    monkeypatch.setitem(sources.BENCHMARKS, "own", lambda row: row | {"images": row.pop("image")})
-    monkeypatch.setitem(sources.BENCHMARK_FILES, "own", [("own.csv",)])
-    name, rows = problems.load_problems(f"own:{tmp_path}", tmp_path / "images")
-    (row,) = rows
-    assert (name, row["id"], row["question"], row["answer"]) == ("own", "7", "1 + 1, or more?", "2")
-    assert row["images"] == [str(tmp_path / "a.png")]

@@ -70,6 +70,7 @@ VALUES = {  # name: (kinds of files, further columns, --fields, what they become
     "gaps behind the options": ("jsonl parquet", {"options": [1, 2.5, NAN], "answer": 2.5}, "",
                                 {"options": [1, 2.5]}),
     "a precision beside gaps": (TYPED, {"precision": 2.0}, "", {"precision": 2}),
+    "a precision as text": ("jsonl csv", {"precision": "2"}, "", {"precision": 2}),
     "a number as id": (ALL, {"id": 7}, "", {"id": "7"}),
     "a number as id, beside gaps": (TYPED, {"id": 7.0}, "", {"id": "7"}),
     "a truth value": (TYPED, {"answer": True}, "", {"answer": "True"}),
@@ -102,6 +103,7 @@ VALUES = {  # name: (kinds of files, further columns, --fields, what they become
     "two texts": ("jsonl csv", {"hint": "A hint."}, "question=hint,question", {"question": "A hint.\nQ?"}),
     "a column left out": (FILES, {"gold": "2"}, "answer=answer,-gold", {"answer": "1"}),
     "the same answer twice": (FILES, {"gold": "1"}, "", {"answer": "1"}),
+    "letters that are no options": ("jsonl", {"A": [0, 1], "B": [1, 0]}, "options=", {"options": None}),
     "our names, --fields for others": (FILES, {}, "question=problem images=image", {"question": "Q?"}),
 }  # fmt: skip
 CASES = [(name, kind) for name, (kinds, *_) in VALUES.items() for kind in kinds.split()]
@@ -132,6 +134,7 @@ IMAGES = {  # what stands in the column of images -> the number of images
     "bytes": (coded(), 1),
     "as datasets has it": (stored(), 1),
     "several": ([stored(), stored(80)], 2),
+    "several by name": ({"left": stored(), "right": stored(80)}, 2),
 }
 
 
@@ -197,6 +200,7 @@ MARKS = {  # a question, its images -> the question as it is read, or None if it
     "<|vision_start|><|image_pad|><|vision_end|>How wide?": (1, "How wide?"),
     "See <ImageHere>.": (1, "See <image>."),
     "<image1> or <image2>?": (1, "<image1> or <image2>?"),  # of MATH-V, drawn in one
+    "In <image3>, see.": (1, "In <image>, see."),
     "No mark?": (2, "No mark?"),
     "The tag <img>?": (1, "The tag <img>?"),
     "<image><image>How wide?": (1, None),
@@ -338,6 +342,7 @@ LOST = {  # columns beside ROW, --fields -> words of the refusal
     "short names": ({"opa": "1", "opb": "2"}, "", '"options=opa,opb"'),
     "another answer": ({"ground_truth": "2"}, "", 'or "answer=answer,-ground_truth" to do without'),
     "a gap between options": ({"A": "1", "B": None, "C": "3"}, "options=A,B,C", "options: must be a list"),
+    "half a base64 text": ({"images": "data:image/png;base64,iVBOR"}, "", "base64 text that breaks off"),
     "an image without bytes": ({"images": {"bytes": "", "path": None}}, "", "images: an image without bytes"),
     "an answer that counts": ({"options": ["3", "4"], "answer": 1}, "", '--fields "answer=options[answer]"'),
     "a count beyond": ({"options": ["3", "4"], "answer": 2}, "answer=options[answer]", "2 counts none of"),
@@ -455,6 +460,19 @@ def test_a_configuration_of_a_data_set(tmp_path, capsys):
     assert row["question"] == "hard"
     capsys.readouterr()  # the progress of making the set
     refused(capsys, lambda: read(spec.format(""), tmp_path), "cannot be loaded", "plain", "hard")
+
+
+def test_a_folder_that_datasets_saved(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    form = {
+        "question": datasets.Value("string"),
+        "answer": datasets.Value("string"),
+        "image": datasets.Image(),
+    }
+    rows = [{"question": "Q?", "answer": "1", "image": stored()}]
+    datasets.Dataset.from_list(rows, features=datasets.Features(form)).save_to_disk(tmp_path / "set")
+    (row,) = read(str(tmp_path / "set"), tmp_path, "images=image")
+    assert row["answer"] == "1" and open_image(row["images"][0], 0).size == (20, 10)
 
 
 def test_images_in_an_archive(tmp_path):

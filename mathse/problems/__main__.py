@@ -20,7 +20,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,20 +45,12 @@ def parse_args() -> argparse.Namespace:
     add("--input", required=True, help="the problems: a table, NAME:PATH or hf:NAME:SPLIT")
     add("--output", type=Path, required=True, help="problems.jsonl to write")
     add("--test", nargs="+", default=[], help="test sets, in the same forms (default: none)")
-    add(
-        "--contaminated",
-        choices=["drop", "warn"],
-        default="drop",
-        help="leave contaminated problems out, or list them only (default %(default)s)",
-    )
+    left_out = "leave contaminated problems out, or list them only (default %(default)s)"
+    add("--contaminated", choices=["drop", "warn"], default="drop", help=left_out)
     add("--fields", default="", help='columns of tables, for example "question=problem images=image"')
     add("--limit", type=whole(0), default=0, help="first N of each source (default %(default)s: all)")
-    add(
-        "--workers",
-        type=whole(1),
-        default=os.cpu_count(),
-        help="threads that decode images (default %(default)s: one a core)",
-    )
+    threads = "threads that decode images (default %(default)s: one a core)"
+    add("--workers", type=whole(1), default=os.cpu_count(), help=threads)
     add_output_flags(parser)
     return parser.parse_args()
 
@@ -69,8 +60,8 @@ Source = tuple[str, str, Iterator[tuple[str, dict]]]  # spec, name, its problems
 
 def open_problems(spec: str, args: argparse.Namespace, folder: Path) -> Source:
     """A source up to --limit, its images saved in `folder`. It is read when the rows are asked for."""
-    name, rows = open_source(spec, folder, parse_fields(args.fields))
-    return spec, name, watch_references(islice(rows, args.limit or None), spec)
+    name, rows = open_source(spec, folder, parse_fields(args.fields), args.limit)
+    return spec, name, watch_references(rows, spec)
 
 
 def hash_tests(tests: list[Source], workers: int) -> Iterator[tuple[str, dict, list[ImageHash]]]:
@@ -131,8 +122,6 @@ def main() -> None:
         listings = read_listings(output)
         contaminated = {row["id"] for row in listings} if args.contaminated == "drop" else set()
         kept = [key for key, name in ids.items() if name not in contaminated]
-        if not ids:
-            fail(f"{args.input}: no problems in it; give another source")
         if not kept:
             remedy = "train on others, or keep them by --contaminated warn"
             fail(f"{args.input}: all its {len(ids)} problems are in the test sets; {remedy}")
@@ -161,11 +150,10 @@ def counted(source: Source, folder: Path) -> str:
 
 
 def summary(listings: list[dict], path: Path) -> str:
-    if not listings:
-        return "0 contaminated"
-    reasons = Counter(row["why"] for row in listings)
-    counts = ", ".join(f"{count} by {why}" for why, count in reasons.most_common())
-    return f"{len(listings)} contaminated ({counts}), listed in {path}"
+    counts = ", ".join(
+        f"{count} by {why}" for why, count in Counter(row["why"] for row in listings).most_common()
+    )
+    return f"{len(listings)} contaminated" + (f" ({counts}), listed in {path}" if listings else "")
 
 
 if __name__ == "__main__":

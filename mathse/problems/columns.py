@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mathse.images import is_picture, save_image
+from mathse.launch import DISK_ERRORS
 from mathse.problems.marks import placed
 from mathse.records import NOTHING, Row, fail, is_an_option, is_passed_over, meant_field, shown
 from mathse.replies import escaped
@@ -26,6 +27,7 @@ GUESSES = {  # how a column may be called: to propose it where ours is missing
     "question": r".*(question|problem|query|instruction|prompt|\.0\.(content|value))",
     "answer": r".*(answer|truth|label|target|correct).*|.*\.1\.(content|value)",
 }
+OPTION_NAMES = ("A", "B", "C", "D", "E", "F", "G", "H")  # columns of options that have letters alone
 INDEX = re.compile(r"options\[(.+?)(-1)?\]")  # a column of answers that count the options from 0 (-1: from 1)
 LETTER = re.compile(r"(?:^|(?<=[\s;,]))[(（]?([A-J])[).:．）、]\s*")  # in front of an option: A. or (A)
 
@@ -50,8 +52,8 @@ def parse_fields(text: str) -> Fields:
 
 def read_columns(field: str, fields: Fields) -> list[str]:
     """The columns that a field is read from."""
-    names = (column for column in fields.get(field, [field]) if not column.startswith("-"))
-    return [INDEX.sub(r"\1", column) for column in names]
+    names = [column for column in fields.get(field, [field]) if not column.startswith("-")]
+    return [INDEX.sub(r"\1", column) for column in names] if field == "answer" else names
 
 
 def chosen_for(row: dict, fields: Fields) -> Fields:
@@ -59,11 +61,9 @@ def chosen_for(row: dict, fields: Fields) -> Fields:
     --fields are for all its sources.
     """
     is_named = any(has_column(row, name) for field in fields for name in read_columns(field, fields))
-    return (
-        fields
-        if is_named or "question" not in row
-        else {f: names for f, names in fields.items() if not names}
-    )
+    if is_named or "question" not in row:
+        return fields
+    return {field: columns for field, columns in fields.items() if not columns}
 
 
 def look_up(row: dict, column: str) -> object:
@@ -92,14 +92,11 @@ def names_in(row: dict) -> Iterator[str]:
     """The names of a row's columns, and of what is nested in them."""
     for name, value in row.items():
         yield name
-        parts = (
-            {f".{number}": part for number, part in enumerate(value[:2])}
-            if isinstance(value, list)
-            else {"": value}
-        )
-        for number, part in parts.items():
+        parts = enumerate(value[:2]) if isinstance(value, list) else [(None, value)]
+        for number, part in parts:
             if isinstance(part, dict) and not is_picture(part):
-                yield from (f"{name}{number}.{key}" for key in part)
+                inner = name if number is None else f"{name}.{number}"
+                yield from (f"{inner}.{key}" for key in part)
 
 
 def named_by(fields: Fields) -> set[str]:
@@ -113,13 +110,13 @@ def rest_of(row: dict, fields: Fields) -> dict:
     """What else a row of JSON holds, beside its fields and what stages write: it stays."""
     gone = {*FIELDS, *Row.__struct_fields__} | named_by(fields)
     kept = {name: value for name, value in row.items() if name not in gone and not meant_field(name)}
-    return {name: value for name, value in kept.items() if not is_picture(value)}
+    return {name: value for name, value in kept.items() if name not in OPTION_NAMES and not is_picture(value)}
 
 
 def is_series(one: str, other: str) -> bool:
     """Whether two columns are of one set: image and image_2, A and B, option_a and option_b."""
     bare, rest = re.sub(r"[\W_]*\d+$", "", one), re.sub(r"[\W_]*\d+$", "", other)
-    by_letter = one[:-1] == other[:-1] and (len(one) > 1 or {one, other} <= {*"ABCDEFGH"})
+    by_letter = one[:-1] == other[:-1] and (len(one) > 1 or {one, other} <= {*OPTION_NAMES})
     return bare == rest or by_letter
 
 
@@ -130,7 +127,7 @@ def passed_over(row: dict, fields: Fields) -> Fields:
     for column, value in row.items():
         if column in FIELDS or column in named or value in NOTHING:
             continue
-        is_letter, is_shown = has_letters and re.fullmatch("[A-H]", column), is_picture(value)
+        is_letter, is_shown = has_letters and column in OPTION_NAMES, is_picture(value)
         field = meant_field(column) or (is_letter and "options") or (is_shown and "images")
         if not field or fields.get(field) == []:
             continue
@@ -146,10 +143,10 @@ def passed_over(row: dict, fields: Fields) -> Fields:
 
 def check_columns(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -> None:
     """End the command if a column of a needed field is not there, or one is passed over that looks like ours.
-    The line holds --fields that read it, and --fields that leave it out."""
-    missing = {
-        name: field for field in needed for name in read_columns(field, fields) if not has_column(row, name)
-    }
+    The line holds --fields that read it, and --fields that leave it out.
+    """
+    wanted = {name: field for field in needed for name in read_columns(field, fields)}
+    missing = {name: field for name, field in wanted.items() if not has_column(row, name)}
     fields = {field: columns for field, columns in fields.items() if field not in missing.values()}
     lost = passed_over(row, fields)
     if not missing and not lost:
@@ -181,15 +178,9 @@ def set_of(row: dict, kept: list[str], columns: list[str]) -> list[str]:
     and all of a set, gaps included.
     """
     stored = [name for name in columns if is_picture(row[name]) and not isinstance(row[name], str)]
-    columns = stored or columns[:1]
-    return [
-        *kept,
-        *(
-            name
-            for name in row
-            if name not in kept and any(name == one or is_series(name, one) for one in columns)
-        ),
-    ]
+    first = stored or columns[:1]
+    more = [name for name in row if any(name == one or is_series(name, one) for one in first)]
+    return [*kept, *(name for name in more if name not in kept)]
 
 
 # ---------------------------------------------------------------- what values become
@@ -219,11 +210,8 @@ def list_of(value: object) -> object:
     if isinstance(value, str):
         text = value.strip()
         marks = [*LETTER.finditer(text)]
-        if (
-            len(marks) > 1
-            and not marks[0].start()
-            and "ABCDEFGHIJ".startswith("".join(mark[1] for mark in marks))
-        ):
+        letters = "".join(mark[1] for mark in marks)
+        if len(marks) > 1 and marks[0].start() == 0 and "ABCDEFGHIJ".startswith(letters):
             ends = [*(mark.start() for mark in marks[1:]), len(text)]
             return [text[mark.end() : end].strip(" \n;,") for mark, end in zip(marks, ends)]
         if re.fullmatch(r"\[.*\]|\{.*\}|\(.*\)", text, re.DOTALL):
@@ -246,18 +234,13 @@ def options_of(values: list) -> object:
         return options
     while options and options[-1] in (None, ""):
         options = options[:-1]
-    texts = [
-        next((one[k] for k in ("text", "content", "value") if k in one), one)
-        if isinstance(one, dict)
-        else one
-        for one in options
-    ]
-    return [str(one) if isinstance(one, bool) else one for one in texts]
+    return [str(one) if isinstance(one, bool) else one for one in options]
 
 
 def images_of(value: object) -> Iterator[object]:
     """The images of a column or of a set of columns, however they are nested. Gaps are none."""
-    value = list_of(value) if isinstance(value, str) and not is_picture(value) else value
+    is_one = is_picture(value) or isinstance(value, dict) and {"bytes", "path"} & value.keys()
+    value = value if is_one else list_of(value)
     if isinstance(value, list):
         for one in value:
             yield from images_of(one)
@@ -271,14 +254,14 @@ def field_value(field: str, values: list) -> object:
         return [*images_of(values)]
     if field == "options":
         return options_of(values)
-    known = [
-        value.decode() if isinstance(value, bytes) else value for value in values if value not in NOTHING
-    ]
-    known = [value for value in known if str(value).strip()]
+    known = [value.decode() if isinstance(value, bytes) else value for value in values]
+    known = [value for value in known if value not in NOTHING and str(value).strip()]
     if field == "answer":
         known = [str(value) if isinstance(value, bool) else value for value in known]
         return known if len(known) > 1 else next(iter(known), None)
-    if field in ("id", "precision"):  # in a column with gaps whole numbers are floats
+    if field == "precision":
+        return int(float(known[0])) if known else None
+    if field == "id":  # in a column with gaps whole numbers are floats
         known = [int(value) if isinstance(value, float) and value.is_integer() else value for value in known]
     if known and (field in ("id", "solution", "subject", "source") or len(known) > 1):
         lines = (line for value in known for line in (value if isinstance(value, list) else [value]))
@@ -294,7 +277,7 @@ def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -
         columns = [column for column in read_columns(field, fields) if has_column(row, column)]
         problem[field] = field_value(field, [look_up(row, column) for column in columns] or [None])
     options, answer = problem["options"] or [], problem["answer"]
-    if counted := INDEX.fullmatch(fields.get("answer", [""])[0]):
+    if counted := INDEX.fullmatch(",".join(fields.get("answer", []))):
         number = int(answer) - bool(counted[2])
         if not 0 <= number < len(options):
             fail(f"{where}: answer: {answer} counts none of the options {shown(options)}; mend the row")
@@ -315,6 +298,8 @@ def with_images(
     try:
         images = [save_image(image, folder, find) for image in images_of(problem["images"])]
     except (ValueError, OSError) as error:
+        if getattr(error, "errno", None) in DISK_ERRORS:
+            raise
         fail(f"{where}: images: {error}; mend the row, or name the right column in --fields")
     problem = placed(problem | {"images": images}, where, without)
     if problem.get("id") is None:

@@ -21,11 +21,11 @@ def placed(problem: dict, where: str, without: bool) -> dict:
     marks = [mark for text in texts if isinstance(text, str) for mark in MARK.finditer(text)]
     images, numbers = problem["images"], [int(mark[2]) for mark in marks if mark[2]]
     order = [*dict.fromkeys(numbers)] or [*range(len(marks))]
-    are_in_one = len(images) == 1 and len(order) > 1 and all(mark[1] == "" for mark in marks)  # as in MATH-V
-    if not marks or are_in_one:
+    are_of_mathv = all(mark[1] == "" for mark in marks)  # <image1>: of several drawn in one, or any number
+    if not marks or (are_of_mathv and len(images) == 1 < len(order)):
         return problem
     first = min(order)
-    is_whole = sorted(order) == [*range(first, first + len(images))] and first < 2
+    is_whole = sorted(order) == [*range(first, first + len(images))] and (are_of_mathv or first < 2)
     if not without and not (is_whole and len(numbers) in (0, len(marks))):
         remedy = 'write one for each, or set --fields "images=" to do without'
         fail(f"{where}: question: has marks of {len(order)} images, and {len(images)} images; {remedy}")

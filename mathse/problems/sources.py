@@ -8,12 +8,13 @@ hf:NAME:SPLIT    a data set that `datasets` loads from the hub or from a local f
 """
 
 import csv
-import itertools
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +31,7 @@ from mathse.problems.columns import (
     to_problem,
     with_images,
 )  # fmt: skip
-from mathse.records import check_row, fail, image_finder, json_lines, shown, tell
+from mathse.records import KNOWN_IMAGES, check_row, fail, image_finder, json_lines, shown, tell
 
 SPLIT_NAMES = {"train", "test", "testmini", "val", "valid", "validation", "dev"}  # of a folder's files
 GAPS = ("", "nan", "NaN", "NaT", "<NA>")  # cells of a csv file: so pandas writes what is not there
@@ -40,49 +41,54 @@ Rows = Iterator[tuple[str, dict]]  # (where it stands, as file:line; the row)
 Find = Callable[[str], str]  # the path of an image as a source names it -> as we open it
 
 
-def load_problems(spec: str, folder: Path, fields: Fields | None = None) -> tuple[str, Iterator[dict]]:
+def load_problems(
+    spec: str, folder: Path, fields: Fields | None = None, limit: int = 0
+) -> tuple[str, Iterator[dict]]:
     """(name, problem records with absolute image paths) of a source, streamed and checked.
 
-    `folder`: where images that come inside rows are saved. `fields`: see parse_fields(). Ends the command in
-    one line if the source cannot be read or a row is at fault.
+    `folder`: where images that come inside rows are saved. `fields`: see parse_fields(). `limit`: rows that
+    are read; 0: all. Ends the command in one line if the source cannot be read or a row is at fault.
     """
-    name, rows = open_source(spec, folder, fields or {})
+    name, rows = open_source(spec, folder, fields or {}, limit)
     return name, (row for _, row in rows)
 
 
-def open_source(spec: str, folder: Path, fields: Fields) -> tuple[str, Rows]:
+def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[str, Rows]:
     """As load_problems(), each problem with the place where it stands."""
     kind, _, path = spec.partition(":")
     if kind in BENCHMARKS:
         rows, find = benchmark_rows(spec, kind, path, folder)
-        return kind, checked(benchmark_problems(kind, rows, folder, find), spec)
+        return kind, checked(islice(benchmark_problems(kind, rows, folder, find), limit or None), spec)
     if kind == "hf":
-        parts = hub_parts(spec)
-        name, rows, find = re.sub("[/:]", "_", parts[0].strip("/")), hub_rows(spec, *parts), finder(folder)
+        if not (parts := re.fullmatch(r"([^:]+)(?::([^:]+))?:([^:]+)", path)):
+            forms = "hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT"
+            fail(f"{spec}: a hub data set is written {forms}, for example hf:owner/name:train")
+        name, find = parts[1].strip("/").replace("/", "_"), finder(folder)
+        rows = hub_rows(spec, *parts.groups())
     else:
         files = files_of(Path(spec))
         kind, find = files[0].suffix, image_finder(files[0])
         name = Path(spec).absolute().name if Path(spec).is_dir() else Path(spec).stem
         name = f"{files[0].parent.name}_{name}" if name in ("problems", "test") else name  # which say little
         rows = (row for file in files for row in file_rows(file))
-    is_json = kind not in ("hf", ".parquet", ".csv", ".tsv")
-    problems = table_problems(rows, spec, fields, folder, find, is_json)
+    is_json = kind not in ("hf", ".parquet", ".arrow", ".csv", ".tsv")
+    problems = table_problems(islice(rows, limit or None), spec, fields, folder, find, is_json)
     named = ((where, ({} if is_json else {"source": name}) | row) for where, row in problems)
     return name, checked(named, spec)
 
 
 def checked(rows: Rows, spec: str) -> Rows:
     """The problems, each checked, and once if it stands there twice; the first fault ends the command."""
-    seen, twice = {}, 0
-    for number in itertools.count(1):
+    seen, twice, find_problem = {}, 0, lru_cache(KNOWN_IMAGES)(lambda image: image_problem(Path(image)))
+    for number in count(1):
         try:
             where, row = next(rows, (spec, None))
         except WRONG_FORM as error:
             fail(f"{spec}:{number}: {error!r:.200}: the row is not in the source's own form; mend it")
         if row is None:
             break
-        check_row(row, where, ("id", "question"), lambda image: image_problem(Path(image)))
-        content = hash(json.dumps(row, sort_keys=True))
+        check_row(row, where, ("id", "question"), find_problem)
+        content = hash(repr(row))
         if row["id"] not in seen:
             seen[row["id"]] = content
             yield where, row
@@ -101,8 +107,9 @@ def checked(rows: Rows, spec: str) -> Rows:
 
 
 def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Find, is_json: bool) -> Rows:
-    """The problems of a table. In JSON a row may lack columns, and all else that it holds stays; of others no
-    row having a picture, or a column that `fields` names, ends the command."""
+    """The problems of a table. In JSON a row may lack columns, and what else it holds stays; another table in
+    which no row has a picture ends the command.
+    """
     number = pictures = named = 0
     unread = {column for field in fields for column in read_columns(field, fields)}
     for where, row in rows:
@@ -127,7 +134,7 @@ def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Fi
 
 def files_of(path: Path) -> list[Path]:
     """The files that a path means: itself, or those of a kind in a folder, which must be of one split."""
-    kinds = ("parquet", "jsonl", "csv", "tsv")
+    kinds = ("parquet", "arrow", "jsonl", "csv", "tsv")
     found = (sorted(place.glob(f"*.{kind}")) for kind in kinds for place in (path, path / "data"))
     files = [path] if path.is_file() else next(filter(None, found), [])
     if not files:
@@ -143,7 +150,8 @@ def files_of(path: Path) -> list[Path]:
 
 def file_rows(path: Path) -> Rows:
     """The rows of a file, by its ending; one of another ending is read as JSON lines."""
-    readers = {".parquet": parquet_rows, ".csv": csv_rows, ".tsv": csv_rows, ".json": json_rows}
+    readers = {".parquet": arrow_rows, ".arrow": arrow_rows, ".csv": csv_rows, ".tsv": csv_rows}
+    readers |= {".json": json_rows}
     for where, row in readers.get(path.suffix, lines_with_gaps)(path):
         if not isinstance(row, dict):
             form = '{"id": ..., "question": ..., ...}'
@@ -193,14 +201,16 @@ def csv_rows(path: Path) -> Rows:
         fail(f"{path}: cannot be read: {error}; save it anew as CSV in UTF-8")
 
 
-def parquet_rows(path: Path) -> Rows:
-    """The rows of a parquet file, of which a few are in memory at a time."""
-    from pyarrow import ArrowException
+def arrow_rows(path: Path) -> Rows:
+    """The rows of a parquet file, or of one that Dataset.save_to_disk() wrote; a few are in memory."""
+    from pyarrow import ArrowException, ipc
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=16) for row in batch.to_pylist())
+        with path.open("rb") as file:
+            is_parquet = path.suffix == ".parquet"
+            parts = ParquetFile(file).iter_batches(batch_size=16) if is_parquet else ipc.open_stream(file)
+            rows = (row for part in parts for row in part.to_pylist())
             yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
     except ArrowException as error:
         fail(f"{path}: cannot be read: {str(error).splitlines()[0]}; fetch the file again")
@@ -209,24 +219,13 @@ def parquet_rows(path: Path) -> Rows:
 # ---------------------------------------------------------------- the hub
 
 
-def hub_parts(spec: str) -> tuple[str, str | None, str]:
-    """(name, configuration, split) of hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT"""
-    parts = spec.split(":")[1:]
-    if len(parts) not in (2, 3) or not all(parts):
-        forms = "hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT"
-        fail(f"{spec}: a hub data set is written {forms}, for example hf:owner/name:train")
-    return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
-
-
 def hub_rows(spec: str, name: str, configuration: str | None, split: str) -> Rows:
     """The rows of a data set, streamed, images as they are stored; opened when the first is asked for."""
     from datasets import load_dataset
 
     number = 0
     try:  # not found, no such split, no network, a script, a broken file: `datasets` raises anything
-        with (
-            TemporaryDirectory() as cache
-        ):  # streamed, a data set leaves nothing to keep; a home may be read-only
+        with TemporaryDirectory() as cache:  # what is streamed leaves nothing; a home may be read-only
             rows = load_dataset(name, configuration, split=split, streaming=True, cache_dir=cache)
             for row in rows.decode(False) if rows.features else rows:
                 number += 1
