@@ -89,9 +89,8 @@ def prepare(processor) -> str:
     said = chat_parts([{"role": "assistant", "content": text}])
     try:
         if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(
-                turn_end(processor) or 0
-            )
+            end = tokenizer.convert_ids_to_tokens(turn_end(processor) or 0)
+            tokenizer.pad_token = tokenizer.eos_token or end
         bare, shown = (render(processor, chat + said) for chat in chats)
         if bare.count(text) != 2 or bare == shown:
             lacks = "an image" if bare == shown else "a text"
@@ -191,9 +190,10 @@ def encode_groups(processor, groups: list[tuple[list[list[dict]], list]]) -> tup
     inputs = encode_prompts(processor, [chat_parts(prompts[0], images) for prompts, images in groups])
     found = []
     for (prompts, images), ids, seen in zip(groups, inputs["input_ids"], inputs["attention_mask"].bool()):
-        first, others = ids[seen].tolist(), [prompt for prompt in prompts if prompt != prompts[0]]
-        tokens = [first] * len(prompts)
-        if others and (tokens := encode_texts(processor, prompts, first)) is None:
+        first = ids[seen].tolist()
+        are_equal = all(prompt == prompts[0] for prompt in prompts)
+        tokens = [first] * len(prompts) if are_equal else encode_texts(processor, prompts, first)
+        if tokens is None:
             chats = ([chat_parts(prompt, images)] for prompt in prompts)
             tokens = [encode_prompts(processor, chat)["input_ids"][0].tolist() for chat in chats]
         found.append(tokens)
