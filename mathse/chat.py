@@ -84,7 +84,8 @@ def prepare(processor) -> str:
     processor.chat_template = chosen(processor.chat_template) or chosen(tokenizer.chat_template)
     if not processor.chat_template:
         return f"no chat template (default) in {TEMPLATE_FILES}; copy that of the model it was made from"
-    image, text = Image.effect_noise((64, 64), 99).convert("RGB"), "1 + 1\n= ?"
+    image = Image.effect_noise((64, 64), 99).convert("RGB")
+    text = "1 + 1\n= ?"
     chats = [chat_parts(user_message(text, images), images) for images in ([], [image])]
     said = chat_parts([{"role": "assistant", "content": text}])
     try:
@@ -159,7 +160,8 @@ def encode_prompts(processor, chats: list[list[dict]]) -> dict:
     )
     gone = inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(BREAK)
     if gone.any():  # they join the padding
-        inputs["input_ids"][gone], inputs["attention_mask"][gone] = processor.tokenizer.pad_token_id, 0
+        inputs["input_ids"][gone] = processor.tokenizer.pad_token_id
+        inputs["attention_mask"][gone] = 0
         order = (~gone).long().argsort(dim=1, stable=True)
         begin = int(inputs["attention_mask"].gather(1, order).any(0).long().argmax())
         for name in inputs.keys() & {*PER_TOKEN}:

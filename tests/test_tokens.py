@@ -217,6 +217,7 @@ SHAPES = [  # (turn, generation prompt, reply, what is learnt, the token that en
     (TURN + "\n" + EOU + "<eos>", "assistant:", "4.", " 4.\n" + EOU, EOU),  # where a reply ends
     (TURN + "<eos>", "assistant:", "4.<eos>", " 4.<eos>", "<eos>"),
     (TURN + "<eos>\n", "assistant:", "", " <eos>", "<eos>"),
+    (TURN + "<eos>\n", "assistant:", "s", " s<eos>", "<eos>"),  # a letter of the end's name
     (SYSTEM + TURN + "<eos>", "assistant:", "4.", " 4.<eos>", "<eos>"),
     ("{{ bos_token }}" + TURN + EOU, "{{ 'assistant: ' }}", "4.", "4." + EOU, EOU),
     # what a template writes in front of a reply stands there once, also where it has been sampled
