@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
+from glob import escape
 from pathlib import Path
 
 import accelerate
@@ -241,6 +242,7 @@ def run(args: Namespace, spec: str, recipe: Recipe, choose: Callable, make: Call
     recipe.start()
     if written:  # only now: another call may be training on it
         written.replace(file)
+        remove(*file.parent.glob(f"{escape(file.name)}.*.part"))  # what killed calls have left
     meet()
 
     def work() -> None:
