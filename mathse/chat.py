@@ -121,14 +121,14 @@ def prepare(processor) -> str:
     processor.chat_template = chosen(processor.chat_template) or chosen(tokenizer.chat_template)
     if not processor.chat_template:
         return f"no chat template (default) in {TEMPLATE_FILES}; copy that of the model it was made from"
-    image, text = Image.effect_noise((64, 64), 99).convert("RGB"), "1 + 1\n= ?"
+    image = Image.effect_noise((64, 64), 99).convert("RGB")
+    text = "1 + 1\n= ?"
     chats = [chat_parts(user_message(text, images), images) for images in ([], [image])]
     said = chat_parts([{"role": "assistant", "content": text}])
     try:
         if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(
-                turn_end(processor) or 0
-            )
+            end = tokenizer.convert_ids_to_tokens(turn_end(processor) or 0)
+            tokenizer.pad_token = tokenizer.eos_token or end
         bare, shown = (render(processor, chat + said) for chat in chats)
         if bare.count(text) != 2 or bare == shown:
             lacks = "an image" if bare == shown else "a text"
@@ -197,7 +197,8 @@ def encode_prompts(processor, chats: list[list[dict]]) -> dict:
     )
     gone = inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(BREAK)
     if gone.any():  # they join the padding
-        inputs["input_ids"][gone], inputs["attention_mask"][gone] = processor.tokenizer.pad_token_id, 0
+        inputs["input_ids"][gone] = processor.tokenizer.pad_token_id
+        inputs["attention_mask"][gone] = 0
         order = (~gone).long().argsort(dim=1, stable=True)
         begin = int(inputs["attention_mask"].gather(1, order).any(0).long().argmax())
         for name in inputs.keys() & {*PER_TOKEN}:
@@ -229,9 +230,10 @@ def encode_groups(processor, groups: list[tuple[list[list[dict]], list]]) -> tup
     inputs = encode_prompts(processor, [chat_parts(prompts[0], images) for prompts, images in groups])
     found = []
     for (prompts, images), ids, seen in zip(groups, inputs["input_ids"], inputs["attention_mask"].bool()):
-        first, others = ids[seen].tolist(), [prompt for prompt in prompts if prompt != prompts[0]]
-        tokens = [first] * len(prompts)
-        if others and (tokens := encode_texts(processor, prompts, first)) is None:
+        first = ids[seen].tolist()
+        are_equal = all(prompt == prompts[0] for prompt in prompts)
+        tokens = [first] * len(prompts) if are_equal else encode_texts(processor, prompts, first)
+        if tokens is None:
             chats = ([chat_parts(prompt, images)] for prompt in prompts)
             tokens = [encode_prompts(processor, chat)["input_ids"][0].tolist() for chat in chats]
         found.append(tokens)

@@ -38,13 +38,14 @@ MARK = re.compile(
     r"|<IMG_CONTEXT>|<fake_token_around_image>|\[/?(?:INST|EOS|PAD|SEP|UNUSED_TOKEN_\d+|end of text)\]",
     re.IGNORECASE,
 )
-ENDS = (  # those that end a reply wherever they stand
-    r"<[|｜](?:im_end|im_sep|eo[adestm](?:_id|_token)?|return|(?:assistant|message|turn)_end|end"
-    r"(?:[_▁]?of[_▁]?(?:text|turn|sentence|utterance|message|msg|document|prompt|response|sequence)(?:_token)?)?)"
-    r"[|｜]>|<(?:eos|eo[adtm]|end_of_(?:turn|utterance)|turn\|)>"
+ENDS = (  # those with which a turn ends or the next one begins
+    r"<[|｜](?:im_end|im_sep|im_start|start_header_id|user|observation|return|(?:assistant|message|turn)_end"
+    r"|eo[adestm](?:_id|_token)?|end(?:[_▁]?of[_▁]?(?:text|turn|sentence|utterance|message|msg|document|prompt"
+    r"|response|sequence)(?:_token)?)?)[|｜]>"
+    r"|</s>|<(?:eos|eo[adtm]|end_of_(?:turn|utterance)|start_of_turn|turn\|)>|\[INST\]"
 )
-END = re.compile(  # ... if it ends a sentence, not in one, or if the next turn follows
-    rf"(?:(?<=[^ \t(\[{{\"'`“‘:=,])(?:{ENDS})|(?:{ENDS}|</s>)(?=\s*(?:{MARK.pattern})))"
+END = re.compile(  # ... if it stands right behind what is said, or if another one follows
+    rf"(?:(?<=[^ \t(\[{{\"'`“‘:=,])(?:{ENDS})|(?:{ENDS})(?=\s*(?:{MARK.pattern})))"
     r"(?!\s*<\|start\|>assistant)",
     re.IGNORECASE,
 )
@@ -91,7 +92,9 @@ def without_end(reply: str) -> str:
     """A reply without the marks with which the server of any model ends it, and what was written behind them,
     as the next turn.
     """
-    end = END.search(reply)
+    struck = reply.find("<s>")  # then </s> is HTML
+    ends = (end for end in END.finditer(reply) if end[0] != "</s>" or not 0 <= struck < end.start())
+    end = next(ends, None)
     kept = reply[: end.start()] if end else reply
     while mark := LAST_MARK.search(kept.rstrip(), max(0, len(kept.rstrip()) - 50)):
         kept = kept[: mark.start()]

@@ -99,6 +99,7 @@ KEPT = [  # what is no end
     "<think>2 + 3</think>",
     "<|begin_of_thought|>2 + 3<|end_of_thought|>\n\n<|begin_of_solution|>5<|end_of_solution|>",
     "2 + 3<|end|><|start|>assistant<|channel|>final<|message|>5.",
+    "It is <s>4</s> 5, so 5.",
     "|A|<|B|",
     "x<y>",
     "It is 5.  \n",
@@ -130,6 +131,12 @@ ENDS = [
     " <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nMore.",
     "</s><s>[INST] More [/INST]",
     "<|endoftext|>Human: and 2 + 2?",
+    "</s>USER: and 2 + 2?",
+    "<|user|>\nand 2 + 2?",
+    "<start_of_turn>user\nand 2 + 2?",
+    "\n<|im_start|>user\nand 2 + 2?",
+    "<｜User｜>and 2 + 2?",
+    "[INST] and 2 + 2?",
     "\n<|im_end|>\nMore.",
 ]
 
@@ -210,6 +217,7 @@ SHAPES = [  # (turn, generation prompt, reply, what is learnt, the token that en
     (TURN + "\n" + EOU + "<eos>", "assistant:", "4.", " 4.\n" + EOU, EOU),  # where a reply ends
     (TURN + "<eos>", "assistant:", "4.<eos>", " 4.<eos>", "<eos>"),
     (TURN + "<eos>\n", "assistant:", "", " <eos>", "<eos>"),
+    (TURN + "<eos>\n", "assistant:", "s", " s<eos>", "<eos>"),  # a letter of the end's name
     (SYSTEM + TURN + "<eos>", "assistant:", "4.", " 4.<eos>", "<eos>"),
     ("{{ bos_token }}" + TURN + EOU, "{{ 'assistant: ' }}", "4.", "4." + EOU, EOU),
     # what a template writes in front of a reply stands there once, also where it has been sampled

@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
+from glob import escape
 from pathlib import Path
 
 import accelerate
@@ -53,7 +54,10 @@ class Session:
 
     def __init__(self, args: Namespace, rows: TrainingRows, part: Path, device: str):
         torch.manual_seed(args.seed)
-        self.args, self.rows, self.part, self.device = args, rows, part, device
+        self.args = args
+        self.rows = rows
+        self.part = part
+        self.device = device
         self.accelerator = make_accelerator(args.log_with, part)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.sharded = self.accelerator.is_fsdp2
@@ -76,7 +80,8 @@ class Session:
 
         `make_optimizer`: model -> optimizer. `token_loss`: see Packing.
         """
-        args, self.processor = self.args, processor
+        args = self.args
+        self.processor = processor
         recompute = float(self.device != "cpu") if args.recompute is None else args.recompute
         model = set_up_model(model, args.freeze, args.lora, recompute)
         self.model, self.optimizer = prepare(self.accelerator, model, make_optimizer)
@@ -90,10 +95,12 @@ class Session:
             self.plan = plan_steps(self.rows, args, 1, self.world)
         if self.sharded:
             self.freeze_unused(batch, make_optimizer)
-        self.steps, self.first = len(self.plan), resume(self.accelerator, self.part)
+        self.steps = len(self.plan)
+        self.first = resume(self.accelerator, self.part)
         mine = [micro for step in self.plan[self.first :] for micro in step[self.rank]]
         self.loader = prefetch(mine, args.workers, args.seed, packed=packed, **encoding)
-        self.log_file, self.useless = (self.part / "train_log.jsonl").open("a", encoding="utf-8"), 0
+        self.log_file = (self.part / "train_log.jsonl").open("a", encoding="utf-8")
+        self.useless = 0  # rows one after the other that could not be used
         if args.log_with:
             self.accelerator.init_trackers("tracker", {name: str(flag) for name, flag in vars(args).items()})
 
@@ -101,7 +108,8 @@ class Session:
         """(whether rows can be packed, a batch), by the losses of the micro-batch whose rows share most: the
         same in all processes.
         """
-        groups, micro_batches = self.rows.group_of, [numbers for share in step for numbers in share]
+        groups = self.rows.group_of
+        micro_batches = [numbers for share in step for numbers in share]
         micro_batches.sort(key=lambda each: len({groups[number] for number in each}) - len(each))
         tries = ((numbers, self.encode(numbers)[0]) for numbers in micro_batches)
         found = next(((numbers, batch) for numbers, batch in tries if batch and len(batch.targets)), None)
@@ -234,6 +242,7 @@ def run(args: Namespace, spec: str, recipe: Recipe, choose: Callable, make: Call
     recipe.start()
     if written:  # only now: another call may be training on it
         written.replace(file)
+        remove(*file.parent.glob(f"{escape(file.name)}.*.part"))  # what killed calls have left
     meet()
 
     def work() -> None:
@@ -412,7 +421,8 @@ def save_model(accelerator: Accelerator, model, processor, spec: str, part: Path
             source = Path(cached_file(spec, "config.json")).parent
             for path in (*source.iterdir(), *source.glob("additional_chat_templates/*")):
                 if path.suffix in COPIED and not str(path).endswith(MADE_ANEW):
-                    (target := part / path.relative_to(source)).parent.mkdir(exist_ok=True)
+                    target = part / path.relative_to(source)
+                    target.parent.mkdir(exist_ok=True)
                     shutil.copy(path, target)
     accelerator.wait_for_everyone()
 

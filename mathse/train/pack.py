@@ -180,7 +180,8 @@ def reply_tokens(processor, rows: list[dict]) -> list[list[int]]:
     """
     end, texts = end_mark(processor), []
     for row in rows:
-        chat, reply = chat_parts(row["messages"][:-1]), row["messages"][-1]["content"].strip()
+        chat = chat_parts(row["messages"][:-1])
+        reply = row["messages"][-1]["content"].strip()
         head = render(processor, chat, add_generation_prompt=True)
         opened = [mark[0] for mark in THINKING.finditer(head) if mark.end() == len(head.rstrip())]
         reply = without(reply.removesuffix(end).rstrip(), *opened)
@@ -199,12 +200,12 @@ def around(processor, chat: list[dict], head: str, reply: str, end: str) -> tupl
     """
     said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
     turn = render(processor, [*chat, said])
-    reply, rest = as_text(processor, reply), turn.removeprefix(head)
-    if not turn.startswith(head) or reply not in rest:
+    reply = as_text(processor, reply)
+    body, has_end, _ = turn.removeprefix(head).partition(end)
+    place = body.rfind(reply) if reply else 0
+    if not turn.startswith(head) or place < 0:
         return "", ""
-    place = rest.rfind(reply) if reply else 0
-    behind, is_there, _ = rest[place + len(reply) :].partition(end)
-    return rest[:place], behind if is_there else ""
+    return body[:place], body[place + len(reply) :] if has_end else ""
 
 
 def end_mark(processor) -> str:
