@@ -10,7 +10,6 @@ import itertools
 import re
 from functools import lru_cache
 
-from jinja2 import TemplateError
 from PIL import Image
 
 from mathse.records import IMAGE
@@ -18,10 +17,6 @@ from mathse.records import IMAGE
 BREAK = "\U000f0000"  # a private character, which becomes a token of its own
 # A processor's outputs that have an entry a token; the others are about images.
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
-# what a template, a processor or a model can raise on the inputs of one row
-ROW_ERRORS = (
-    OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError, AttributeError, TemplateError,
-)  # fmt: skip
 TEMPLATE_FILES = "chat_template.jinja, chat_template.json, processor_config.json or tokenizer_config.json"
 
 
@@ -114,6 +109,13 @@ def chat_parts(messages: list[dict], images: list | None = None) -> list[dict]:
 # ---------------------------------------------------------------- a model's template and tokens
 
 
+def row_errors() -> tuple[type[Exception], ...]:
+    """What a template, a processor or a model can raise on the inputs of one row."""
+    from jinja2 import TemplateError  # not to start a stage that has nothing to do
+
+    return (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, TemplateError)
+
+
 def prepare(processor) -> str:
     """Make a loaded processor ready to read chats, left-padded. Returns what it lacks, "" if nothing."""
     tokenizer = processor.tokenizer
@@ -134,7 +136,7 @@ def prepare(processor) -> str:
             lacks = "an image" if bare == shown else "a text"
             return f"its chat template does not write {lacks} of a message's list; is it a text model's?"
         encode_prompts(processor, chats[1:])
-    except ROW_ERRORS as error:
+    except row_errors() as error:
         reason = " ".join(str(error).split())[:200]
         return f"its processor cannot encode an image and a question: {type(error).__name__}: {reason}"
     return ""

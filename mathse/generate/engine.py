@@ -44,7 +44,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import ROW_ERRORS, encode_groups, reply_ends, user_message
+from mathse.chat import encode_groups, reply_ends, row_errors, user_message
 from mathse.generate.types import Generator, Reply, Request
 from mathse.images import open_image
 from mathse.launch import processes
@@ -675,7 +675,7 @@ def attempt(function: Callable, *inputs: object) -> tuple[object, Exception | No
     """(function(*inputs), None), or (None, its error) if that is a row's; a device's ends the stage."""
     try:
         return function(*inputs), None
-    except ROW_ERRORS as error:
+    except row_errors() as error:
         end_if_device_failed(error)
         return None, error.with_traceback(None)  # which would keep the inputs in memory
 

@@ -38,11 +38,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mathse.attention import set_text_attention
 from mathse.chat import (
     PER_TOKEN,
-    ROW_ERRORS,
     as_text,
     chat_parts,
     encode_groups,
     render,
+    row_errors,
     token_ids,
     turn_end,
 )
@@ -154,7 +154,7 @@ def tokenize(processor, groups: list[Group], max_length: int) -> tuple[list[Grou
         inputs, prompts = encode_groups(processor, asked)
         for group, group.prompts in zip(groups, prompts):
             group.replies = reply_tokens(processor, group.rows)
-    except ROW_ERRORS:  # of a row, such as a strip of a few pixels that this processor refuses
+    except row_errors():  # of a row, such as a strip of a few pixels that this processor refuses
         if len(groups) == 1:
             return [], {}
         kept = [group for group in groups if tokenize(processor, [replace(group)], max_length)[0]]
