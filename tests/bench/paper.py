@@ -86,7 +86,7 @@ def balanced(found: list[tuple[str, str, bool]]) -> tuple[str, dict[str, float]]
     for problem, truth, is_right in found:
         parts[problem] += is_right / counts[truth] / 2
     right = Counter(truth for _, truth, is_right in found if is_right)
-    accepts, rejects = (100 * right[truth] / counts[truth] for truth in ("correct", "wrong"))
+    accepts, rejects = (100 * right[truth] / max(1, counts[truth]) for truth in ("correct", "wrong"))
     cells = f"{accepts:.1f} / {rejects:.1f} / {(accepts + rejects) / 2:.1f}"
     return cells, {problem: part * len(parts) for problem, part in parts.items()}
 
