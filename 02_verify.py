@@ -224,7 +224,9 @@ def annotate(args: argparse.Namespace, rows: Iterable[dict], generate: Generator
         yield annotated(row, replies)
 
 
-def read_paths(args: argparse.Namespace, check: bool, keys: Iterable[str] | None = None) -> Iterator[dict]:
+def read_responses(
+    args: argparse.Namespace, check: bool, keys: Iterable[str] | None = None
+) -> Iterator[dict]:
     """The responses of all --input files, up to --limit, without an earlier verdict; if `keys`, those."""
     reading = {"required": NEEDED, "check": check, "may_be_empty": True, "base": args.output}
     rows = (row for path in args.input for row in read_rows(path, **reading))
@@ -235,10 +237,10 @@ def read_paths(args: argparse.Namespace, check: bool, keys: Iterable[str] | None
             yield {name: value for name, value in row.items() if name not in forgotten}
 
 
-def path_lengths(args: argparse.Namespace, check: bool) -> dict[str, int]:
+def expected_lengths(args: argparse.Namespace, check: bool) -> dict[str, int]:
     """{key of a response: its expected length}, the responses of a problem together."""
     problems = defaultdict(dict)
-    for row in read_paths(args, check):
+    for row in read_responses(args, check):
         lengths, key = problems[row["id"]], row_key(row)
         if key in lengths:
             fail(f"--input: id {row['id']!r}, sample {row['sample']} is in more than one of the files")
@@ -268,8 +270,8 @@ def main() -> None:
         without=() if args.model else {*vars(args)} - {"input", "accept", "agree", "limit"},
         unused=unused,
         constants={"answer check": check_version()},
-        keys=lambda check: path_lengths(args, check),
-        rows=lambda generate, missing: work(args, read_paths(args, False, missing), generate),
+        keys=lambda check: expected_lengths(args, check),
+        rows=lambda generate, missing: work(args, read_responses(args, False, missing), generate),
         calls=args.orm_samples if args.model else 0,
         settle=None if args.annotate else lambda responses: decided(responses, args),
         schema=None if args.annotate else REPLY_SCHEMA,

@@ -152,18 +152,21 @@ def chosen(template: str | dict | list | None) -> str | None:
 
 
 @lru_cache(maxsize=4)
-def special_tokens(tokenizer) -> re.Pattern:
+def special_tokens(processor) -> re.Pattern:
     """Finds the first character of each special token in a text. From now on BREAK is one, too."""
+    tokenizer = processor.tokenizer
     known = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    names = [re.escape(name) for name in known | {*tokenizer.all_special_tokens} if len(name) > 1]
+    known |= {*tokenizer.all_special_tokens}
+    known |= {getattr(processor, f"{kind}_token", None) or "" for kind in ("image", "video")}
+    names = [re.escape(name) for name in known if len(name) > 1]
     tokenizer.add_tokens(BREAK, special_tokens=True)
-    firsts = "".join({re.escape(name[0]) for name in known}) or "<"
+    firsts = "".join({re.escape(name[0]) for name in known if name}) or "<"
     return re.compile(rf"(?=[{firsts}])(?:(?={'|'.join(names) or '(?!)'}))(.)", re.DOTALL)
 
 
 def as_text(processor, text: str) -> str:
     """The text with a BREAK in each special token of the model that is written in it."""
-    return special_tokens(processor.tokenizer).sub(rf"\1{BREAK}", text.replace(BREAK, ""))
+    return special_tokens(processor).sub(rf"\1{BREAK}", text.replace(BREAK, ""))
 
 
 def broken(processor, chat: list[dict]) -> list[dict]:

@@ -21,7 +21,7 @@ MAX_IMAGE_PIXELS = 100_000_000  # refuse larger images: they decompress to gigab
 PNG, PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 # of a data URL, or what a file of these formats begins with; neither has a dot, which most paths have
 BASE64 = re.compile(
-    r"data:[^,.]*;base64,(.*)|((?:/9j/|iVBORw0K|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[\w+/\s-]{40,}=*\s*)", re.S
+    r"data:[^,.]*;base64,(.*)|((?:/9j/|iVBORw0K|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[\w+/\s-]{40,}+=*\s*)", re.S
 )
 STARTS = (PNG, b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")  # of files that hold an image
 PICTURE_NAME = re.compile(r"[^\n]{1,500}\.(png|jpe?g|gif|webp|bmp|tiff?|ppm)", re.IGNORECASE)

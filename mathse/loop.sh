@@ -47,7 +47,7 @@ plan_stage() {
     if [[ $word == --* ]]; then flag=$word; elif [[ $flag == --output ]]; then output=$word; fi
     if [[ $flag == --input && ! -e $word ]]; then ((rows += ${planned[$word]:-0})) || true; fi
   done
-  [[ $1 != 03_* ]] || rows=${planned[$run/problems.jsonl]:-0}  # as if every problem had a wrong path
+  [[ $1 != 03_* ]] || rows=${planned[$run/problems.jsonl]:-0}  # as if every problem had a wrong response
   said=$(PATH=$path "$interpreter" "$@" --dry-run "$rows" 2>&1) || {  # the setting's name for the flag's
     for name in MODEL TEACHER REFLECTOR ORM; do said=${said/"--model: ${!name}:"/"$name: ${!name}:"}; done
     said=${said/another --output, or make it anew with --force/another RUN, or make it anew with FORCE=1}

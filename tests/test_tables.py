@@ -94,6 +94,10 @@ VALUES = {  # name: (kinds of files, further columns, --fields, what they become
                               {"answer": "4"}),
     "an answer that counts from 1": ("jsonl", {"options": ["3", "4"], "answer": 1},
                                      "answer=options[answer-1]", {"answer": "3"}),
+    "an answer that counts, beside another": (TYPED, {"options": ["3", "4"], "answer": 1, "gold": "9"},
+                                              "answer=options[answer],-gold", {"answer": "4"}),
+    "no answer among those that count": ("jsonl", {"options": ["3", "4"], "answer": None},
+                                         "answer=options[answer]", {"answer": None}),
     "a nested answer": (TYPED, {"reward": {"truth": "9"}}, "answer=reward.truth", {"answer": "9"}),
     "a nested answer in JSON": ("csv parquet", {"reward": '{"truth": "9"}'}, "answer=reward.truth",
                                 {"answer": "9"}),
@@ -410,6 +414,51 @@ def test_json_files(tmp_path, content):
     assert [row["answer"] for row in read(str(tmp_path / "t.json"), tmp_path)] == ["1"]
 
 
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        ({"t.json": {"train": [ROW], "test": [ROW]}}, "holds several lists of rows (train, test)"),
+        ({"a.jsonl": ROW, "data/b.csv": "question,answer"}, "holds files of several kinds (jsonl, csv)"),
+        ({"t.jsonl": ROW | {"options": "3, 4", "question": "<image>?"}}, "options: must be a list"),
+        ({"t.jsonl": ROW | {"precision": "inf"}}, "OverflowError"),
+        ({"notes.txt": ""}, "holds no table"),
+        ({"t.parquet": "PAR1" * 9}, "cannot be read"),
+    ],
+)
+def test_a_source_that_could_mean_two_things_or_none_is_refused(tmp_path, capsys, files, words):
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    (folder / "a.png").write_bytes(coded())
+    for name, content in files.items():
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    spec = folder / "t.json" if "t.json" in files else folder
+    refused(capsys, lambda: read(str(spec), tmp_path), words)
+
+
+def test_fields_are_for_a_whole_source(tmp_path, capsys):
+    gold = ROW | {"answer": "2", "gold": "1"}
+    rows = read(write_table(tmp_path, "jsonl", [gold, ROW]), tmp_path, "answer=gold,-answer")
+    assert [row["answer"] for row in rows] == ["1", None]
+    spec = write_table(tmp_path, "jsonl", [ROW, gold])
+    refused(capsys, lambda: read(spec, tmp_path, "answer=gold,-answer"), ":2: has columns of --fields")
+
+
+def test_an_id_is_made_of_the_content_wherever_it_lies(tmp_path):
+    ids = set()
+    for place in ("one", "another/deep"):
+        (tmp_path / place).mkdir(parents=True)
+        spec = write_table(tmp_path / place, "jsonl", [ROW, ROW | {"images": [text(coded())]}])
+        ids.add(tuple(row["id"] for row in read(spec, tmp_path / place / "out")))
+    assert len(ids) == 1 and len({*ids.pop()}) == 2
+
+
+def test_what_a_data_set_names_elsewhere_is_not_fetched(tmp_path, capsys):
+    place = "zip://a.png::https://127.0.0.1:9/x.zip"
+    spec = write_table(tmp_path, "hf", [ROW | {"images": place}])
+    capsys.readouterr()
+    refused(capsys, lambda: read(spec, tmp_path), "is no part of the data set")
+
+
 def test_json_lines_that_are_called_json(tmp_path):
     spec = write_table(tmp_path, "jsonl", [ROW, ROW | {"answer": "2"}])
     assert len(read((tmp_path / spec).rename(tmp_path / "t.json").as_posix(), tmp_path)) == 2
@@ -471,6 +520,7 @@ def test_a_folder_that_datasets_saved(tmp_path):
     }
     rows = [{"question": "Q?", "answer": "1", "image": stored()}]
     datasets.Dataset.from_list(rows, features=datasets.Features(form)).save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / "cache-1.arrow").write_bytes(b"of a map()")
     (row,) = read(str(tmp_path / "set"), tmp_path, "images=image")
     assert row["answer"] == "1" and open_image(row["images"][0], 0).size == (20, 10)
 

@@ -108,8 +108,8 @@ def main() -> None:
         recipe = Recipe(args.output, __file__, args, inputs=("input", "test"))
         if args.dry_run is not None:
             path = Path(args.input)  # a text file is read to its end: faults are told before all else
-            is_text = path.is_file() and path.suffix != ".parquet"
-            print(f"    {counted(source, folder) if is_text else f'{args.limit or MATHVL:,} rows'}")
+            is_text = path.is_file() and path.suffix not in (".parquet", ".arrow")
+            print(f"    {counted(source, folder) if is_text else f'{planned(path, args.limit):,} rows'}")
             recipe.stands()
             return
     if recipe.is_done():
@@ -135,6 +135,16 @@ def main() -> None:
         replace(part, listing_path)
     output.finish(kept)
     print(f"{args.output}: {len(kept)} problems kept, {summary(listings, listing_path)}")
+
+
+def planned(path: Path, limit: int) -> int:
+    """The rows of a parquet file; of what is no file the limit, or the paper's number of problems."""
+    if path.suffix != ".parquet" or not path.is_file():
+        return limit or MATHVL
+    from pyarrow.parquet import ParquetFile
+
+    rows = ParquetFile(path).metadata.num_rows
+    return min(limit or rows, rows)
 
 
 def counted(source: Source, folder: Path) -> str:

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import shlex
 from collections import defaultdict
@@ -108,7 +107,7 @@ def named_by(fields: Fields) -> set[str]:
 
 def rest_of(row: dict, fields: Fields) -> dict:
     """What else a row of JSON holds, beside its fields and what stages write: it stays."""
-    gone = {*FIELDS, *Row.__struct_fields__} | named_by(fields)
+    gone = {*FIELDS, *Row.__struct_fields__, "benchmark"} | named_by(fields)
     kept = {name: value for name, value in row.items() if name not in gone and not meant_field(name)}
     return {name: value for name, value in kept.items() if name not in OPTION_NAMES and not is_picture(value)}
 
@@ -277,7 +276,8 @@ def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -
         columns = [column for column in read_columns(field, fields) if has_column(row, column)]
         problem[field] = field_value(field, [look_up(row, column) for column in columns] or [None])
     options, answer = problem["options"] or [], problem["answer"]
-    if counted := INDEX.fullmatch(",".join(fields.get("answer", []))):
+    named = ",".join(column for column in fields.get("answer", []) if not column.startswith("-"))
+    if (counted := INDEX.fullmatch(named)) and options and answer is not None:
         number = int(answer) - bool(counted[2])
         if not 0 <= number < len(options):
             fail(f"{where}: answer: {answer} counts none of the options {shown(options)}; mend the row")
@@ -301,9 +301,11 @@ def with_images(
         if getattr(error, "errno", None) in DISK_ERRORS:
             raise
         fail(f"{where}: images: {error}; mend the row, or name the right column in --fields")
+    written = images_of(problem["images"])  # wherever images lie, the content is the same
+    names = {path: one if isinstance(one, str) else Path(path).name for path, one in zip(images, written)}
     problem = placed(problem | {"images": images}, where, without)
     if problem.get("id") is None:
-        images = [os.path.relpath(image, folder) for image in problem["images"]]
-        content = json.dumps(problem | {"images": images}, ensure_ascii=False)
+        content = problem | {"images": [names[path] for path in problem["images"]]}
+        content = json.dumps(content, ensure_ascii=False)
         problem["id"] = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:16]
     return problem

@@ -17,7 +17,8 @@ def placed(problem: dict, where: str, without: bool) -> dict:
     """The record with marks spelt as IMAGE, its images in their order. Ends the command if their number is
     wrong; `without`: there are no images, on purpose, and words stand for them.
     """
-    texts = [problem.get("question"), *(problem.get("options") or [])]
+    has_options = isinstance(problem.get("options"), list)
+    texts = [problem.get("question"), *(problem["options"] if has_options else [])]
     marks = [mark for text in texts if isinstance(text, str) for mark in MARK.finditer(text)]
     images, numbers = problem["images"], [int(mark[2]) for mark in marks if mark[2]]
     order = [*dict.fromkeys(numbers)] or [*range(len(marks))]
@@ -40,12 +41,14 @@ def placed(problem: dict, where: str, without: bool) -> dict:
 
     question, *options = (MARK.sub(spelt, text) if isinstance(text, str) else text for text in texts)
     images = [] if without else [images[number - first] for number in order]
-    return problem | {"question": in_front(question, len(images)), "options": options, "images": images}
+    spelled = {"question": in_front(question, len(images)), "images": images}
+    return problem | spelled | ({"options": options} if has_options else {})
 
 
 def in_front(question: str, images: int) -> str:
     """The question without marks that stand outside its sentences: images without marks go in front."""
     marks = rf"(?:\s*{IMAGE}){{{images}}}" if images else "(?!)"
     ahead = re.match(rf"{marks}\s*(?:(?<=\n)|(?=[A-Z]))(?=\S)", question)
-    behind = re.search(rf"(?:\n|(?<=[.?!。？！])){marks}\s*$", question)
+    is_last = question.rstrip().endswith(IMAGE)
+    behind = is_last and re.search(rf"(?:\n|(?<=[.?!。？！])){marks}\s*$", question)
     return question[ahead.end() :] if ahead else question[: behind.start()] if behind else question

@@ -36,7 +36,8 @@ from mathse.records import KNOWN_IMAGES, check_row, fail, image_finder, json_lin
 SPLIT_NAMES = {"train", "test", "testmini", "val", "valid", "validation", "dev"}  # of a folder's files
 GAPS = ("", "nan", "NaN", "NaT", "<NA>")  # cells of a csv file: so pandas writes what is not there
 # what an adapter raises at a field that is missing or of another type
-WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError)
+WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+LARGEST = 1 << 28  # bytes of a member of an archive
 Rows = Iterator[tuple[str, dict]]  # (where it stands, as file:line; the row)
 Find = Callable[[str], str]  # the path of an image as a source names it -> as we open it
 
@@ -63,7 +64,7 @@ def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[st
         if not (parts := re.fullmatch(r"([^:]+)(?::([^:]+))?:([^:]+)", path)):
             forms = "hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT"
             fail(f"{spec}: a hub data set is written {forms}, for example hf:owner/name:train")
-        name, find = parts[1].strip("/").replace("/", "_"), finder(folder)
+        name, find = parts[1].strip("/").replace("/", "_"), finder(folder, parts[1])
         rows = hub_rows(spec, *parts.groups())
     else:
         files = files_of(Path(spec))
@@ -114,7 +115,9 @@ def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Fi
     unread = {column for field in fields for column in read_columns(field, fields)}
     for where, row in rows:
         row, number = plain(row), number + 1
-        chosen = chosen_for(row, fields)
+        chosen = fields if named else chosen_for(row, fields)
+        if chosen == fields and named < number - 1:
+            fail(f"{where}: has columns of --fields, and the rows before it have none; write null there")
         named += chosen == fields
         unread = {name for name in unread if not has_column(row, name)}
         needed = ("question",) if is_json else ("question", "answer", *chosen)
@@ -135,11 +138,18 @@ def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Fi
 def files_of(path: Path) -> list[Path]:
     """The files that a path means: itself, or those of a kind in a folder, which must be of one split."""
     kinds = ("parquet", "arrow", "jsonl", "csv", "tsv")
-    found = (sorted(place.glob(f"*.{kind}")) for kind in kinds for place in (path, path / "data"))
-    files = [path] if path.is_file() else next(filter(None, found), [])
+    inside = [file for place in (path, path / "data") for file in sorted(place.glob("*.*"))]
+    inside = [file for file in inside if not re.match("(cache-|(dataset_|state).*json$)", file.name)]
+    found = {kind: [file for file in inside if file.suffix == f".{kind}"] for kind in kinds}
+    found = {kind: files for kind, files in found.items() if files}
+    if len(found) > 1:
+        fail(f"{path}: holds files of several kinds ({', '.join(found)}); give one file")
+    files = [path] if path.is_file() else next(iter(found.values()), [])
+    files = files or [file for file in inside if file.suffix == ".json"]
     if not files:
-        sources = f"a file or folder of {', '.join(kinds)}, hf:NAME:SPLIT, or NAME:PATH with NAME in"
-        fail(f"{path}: no such file; a source is {sources} {', '.join(BENCHMARKS)}")
+        is_there = "holds no table" if path.exists() else "no such file"
+        sources = f"a file or folder of {', '.join(kinds)} or json, hf:NAME:SPLIT, or NAME:PATH with NAME in"
+        fail(f"{path}: {is_there}; a source is {sources} {', '.join(BENCHMARKS)}")
     # train-00000-of-00002 is of train
     splits = sorted({re.sub(r"\W\d+(?:-of-\d+)?$", "", file.stem) for file in files})
     if len(splits) > 1 and SPLIT_NAMES & {*splits}:
@@ -176,6 +186,11 @@ def json_rows(path: Path) -> Rows:
     lists = [
         value for value in values if isinstance(value, list) and isinstance(next(iter(value), None), dict)
     ]
+    if isinstance(content, dict) and "question" in content:  # one row
+        lists = []
+    if len(lists) > 1:
+        names = ", ".join(name for name, value in content.items() if value in lists)
+        fail(f"{path}: holds several lists of rows ({names}); write each into a file of its own")
     rows = (
         values if values and all(isinstance(value, dict) for value in values) else next(iter(lists), content)
     )
@@ -212,7 +227,9 @@ def arrow_rows(path: Path) -> Rows:
             parts = ParquetFile(file).iter_batches(batch_size=16) if is_parquet else ipc.open_stream(file)
             rows = (row for part in parts for row in part.to_pylist())
             yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
-    except ArrowException as error:
+    except (ArrowException, OSError) as error:
+        if getattr(error, "errno", None):
+            raise
         fail(f"{path}: cannot be read: {str(error).splitlines()[0]}; fetch the file again")
 
 
@@ -235,16 +252,23 @@ def hub_rows(spec: str, name: str, configuration: str | None, split: str) -> Row
         fail(f"{spec}:{number + 1}: cannot be loaded: {reason}", 1 if number else 2)
 
 
-def finder(folder: Path) -> Find:
-    """Finds the images that a data set names: files, or members of archives, which are saved in `folder`."""
+def finder(folder: Path, name: str) -> Find:
+    """Finds the images that the data set `name` names: files, or members of archives, which are saved in
+    `folder`. Raises OSError at what is neither on this machine nor a part of the data set.
+    """
 
     def find(path: str) -> str:
         if not re.match("(zip|tar|gzip|hf)://", path):
             return os.path.abspath(path)
+        place = path.rpartition("::")[2]
+        if "://" in place and not re.match(rf"hf://datasets/{re.escape(name)}[@/]", place):
+            raise OSError(f"{shown(path)} is no part of the data set")
         import fsspec
 
         with fsspec.open(path, "rb") as file:
-            return save_image(file.read(), folder)
+            if len(content := file.read(LARGEST + 1)) > LARGEST:
+                raise OSError(f"{shown(path)} has more than {LARGEST >> 20} MB")
+            return save_image(content, folder)
 
     return find
 
@@ -272,7 +296,7 @@ def benchmark_rows(spec: str, name: str, path: str, folder: Path) -> tuple[Rows,
         remedy = f"write {name}:PATH, or {name}:OWNER/NAME of the hub"
         fail(f"{spec}: no folder {path or '(none given)'}; {remedy}")
     parts = [part for part in HUB_PARTS.get(name, [(None, wanted or "testmini")]) if wanted in ("", part[1])]
-    return (row for part in parts for row in hub_rows(spec, path, *part)), finder(folder)
+    return (row for part in parts for row in hub_rows(spec, path, *part)), finder(folder, path)
 
 
 def benchmark_problems(name: str, rows: Rows, folder: Path, find: Find) -> Rows:

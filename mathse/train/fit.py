@@ -242,7 +242,8 @@ def run(args: Namespace, spec: str, recipe: Recipe, choose: Callable, make: Call
     recipe.start()
     if written:  # only now: another call may be training on it
         written.replace(file)
-        remove(*file.parent.glob(f"{escape(file.name)}.*.part"))  # what killed calls have left
+        left = file.parent.glob(f"{escape(file.name)}.*.part")  # what killed calls have left
+        remove(*(part for part in left if not Path(f"/proc/{part.suffixes[-2][1:]}").exists()))
     meet()
 
     def work() -> None:
