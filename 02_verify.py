@@ -67,12 +67,7 @@ def parse_args() -> argparse.Namespace:
     add("--model", help="the ORM, or with --annotate the teacher; --accept answer works without")
     add("--annotate", action="store_true", help="write training data for an ORM instead of verdicts")
     add("--check-correct", action="store_true", help="--annotate: drop correct responses with a wrong step")
-    add(
-        "--orm-samples",
-        type=whole(1),
-        default=1,
-        help="verdicts a response, by majority (default %(default)s)",
-    )
+    add("--orm-samples", type=whole(1), default=1, help="verdicts each, by majority (default %(default)s)")
     agreement = "accept only answers of at least this share of the problem's responses (default 0: any)"
     add("--agree", type=real(0, 1), default=0.0, metavar="SHARE", help=agreement)
     add("--limit", type=whole(0), default=0, help="only the first N responses (default %(default)s: all)")
@@ -112,9 +107,8 @@ def agreeing(responses: list[dict], share: float) -> set[str]:
 
     Needs no reference answer. A response without an answer agrees with nobody.
     """
-    said = (
-        find_answer(row["response"], CLOSING)[0] if row["finish"] == "stop" else None for row in responses
-    )
+    whole_ones = (row["response"] if row["finish"] == "stop" else "" for row in responses)
+    said = (find_answer(response, CLOSING)[0] for response in whole_ones)
     groups = votes(zip(map(row_key, responses), said), responses[0].get("options"))
     return {key for keys in groups if len(keys) >= share * len(responses) for key in keys}
 
@@ -224,9 +218,7 @@ def annotate(args: argparse.Namespace, rows: Iterable[dict], generate: Generator
         yield annotated(row, replies)
 
 
-def read_responses(
-    args: argparse.Namespace, check: bool, keys: Iterable[str] | None = None
-) -> Iterator[dict]:
+def read_input(args: argparse.Namespace, check: bool, keys: Iterable[str] | None = None) -> Iterator[dict]:
     """The responses of all --input files, up to --limit, without an earlier verdict; if `keys`, those."""
     reading = {"required": NEEDED, "check": check, "may_be_empty": True, "base": args.output}
     rows = (row for path in args.input for row in read_rows(path, **reading))
@@ -240,7 +232,7 @@ def read_responses(
 def expected_lengths(args: argparse.Namespace, check: bool) -> dict[str, int]:
     """{key of a response: its expected length}, the responses of a problem together."""
     problems = defaultdict(dict)
-    for row in read_responses(args, check):
+    for row in read_input(args, check):
         lengths, key = problems[row["id"]], row_key(row)
         if key in lengths:
             fail(f"--input: id {row['id']!r}, sample {row['sample']} is in more than one of the files")
@@ -271,7 +263,7 @@ def main() -> None:
         unused=unused,
         constants={"answer check": check_version()},
         keys=lambda check: expected_lengths(args, check),
-        rows=lambda generate, missing: work(args, read_responses(args, False, missing), generate),
+        rows=lambda generate, missing: work(args, read_input(args, False, missing), generate),
         calls=args.orm_samples if args.model else 0,
         settle=None if args.annotate else lambda responses: decided(responses, args),
         schema=None if args.annotate else REPLY_SCHEMA,

@@ -67,11 +67,7 @@ def parse_args() -> argparse.Namespace:
     add("--model", required=True, help="who reflects: the teacher, another model or the student itself")
     add("--drafts", type=whole(1), default=1, help="wrong responses a problem, at most (default %(default)s)")
     add("--limit", type=whole(0), default=0, help="only N unsolved problems (default %(default)s: all)")
-    add(
-        "--origin",
-        default="reflection",
-        help="name of these responses, for train.jsonl (default %(default)s)",
-    )
+    add("--origin", default="reflection", help="their name, for train.jsonl (default %(default)s)")
     cli.add_generation_flags(parser, max_tokens=2048)
     cli.add_output_flags(parser)
     return parser.parse_args()
