@@ -152,21 +152,20 @@ def chosen(template: str | dict | list | None) -> str | None:
 
 
 @lru_cache(maxsize=4)
-def special_tokens(processor) -> re.Pattern:
-    """Finds the first character of each special token in a text. From now on BREAK is one, too."""
-    tokenizer = processor.tokenizer
+def special_tokens(tokenizer, *more: str | None) -> re.Pattern:
+    """Finds the first character of each special token, and of `more`, in a text. From now on BREAK is one."""
     known = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    known |= {*tokenizer.all_special_tokens}
-    known |= {getattr(processor, f"{kind}_token", None) or "" for kind in ("image", "video")}
-    names = [re.escape(name) for name in known if len(name) > 1]
+    names = [name for name in known | {*tokenizer.all_special_tokens, *more} if name and len(name) > 1]
     tokenizer.add_tokens(BREAK, special_tokens=True)
-    firsts = "".join({re.escape(name[0]) for name in known if name}) or "<"
-    return re.compile(rf"(?=[{firsts}])(?:(?={'|'.join(names) or '(?!)'}))(.)", re.DOTALL)
+    firsts = "".join({re.escape(name[0]) for name in names}) or "<"
+    found = "|".join(map(re.escape, names)) or "(?!)"
+    return re.compile(rf"(?=[{firsts}])(?:(?={found}))(.)", re.DOTALL)
 
 
 def as_text(processor, text: str) -> str:
     """The text with a BREAK in each special token of the model that is written in it."""
-    return special_tokens(processor).sub(rf"\1{BREAK}", text.replace(BREAK, ""))
+    marks = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
+    return special_tokens(processor.tokenizer, *marks).sub(rf"\1{BREAK}", text.replace(BREAK, ""))
 
 
 def broken(processor, chat: list[dict]) -> list[dict]:
