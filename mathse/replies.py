@@ -26,7 +26,8 @@ REPLY_SCHEMA = {  # of an ORM's verdicts: a server that takes one keeps replies 
     "additionalProperties": False,
 }
 THINKING = re.compile(  # the marks around what a model thinks first; one that ends it has a group
-    r"[<◁]\|?(?:begin_of_|(/|end_of_))?(?:\w{1,20}:)?(?:think|thinking|thoughts?|reasoning|analysis|scratchpad)"
+    r"[<◁]\|?(?:begin_of_|(/|end_of_))?(?:\w{1,20}:)?"
+    r"(?:think|thinking|thoughts?|reasoning|analysis|scratchpad)"
     r"\|?[>▷]|\[(/)?THINK\]|<\|channel\|>(?:analysis|(final))",
     re.IGNORECASE,
 )
@@ -34,7 +35,8 @@ THINKING = re.compile(  # the marks around what a model thinks first; one that e
 # them: what stands around a thought or a part of a reply, as <|begin_of_box|>.
 MARK = re.compile(
     r"<[|｜](?!\w*(?:box|quad|ref|thought|think|solution|channel))[A-Za-z][^\s<>|｜]{1,40}[|｜]>"
-    r"|</?s>|</?(?:image|img|video)>|<(?:eos|bos|pad|unk|eo[adtm]|end|end_of_[a-z]+|start_of_turn|turn\||\|turn)>"
+    r"|</?s>|</?(?:image|img|video)>"
+    r"|<(?:eos|bos|pad|unk|eo[adtm]|end|end_of_[a-z]+|start_of_turn|turn\||\|turn)>"
     r"|<IMG_CONTEXT>|<fake_token_around_image>|\[/?(?:INST|EOS|PAD|SEP|UNUSED_TOKEN_\d+|end of text)\]",
     re.IGNORECASE,
 )
