@@ -645,7 +645,7 @@ def test_memory_that_lacks_while_a_model_is_tried_ends_the_stage(tiny_model, mon
     assert ended.value.code == 1 and "--batch-size" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- encoding ahead
+# ---------------------------------------------------------------- encoding
 
 
 def test_requests_are_read_lazily(tiny_model):
@@ -665,25 +665,8 @@ def test_requests_are_read_lazily(tiny_model):
     assert len(list(replies)) == 3 * window - 1 and len(taken) == 3 * window
 
 
-def test_a_thread_that_encodes_ahead_encodes_the_same(tiny_model, problems, tmp_path):
-    """The same replies, an image that cannot be read included."""
-    spec, bad = str(tiny_model("idefics3")), tmp_path / "bad.png"
-    bad.write_bytes(BAD_PNG)
-    broken = {"id": "bad", "question": "q", "images": [str(bad)]}
-    long = {"id": "long", "question": "word " * 3000, "images": []}
-    asked = judgements([*problems, broken, long])
-    here = said(open_tiny(spec)(asked))
-    generate = open_tiny(spec, batch_size=8)
-    generate.ahead = engine.AHEAD
-    apart = said(generate(asked))
-    assert here == apart
-    assert [apart[name, 0][1] for name in ("0", "bad", "long")] == ["length", "error", "error"]
-
-
-def test_what_a_thread_raises_ends_the_stage(tiny_model, problems, monkeypatch):
-    """Also the line about the memory, which is the stage's last."""
+def test_memory_that_lacks_while_prompts_are_encoded_ends_the_stage(tiny_model, problems, monkeypatch):
     generate = open_tiny(tiny_model("llava"))
-    generate.ahead = engine.AHEAD
     monkeypatch.setattr(engine, "encode_groups", fails_from(2, OUT_OF_MEMORY[0], engine.encode_groups))
     with pytest.raises(SystemExit) as ended:
         list(generate(many_requests(80)))

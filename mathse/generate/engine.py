@@ -1,6 +1,6 @@
 """Many replies from one local model: a problem's prompt is read once, rows that finish are filled again.
 
-    requests -> batched -> encode (ahead of a GPU) -> admit -> start -> step, step, ... -> replies
+    requests -> batched -> encode -> admit -> start -> step, step, ... -> replies
 
 Requests of one problem are a group: samples of it (01, 03, 05), candidates that are to be judged (02). What
 all prompts of a group begin with, images included, goes through the model once; its keys and values are kept
@@ -22,16 +22,13 @@ longest row, K dimensions that the model counts positions in, W width of a head,
 """
 
 import argparse
-import copy
 import inspect
 import io
 import itertools
 import math
 import os
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -57,7 +54,6 @@ REFILL = 8  # rows are filled again when an eighth of them is free
 WINDOW = 16  # times the rows: samples whose requests are grouped and sorted together
 PASS_GROUPS, PASS_ROWS = 16, 32  # groups, and rests of prompts, that are read in one pass, at most
 PASS_TOKENS = 32 << 10  # padded tokens of such a pass, at most
-AHEAD = 4  # batches that are encoded ahead of a GPU
 ROUNDING = 4  # times what another batch changes in a model's logits: more is a fault
 HOPELESS = 20  # prompts that fail one after the other: then the rows are not at fault
 KEPT = "the rows so far are kept; call again to go on"
@@ -107,7 +103,6 @@ class Engine(Generator):
     """A loaded model as a Generator. Sample live[i] is in row i; `work` counts what is computed."""
 
     def __init__(self, model, processor, args: argparse.Namespace):
-        tokenizer = processor.tokenizer
         self.model = model
         self.processor = processor
         self.args = args
@@ -115,15 +110,12 @@ class Engine(Generator):
         if not self.eos_ids:
             fail("--model: no token ends its replies; name the eos_token in tokenizer_config.json")
         # the folder's own habits (Qwen2-VL: top-k 1, a repetition penalty) would silently override the flags
-        habits = {"eos_token_id": sorted(self.eos_ids), "pad_token_id": tokenizer.pad_token_id}
+        habits = {"eos_token_id": sorted(self.eos_ids), "pad_token_id": processor.tokenizer.pad_token_id}
         model.generation_config = transformers.GenerationConfig(**habits)
-        self.tokenizer = copy.deepcopy(tokenizer)  # the other one may be at work in a thread
-        self.lock = threading.Lock()  # around that one
         self.warpers = make_warpers(args.temperature, args.top_k, args.top_p)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30)
         names = inspect.signature(model.forward).parameters
         self.cache_name = "cache" if "cache" in names else "past_key_values"  # before transformers 5.24
-        self.ahead = 0 if model.device.type == "cpu" else AHEAD  # a CPU's cores are busy
         self.live: list[Sample] = []
         self.waiting: deque[Sample] = deque()
         self.faults = Counter()  # one after the other, by what failed
@@ -138,7 +130,7 @@ class Engine(Generator):
         if self.why_not:
             decode, lists = self.one_by_one, ([[request]] for request in requests)
         try:
-            for sample in decode(itertools.chain.from_iterable(ahead(self.encode, lists, self.ahead))):
+            for sample in decode(itertools.chain.from_iterable(map(self.encode, lists))):
                 yield from self.replies(sample)
         except RuntimeError as error:
             end_if_device_failed(error)
@@ -148,7 +140,7 @@ class Engine(Generator):
         """The reply of a finished sample, and that of each twin."""
         end = next((place for place, token in enumerate(sample.tokens) if token in self.eos_ids), None)
         finish, count = ("length", len(sample.tokens)) if end is None else ("stop", end + 1)
-        text = self.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
+        text = self.processor.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
         text, finish = ended(text, finish)
         reason = one_line(sample.error) if sample.error else None
         said = text, "error" if reason else finish, count, len(sample.prompt), reason
@@ -162,8 +154,7 @@ class Engine(Generator):
         fails together, or is too much for one pass, is encoded apart.
         """
         groups = [Group(requests) for requests in lists]
-        with self.lock:
-            inputs, error = attempt(self.tokenize, groups)
+        inputs, error = attempt(self.tokenize, groups)
         if error and len(groups) == 1:
             return [(groups, {}, error)]
         padded = len(groups) * max(group.shared for group in groups)
@@ -640,20 +631,6 @@ def cut(inputs: dict, lengths: list[int]) -> transformers.BatchFeature:
     for name in fillers.keys() & inputs.keys():
         found[name] = inputs[name].gather(1, index).where(places >= 0, fillers[name])
     return transformers.BatchFeature({**inputs, **found})
-
-
-def ahead(function: Callable, items: Iterator, count: int) -> Iterator:
-    """function(item) of each item, in order; `count` of them are computed ahead, by one thread: a tokenizer
-    does not bear several.
-    """
-    if not count:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        coming = deque(pool.submit(function, item) for item in itertools.islice(items, count))
-        while coming:
-            yield coming.popleft().result()
-            coming.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
 
 
 # ---------------------------------------------------------------- opening a model, and faults
