@@ -212,7 +212,7 @@ def train(args: Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
     device, _, attention = setup_kernels()
     session = Session(args, rows, part, device)
     processor = load_processor(spec, args.trust_remote_code)
-    model = session.load_weights(spec, load_model, attention)
+    model = load_model(spec, device, session.dtype, attention, args.trust_remote_code)
     session.open(model, processor, make_optimizer, token_loss)
     for step in session.remaining():
         batches, weight = session.take(step)

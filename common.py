@@ -106,18 +106,18 @@ def load_model(spec: str, device: str, dtype, attention: str = "sdpa", trust_rem
 
     logging.disable_progress_bar()
     settings = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
+    settings["device_map"] = device  # else all ranks of a machine hold the weights in its memory first
     auto = AutoModelForImageTextToText
     try:
         try:
-            model = auto.from_pretrained(spec, attn_implementation=attention, **settings)
+            return auto.from_pretrained(spec, attn_implementation=attention, **settings)
         except (ImportError, ValueError) as error:
             if "AutoModel" in str(error):
                 raise
-            model = auto.from_pretrained(spec, **settings)
+            return auto.from_pretrained(spec, **settings)
     except (ImportError, ValueError, OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         fail(f"--model: {spec}: cannot be loaded as an image-text-to-text model: {reason}")
-    return model.to(device)
 
 
 def load(spec: str, trust_remote_code: bool = False):

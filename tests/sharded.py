@@ -28,12 +28,6 @@ def make_accelerator(fit, made, log_with, folder):
     return accelerator
 
 
-def prepare(prepared, accelerator, model, make_optimizer):
-    unloaded = any(weight.is_meta for weight in model.parameters())
-    assert unloaded == (os.environ["RANK"] != "0"), "one process loads the weights, the others get them"
-    return prepared(accelerator, model, make_optimizer)
-
-
 def save_and_stop(save, left, *arguments):
     save(*arguments)
     left.pop()
@@ -47,7 +41,6 @@ def main() -> None:
 
     left = [None] * int(os.environ.get("STOP_AFTER", 1000))
     fit.make_accelerator = partial(make_accelerator, fit, fit.make_accelerator)
-    fit.prepare = partial(prepare, fit.prepare)
     fit.save_checkpoint = partial(save_and_stop, fit.save_checkpoint, left)
     module.main()
 

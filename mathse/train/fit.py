@@ -22,7 +22,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+from transformers import GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
@@ -61,19 +61,7 @@ class Session:
         self.accelerator = make_accelerator(args.log_with, part)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.sharded = self.accelerator.is_fsdp2
-
-    def load_weights(self, spec: str, load_model: Callable, attention: str):
-        """The model; of one that is sharded, the weights in the first process alone, which sends them."""
-        code, device = self.args.trust_remote_code, "cpu" if self.sharded else self.device
-        dtype = torch.bfloat16 if self.args.lora and device != "cpu" else torch.float32
-        if not (self.sharded and self.rank):
-            return load_model(spec, device, dtype, attention, code)
-        config = AutoConfig.from_pretrained(spec, trust_remote_code=code)
-        settings = {"dtype": dtype, "trust_remote_code": code, "attn_implementation": attention}
-        with accelerate.init_empty_weights(include_buffers=False):  # buffers are not sent
-            model = AutoModelForImageTextToText.from_config(config, **settings)
-        model.tie_weights()  # each was made anew
-        return model
+        self.dtype = torch.bfloat16 if args.lora and device != "cpu" else torch.float32  # of the weights
 
     def open(self, model, processor, make_optimizer: Callable, token_loss: Callable) -> None:
         """Make the loaded model ready and go on from the last checkpoint, if there is one.
@@ -300,21 +288,18 @@ def shards(bf16: bool) -> accelerate.FullyShardedDataParallelPlugin:
     return accelerate.FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        cpu_ram_efficient_loading=True,  # the first process sends the others their part
+        cpu_ram_efficient_loading=False,
         mixed_precision_policy=MixedPrecisionPolicy(**dtypes),
         state_dict_type="SHARDED_STATE_DICT",
     )
 
 
 def prepare(accelerator: Accelerator, model, make_optimizer: Callable) -> tuple:
-    """(model, optimizer) on their device, or sharded. `make_optimizer`: model -> optimizer."""
-    if not accelerator.is_fsdp2:
-        return accelerator.prepare(model, make_optimizer(model))
-    kinds = sorted({type(layer).__name__ for layer in checkpointed_layers(model)})
-    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = kinds
-    # accelerate finds an optimizer's weights again by their addresses, and weights that only another process
-    # has loaded have none: this one is a stand-in, until freeze_unused() makes it of the sharded weights.
-    return accelerator.prepare(model, torch.optim.SGD(model.parameters()))
+    """(model, optimizer), sharded where there are several GPUs. `make_optimizer`: model -> optimizer."""
+    if accelerator.is_fsdp2:
+        kinds = sorted({type(layer).__name__ for layer in checkpointed_layers(model)})
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = kinds
+    return accelerator.prepare(model, make_optimizer(model))
 
 
 # ---------------------------------------------------------------- the model
