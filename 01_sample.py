@@ -27,6 +27,7 @@ from mathse.records import derive_seed, fail, read_rows, row_key
 from mathse.stage import run_stage
 
 SOLUTIONS = "solutions"  # a --model: the problems' own, where there is no teacher
+KEY_FIELDS = ("sample", "benchmark", "messages")  # of other files' rows: problems are told apart by their ids
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,16 +50,16 @@ def parse_args() -> argparse.Namespace:
 
 def drawn(draw: int | float | str, problems: int) -> int:
     """How many of the problems --draw means."""
-    count = problems if draw == "all" else draw if draw >= 1 else math.ceil(draw * problems)
+    count = problems if draw == "all" else draw if draw >= 1 else math.ceil(round(draw * problems, 9))
     return min(count, problems)
 
 
 def read_problems(args: argparse.Namespace, check: bool) -> Iterator[dict]:
     """The problems of all files, up to --limit; of their own solutions, those that an answer can confirm."""
     rows = islice((row for path in args.input for row in read_rows(path, check=check)), args.limit or None)
-    return (
-        row for row in rows if args.model != SOLUTIONS or (row.get("solution") and row["answer"] is not None)
-    )
+    for row in rows:
+        if args.model != SOLUTIONS or (row.get("solution") and row["answer"] is not None):
+            yield {name: value for name, value in row.items() if name not in KEY_FIELDS}
 
 
 def choose(args: argparse.Namespace, check: bool) -> dict[str, int]:
@@ -69,7 +70,7 @@ def choose(args: argparse.Namespace, check: bool) -> dict[str, int]:
     problems = {}
     for row in cli.watch_references(read_problems(args, check), "--input"):
         if row["id"] in problems:
-            fail(f"--input: id {row['id']!r} is in more than one of the files; make it unique")
+            fail(f"--input: id {row['id']!r} stands there twice; make it unique")
         problems[row["id"]] = expected_length(row)
     if args.model == SOLUTIONS and not problems:
         fail(f"--model: {SOLUTIONS}: no problem has a `solution`; write some, or name a teacher")
@@ -97,6 +98,7 @@ def own_solutions(requests: Iterable[Request]) -> Iterator[Reply]:
     """Each problem's own solution, closed as a model would close it."""
     for request in requests:
         text, answer = request.row["solution"].strip(), request.row["answer"]
+        answer = "; ".join(map(str, answer)) if isinstance(answer, list) else answer
         text = text if CLOSING in text else f"{text}\n{CLOSING} {answer}."
         yield from (Reply(request.row, number, text, seed=None) for number in request.seeds)
 

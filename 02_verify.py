@@ -21,7 +21,7 @@ from itertools import islice
 
 from common import CLOSING, judge_prompt, load
 from mathse import cli
-from mathse.answers import check_rows, check_version, find_answer, reveals, votes
+from mathse.answers import check_rows, check_version, find_answer, reference_text, reveals, votes
 from mathse.chat import fill, question_text, user_message
 from mathse.generate import Generator, Reply, Request
 from mathse.jsonl import expected_length
@@ -87,9 +87,8 @@ def decide(row: dict, responses: list[dict], args: argparse.Namespace) -> tuple[
     does not agree with enough of the problem's responses (--agree).
     """
     answer_check, orm_check = row["answer_check"], row["orm_check"]
-    checks = {"answer": {answer_check}, "orm": {orm_check}, "both": {answer_check, orm_check}}[args.accept]
-    if answer_check is None and args.model and args.accept == "both":
-        checks = {orm_check}
+    checks = {"answer": {answer_check}, "orm": {orm_check}}
+    checks = checks.get(args.accept, {answer_check, orm_check} - {None})
     if "wrong" in checks:
         return "wrong", None
     if checks == {"correct"}:
@@ -97,7 +96,7 @@ def decide(row: dict, responses: list[dict], args: argparse.Namespace) -> tuple[
         return ("correct", None) if agrees else ("undecided", "too few of the problem's responses agree")
     if row["finish"] != "stop":
         return "undecided", row.get("reason") or "cut off"
-    if orm_check in checks and orm_check != "correct" and args.model:
+    if args.accept != "answer" and orm_check != "correct":
         return "undecided", row.get("judge_error") or "the ORM gives no verdict"
     return "undecided", f"no answer is stated that can be compared ({row['rule']})"
 
@@ -110,7 +109,7 @@ def agreeing(responses: list[dict], share: float) -> set[str]:
     whole_ones = (row["response"] if row["finish"] == "stop" else "" for row in responses)
     said = (find_answer(response, CLOSING)[0] for response in whole_ones)
     groups = votes(zip(map(row_key, responses), said), responses[0].get("options"))
-    return {key for keys in groups if len(keys) >= share * len(responses) for key in keys}
+    return {key for keys in groups if len(keys) / len(responses) >= share for key in keys}
 
 
 def decided(responses: list[dict], args: argparse.Namespace) -> Iterator[dict]:
@@ -210,7 +209,8 @@ def annotate(args: argparse.Namespace, rows: Iterable[dict], generate: Generator
     def request_of(row: dict) -> Request | None:
         if row["answer_check"] != "wrong" and not (args.check_correct and row["answer_check"] == "correct"):
             return None
-        texts = {"question": question_text(row), "answer": row["answer"], "response": row["response"]}
+        texts = {"question": question_text(row), "response": row["response"]}
+        texts["answer"] = reference_text(row["answer"])
         seeds = {0: derive_seed(args.seed, "annotate", row["id"], row["sample"])}
         return Request(row, user_message(fill(FEEDBACK_PROMPT, **texts), row["images"]), seeds)
 
@@ -264,7 +264,7 @@ def main() -> None:
         constants={"answer check": check_version()},
         keys=lambda check: expected_lengths(args, check),
         rows=lambda generate, missing: work(args, read_input(args, False, missing), generate),
-        calls=args.orm_samples if args.model else 0,
+        calls=1 if args.annotate else args.orm_samples if args.model else 0,
         settle=None if args.annotate else lambda responses: decided(responses, args),
         schema=None if args.annotate else REPLY_SCHEMA,
         summary=verdict_lines,

@@ -25,7 +25,7 @@ from mathse.chat import fill, question_text, user_message
 from mathse.generate import Generator, Request
 from mathse.jsonl import expected_length
 from mathse.launch import stage_end
-from mathse.records import VERDICT_FIELDS, derive_seed, read_rows, row_key, same_text
+from mathse.records import VERDICT_FIELDS, derive_seed, read_rows, relative, row_key, same_text
 from mathse.stage import run_stage
 
 REFLECT_PROMPT = f"""You are an expert mathematics teacher. A student's solution of the problem below \
@@ -45,6 +45,7 @@ reconsidered solution, without a word about the earlier one. End with the senten
 result (for a multiple-choice problem, the letter of the choice)."""
 
 NEEDED = ("id", "question", "prompt", "sample", "response", "status")
+NOT_ITS_OWN = VERDICT_FIELDS | {"reason", "benchmark"}  # fields of a draft that its reflection does not take
 
 
 class Draft(NamedTuple):
@@ -98,14 +99,14 @@ def choose_drafts(args: argparse.Namespace, check: bool) -> dict[str, tuple[int,
 
 def requests(args: argparse.Namespace, samples: dict[tuple[str, str], int]) -> Iterator[Request]:
     """A request for each draft: {(its file, its key): the number of its reflection}."""
-    for file in args.input:
+    for file in dict.fromkeys(args.input):
         for row in read_rows(file, NEEDED, check=False, may_be_empty=True):
             if (sample := samples.get((file, row_key(row)))) is None:
                 continue
             texts = {"question": question_text(row), "response": row["response"]}
             texts["error_step"] = row.get("error_step") or "not known"
             texts["error_analysis"] = row.get("error_analysis") or "none"
-            verified_in = os.path.relpath(file, os.path.dirname(args.output) or ".")
+            verified_in = relative(file, os.path.dirname(args.output))
             draft_of = {"verified_in": verified_in, "origin": row.get("origin"), "sample": row["sample"]}
             seeds = {sample: derive_seed(args.seed, args.origin, row["id"], sample)}
             messages = user_message(fill(REFLECT_PROMPT, **texts), row["images"])
@@ -116,7 +117,7 @@ def reflect(args: argparse.Namespace, generate: Generator, drafts: list[tuple[in
     """A row for each of the drafts, which come with the numbers of their reflections."""
     samples = {(draft.file, draft.key): number for number, draft in drafts}
     for reply in generate(requests(args, samples)):
-        row = {name: value for name, value in reply.row.items() if name not in VERDICT_FIELDS | {"reason"}}
+        row = {name: value for name, value in reply.row.items() if name not in NOT_ITS_OWN}
         yield row | {"draft": row["response"], "origin": args.origin} | reply.record(args.model)
 
 

@@ -48,7 +48,7 @@ PREDICTIONS = "predictions.jsonl"
 def parse_args() -> Namespace:
     parser = cli.Parser(__doc__)
     add, whole = parser.add_argument, cli.whole
-    add("--test", "--input", nargs="+", default=[], help="x.jsonl, x.parquet, NAME:FOLDER or hf:NAME:SPLIT")
+    add("--test", nargs="+", default=[], help="x.jsonl, x.parquet, NAME:FOLDER or hf:NAME:SPLIT")
     add("--output", type=Path, required=True, help="folder to write")
     add("--model", help="model folder, hub id or http://host:port/v1#model-name")
     add("--samples", type=whole(1), default=1, help="answers a problem, for pass@k (default %(default)s)")

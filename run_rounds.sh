@@ -47,8 +47,9 @@ reflect() {  # reflect STAGE OUTPUT FLAGS...
   stage 03_reflect.py --input "${D_SFT[@]}" "${@:3}" --output "$run/$1/$2" "${asked[@]}"
 }
 correct() {  # correct STAGE OUTPUT: the reflector thinks again about what is still wrong
-  local by=${REFLECTOR/#TEACHER/$teacher}
-  reflect "$1" reflected.jsonl --model "${by/#student/$M}" --origin "reflection-${REFLECTOR,,}"
+  local by=$REFLECTOR
+  case $REFLECTOR in TEACHER) by=$teacher ;; student) by=$M ;; esac
+  reflect "$1" reflected.jsonl --model "$by" --origin "reflection-${REFLECTOR,,}"
   verify "$1" reflected.jsonl "$2" "$REFLECT_ACCEPT" "${judge[@]}"
 }
 finetune() {  # finetune STAGE FLAGS...
@@ -87,7 +88,8 @@ for ((i = 1; i <= ROUNDS; i++)); do                                             
   verify "round_$i" samples.jsonl verified.jsonl "$ACCEPT" "${judge[@]}"                          # 6-9
   if [[ $REFLECT == every ]]; then correct "round_$i" reflected_verified.jsonl; fi
   student "round_$i"                                                                              # 10
-  if [[ ! $ORM && $ORM_UPDATE == every && $i$REFLECT != ${ROUNDS}none ]]; then
+  if [[ ! $ORM && $ORM_UPDATE == every && ($i != "$ROUNDS" || $REFLECT$REFLECT_ACCEPT =~ final(orm|both)) ]]
+  then
     teach "round_$i" verified.jsonl annotated.jsonl; train_orm "orm_$i" ${ORM_UPDATE_FLAGS:-}
   fi
 done

@@ -106,7 +106,7 @@ def add_generation_flags(parser: argparse.ArgumentParser, max_tokens: int) -> No
     add("--serve", metavar="COMMAND", help=served)
     add("--concurrency", type=whole(1), help="requests in flight (default: 32, with --serve 256)")
     waited = "seconds a try; all tries of a request take three times as long at most (default %(default)s)"
-    add("--timeout", type=real(0, above=True), default=600.0, help=waited)
+    add("--timeout", type=real(0, 1e8, above=True), default=600.0, help=waited)
     asked = "stop after N requests, tries included, with exit code 3 (default %(default)s: no limit)"
     add("--max-requests", type=whole(0), default=0, metavar="N", help=asked)
     paid = (

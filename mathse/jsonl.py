@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mathse.launch import meet, processes
-from mathse.records import fail, relative_images, row_key
+from mathse.records import fail, relative_images, row_key, written_rows
 
 SYNC_SECONDS = 5.0  # a power cut loses the rows written since
 IMAGE_LENGTH, REPLY_LENGTH = 2000, 1000  # characters that an image, and a reply, count for in keys_of_rank()
@@ -88,10 +88,11 @@ class Output:
         """{key: (has it failed, part file, offset of its line)}; of a key's rows the last good one."""
         found = {}
         for path in sorted(self.folder.glob("*.jsonl")):
-            for offset, row in whole_lines(path):
-                key = row_key(row)
-                if key not in found or found[key][0] or not has_failed(row):
-                    found[key] = has_failed(row), path, offset
+            with path.open("rb") as file:
+                for offset, _, row in lines_of(file):
+                    key = row_key(row)
+                    if key not in found or found[key][0] or not has_failed(row):
+                        found[key] = has_failed(row), path, offset
         return found
 
     def rows(self) -> Iterator[dict]:
@@ -151,12 +152,6 @@ def drop_torn_line(file) -> None:
     file.truncate(max((end for _, end, _ in lines_of(file)), default=0))
 
 
-def whole_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """(offset, row) of a part file's whole lines."""
-    with path.open("rb") as file:
-        yield from ((offset, row) for offset, _, row in lines_of(file))
-
-
 def lines_of(file) -> Iterator[tuple[int, int, dict]]:
     """(offset, its end, row) of a file's lines, up to one that is torn or still being written."""
     offset = 0
@@ -194,7 +189,7 @@ def has_failed(row: dict) -> bool:
 
 def failed_rows(path: Path) -> int:
     """How many rows of a file failed; 0 if there is no such file."""
-    return sum(has_failed(row) for _, row in whole_lines(path)) if path.is_file() else 0
+    return sum(map(has_failed, written_rows(path)))
 
 
 # ---------------------------------------------------------------- whole files

@@ -135,7 +135,7 @@ def stage_end():
 
 
 def rank_count(asked: int | None, most: int, spec: str | None, copies: int) -> int:
-    """How many ranks a stage forks: `asked`, else one a GPU, or as cores and memory reach; at most `most`.
+    """How many ranks a stage forks: `asked`, else one a GPU, or as cores and memory reach, at most `most`.
 
     `copies`: bytes of memory that a rank takes for each byte of the weights in the folder `spec`. Nothing is
     forked for an endpoint, or where a launcher has done so. GPUs are counted by NVML: a process that has used

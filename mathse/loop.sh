@@ -12,7 +12,8 @@ check DISTILL 'all|[1-9][0-9]{0,8}|0?\.[0-9]*[1-9][0-9]*' "a number from 1, a sh
 check INIT 'base|previous' "base or previous"
 check REFLECT 'final|every|none' "final, every or none"
 check ORM_UPDATE 'once|every' "once or every"
-[[ $ORM != none || $ACCEPT$REFLECT_ACCEPT == answeranswer ]] || error "ORM: none: needs ACCEPT=answer"
+[[ $ORM != none || $ACCEPT$REFLECT_ACCEPT == answeranswer ]] ||
+  error "ORM: none: set ACCEPT=answer, or name a TEACHER from whom an ORM can learn"
 if [[ $TEACHER == solutions ]]; then
   [[ $ORM && ($REFLECT == none || $REFLECTOR != TEACHER) ]] ||
     error "TEACHER: not set: name one (http://host:port/v1#name), or set ORM=none ACCEPT=answer REFLECT=none"
@@ -20,10 +21,12 @@ fi
 [[ ! $LAUNCH ]] || command -v "${LAUNCH%% *}" > /dev/null || error "LAUNCH: ${LAUNCH%% *}: not found"
 run=runs/$RUN teacher=$TEACHER
 [[ $TEACHER != toy ]] || teacher=http://127.0.0.1:1/v1#teacher  # until it is started
-if [[ -e $TEST ]]; then tests=("$TEST"); else mapfile -t tests < <(xargs -n 1 <<< "$TEST"); fi
+if [[ -e $TEST ]]; then tests=("$TEST")
+elif said=$(xargs -n 1 <<< "$TEST" 2> /dev/null); then mapfile -t tests <<< "$said"
+else error "TEST: $TEST: a quote is not closed"; fi
 if [[ $DRY_RUN == 0 ]]; then  # what is wrong is said now, not after hours
   [[ ! -t 2 ]] || echo "a dry run of all stages first ..." >&2
-  said=$(DRY_RUN=1 bash "$0" 2>&1 > /dev/null) ||
+  said=$(DRY_RUN=1 bash "${0##*/}" 2>&1 > /dev/null) ||
     { [[ $? != 2 ]] || { grep '^error: ' <<< "$said" >&2 || echo "$said" >&2; exit 2; }; }
 else  # stages alone are looked at: other programs are not found, so that none does its work or ends the loop
   set +e
@@ -56,7 +59,7 @@ plan_stage() {
   }
   [[ $TEACHER$said != "solutions"*", 0 with a solution"* ]] ||
     error "TEACHER: not set, and $DATA has no \`solution\` to start from; name a teacher or write some"
-  [[ ! $said =~ ([0-9,]+)\ rows ]] || rows=${BASH_REMATCH[1]//,/}
+  [[ ! $said =~ "    "([0-9,]+)\ rows ]] || rows=${BASH_REMATCH[1]//,/}
   planned[$output]=$rows planned[$output/predictions.jsonl]=$rows plan+=$said$'\n'
   printf '+ python%s\n' "$(printf ' %q' "$@")"; [[ ! $said ]] || echo "$said"
 }
@@ -64,11 +67,11 @@ begin() {  # before the first stage: the run's settings, for people and the repo
   [[ $DRY_RUN == 0 ]] || return 0
   "$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
   [[ $TEACHER != toy ]] || teacher=$("$PYTHON" toy/teacher.py --background $$ --seed "$SEED" \
-    --problems "$run/problems.jsonl" "${tests[@]}")
+    --problems "$run/problems.jsonl" toy/test.jsonl)
 }
 finish() {  # after the last: the report, or the sum of a dry run
   if [[ $DRY_RUN == 0 ]]; then "$PYTHON" -m mathse.report "$run"; return; fi
   "$awk" '/model calls/ { gsub(/[,$]/, ""); calls += $4; read += $7; written += $11; cost += $14 }
-    END { printf "in all about %d model calls, %d tokens in and %d out", calls, read, written
+    END { printf "in all about %.0f model calls, %.0f tokens in and %.0f out", calls, read, written
           print (cost ? sprintf(", about $%.2f", cost) : "") }' <<< "$plan"
 }

@@ -76,12 +76,13 @@ class Recipe:
         self.begun = time.monotonic()
 
     def refuse_inside(self, name: str, specs: list) -> None:
-        """End the command if an input is the output or lies in it: --force would remove it."""
+        """End the command if an input is the output or lies in it, which --force would remove, or holds it."""
         output = Path(os.path.realpath(self.output))
         for spec in specs:
-            place = Path(os.path.realpath(spec))
-            if output == place or output in place.parents:
-                fail(f"--{name.replace('_', '-')}: {spec}: is the output too; choose another --output")
+            place = Path(os.path.realpath(place_of(str(spec)) or spec))
+            if output == place or output in place.parents or (place in output.parents and place.is_dir()):
+                what = "holds the output" if place in output.parents else "is the output too"
+                fail(f"--{name.replace('_', '-')}: {spec}: {what}; choose another --output")
 
     def is_done(self) -> bool:
         """Whether the output stands already, made by this recipe; then a line says so."""
@@ -89,7 +90,9 @@ class Recipe:
             return False
         if processes()[0] == 0:
             print(f"skip {self.output}", flush=True)
-            remove(self.part)  # begun with another recipe, and given up
+            if self.part.is_dir():  # begun with another recipe, and given up
+                hold(self.part)
+                remove(self.part)
         return True
 
     def stands(self) -> bool:
@@ -98,7 +101,8 @@ class Recipe:
         """
         begun, made = read_recipe(self.part / "recipe.json"), read_recipe(self.path)
         goes_on = begun is not None and not self.differences(begun)
-        if self.output.exists() and not is_empty_folder(self.output):
+        is_folder = self.path.parent == self.output
+        if self.output.exists() and not (is_folder and is_empty_folder(self.output)):
             if made and not self.differences(made):
                 return not (self.retry_errors and failed_rows(self.output))
             if not goes_on and made:
@@ -254,7 +258,7 @@ def code_digest(script: Path, unused: Iterable[str] = ()) -> str:
     defined = {name: node for node in common.body for name in names_defined(node)}
     parts, waiting = {"": stage}, [stage]
     while waiting:
-        names = {node.id for node in ast.walk(waiting.pop()) if isinstance(node, ast.Name)}
+        names = {*re.findall(r"'(\w+)'", ast.dump(waiting.pop()))}  # common.X, too
         new = names & defined.keys() - parts.keys()
         parts |= {name: defined[name] for name in new}
         waiting += [defined[name] for name in new]
@@ -263,7 +267,7 @@ def code_digest(script: Path, unused: Iterable[str] = ()) -> str:
 
 def names_defined(node: ast.stmt) -> list[str]:
     """The names of a module's function, class or constants."""
-    targets = getattr(node, "targets", [])
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
     return [target.id for target in targets if isinstance(target, ast.Name)] or [getattr(node, "name", "")]
 
 
@@ -290,14 +294,19 @@ def fingerprint(spec: str) -> str | None:
     """
     if is_endpoint(spec):
         return "#" + spec.partition("#")[2]  # the same model at another address is the same model
-    names = spec, spec.partition(":")[2], spec.partition(":")[2].rpartition(":")[0]  # hf:FOLDER:SPLIT
-    place = next((Path(name) for name in names if name and os.path.exists(name)), None)
+    place = place_of(spec)
     if place and place.is_file():
         return content_of(place)
     if place and place.is_dir():
         files = [path for path in sorted(place.rglob("*")) if path.is_file() and is_content(path, place)]
         return digest(json.dumps([(str(path.relative_to(place)), content_of(path)) for path in files]))
     return None if spec.count("/") > 1 and ":" not in spec else spec
+
+
+def place_of(spec: str) -> Path | None:
+    """The file or folder that a spec names: PATH, NAME:PATH or hf:PATH:SPLIT; None if there is none."""
+    names = spec, spec.partition(":")[2], spec.partition(":")[2].rpartition(":")[0]
+    return next((Path(name) for name in names if name and os.path.exists(name)), None)
 
 
 def is_content(path: Path, folder: Path) -> bool:

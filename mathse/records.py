@@ -65,6 +65,9 @@ class Row(Struct):
     response: str = ""
     finish: Literal["stop", "length", "error"] = "stop"
     status: Literal["correct", "wrong", "undecided"] = "correct"
+    solution: str | None = None
+    query: str | None = None
+    precision: Annotated[int, Meta(ge=0)] | None = None
     messages: Annotated[list[Message], Meta(min_length=2)] = []
 
 
@@ -73,6 +76,7 @@ REMEDIES = {  # for a value, {}, that is not what Row says; of other fields it i
     "options": 'must be a list of strings, not {}; write ["3", "4"]',
     "answer": "must be a string, a number, a list of them, or null, not {}; write null if it is not known",
     "sample": "{} is not a whole number from 0; number the samples of a problem",
+    "precision": "{} is not a whole number from 0; write how many decimals count, or null",
     "finish": "{} is none of stop, length, error; is this a file of 01 or 02?",
     "status": "{} is none of correct, wrong, undecided; is this a file of 02?",
     "messages": 'must be a list of {"role", "content"} with texts, the last by the assistant',
@@ -196,8 +200,8 @@ def read_rows(
         row["images"] = [*map(find_image, row.get("images") or [])]
         draft = row.get("draft_of")
         if base and isinstance(draft, dict) and isinstance(draft.get("verified_in"), str):
-            place = os.path.relpath(path.parent / draft["verified_in"], Path(base).parent)
-            row["draft_of"] = draft | {"verified_in": place}
+            verified_in = relative(path.parent / draft["verified_in"], Path(base).parent)
+            row["draft_of"] = draft | {"verified_in": verified_in}
         yield row
     if row is None and not may_be_empty:  # a round may have nothing left to sample
         fail(f"{path}: the file is empty; write at least one row")
@@ -229,9 +233,12 @@ def written_rows(path: Path) -> Iterator[dict]:
 
 def relative_images(row: dict, folder: Path) -> dict:
     """The row with its image paths, if it has any, relative to `folder`, where its new file lies."""
-    folder = os.path.realpath(folder)  # a run folder may be a link to another disk
-    paths = [os.path.relpath(os.path.realpath(image), folder) for image in row.get("images", ())]
-    return row | {"images": paths} if "images" in row else row
+    return row | {"images": [relative(image, folder) for image in row["images"]]} if "images" in row else row
+
+
+def relative(path: str | Path, folder: str | Path) -> str:
+    """The way from a folder to a file. A run folder may be a link to another disk."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
 
 # ---------------------------------------------------------------- checking

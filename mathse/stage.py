@@ -31,7 +31,7 @@ def counted(rows: Iterable[dict]) -> Iterator[str]:
     for row in rows:
         counts[row["finish"]] += 1
         texts[row["id"], row.get("benchmark")].append(hash(row["response"]))
-        reason = reason or row.get("reason")
+        reason = reason or (row["finish"] == "error" and row.get("reason"))
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
     yield f"{counts.total():,} rows: {kinds or 'nothing to do'}" + (
         f"; first error: {reason}" if reason else ""

@@ -36,7 +36,7 @@ def own_data(tmp_path):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"ORM": "none", "ACCEPT": "both"}, "ORM: none: needs ACCEPT=answer"),
+        ({"ORM": "none", "ACCEPT": "both"}, "ORM: none: set ACCEPT=answer"),
         (
             REAL | {"MODEL": "no-such-model", "DATA": "toy/train.jsonl"},
             "MODEL: no-such-model: no such folder",

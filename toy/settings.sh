@@ -1,7 +1,8 @@
 # The toy world's settings: run_rounds.sh sources this where MODEL is not set. What you set yourself holds.
 : "${MODEL:=toy/base}" "${DATA:=toy/train.jsonl}" "${TEST:=toy/test.jsonl}"
 if [[ $DATA == toy/train.jsonl ]]; then
-  : "${TEACHER:=toy}" "${ERRORS:=1}"  # its teacher costs nothing
+  : "${TEACHER:=toy}"  # costs nothing, and knows the toy's problems
+  [[ $TEST != toy/test.jsonl ]] || : "${ERRORS:=1}"
 elif [[ -z ${TEACHER:-} ]]; then  # own problems: their solutions are D0, and nobody explains
   : "${DISTILL:=all}" "${ORM:=none}" "${ACCEPT:=answer}" "${REFLECT:=none}"
 fi

@@ -28,6 +28,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import problems as toy
 
 from common import CLOSING, SOLVE_PROMPT
+from mathse.answers import reference_text
 from mathse.chat import question_text
 from mathse.cli import Parser, real, whole
 from mathse.images import open_image
@@ -78,7 +79,7 @@ class Teacher:
 
     def solution(self, row: dict, rng: random.Random) -> str:
         """The worked solution; in a seeded share of cases one that is wrong."""
-        steps, answer = (row.get("solution") or "").strip(), str(row["answer"])
+        steps, answer = (row.get("solution") or "").strip(), reference_text(row["answer"])
         if rng.random() >= self.wrong:
             return steps if CLOSING in steps else f"{steps}\n{CLOSING} {answer}.".strip()
         options = row.get("options") or []

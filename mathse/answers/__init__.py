@@ -22,6 +22,7 @@ from mathse.answers.check import (
     is_readable,
     option_values,
     reference_letters,
+    reference_text,
     reveals,
     same_value,
     same_vote,

@@ -7,12 +7,10 @@ ended with all its children when the stage ends, also by an error, Ctrl-C or SIG
 
 import argparse
 import atexit
-import contextlib
 import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +19,7 @@ import urllib.request
 from pathlib import Path
 
 from mathse.generate.endpoint import Endpoint
+from mathse.launch import free_port
 from mathse.records import fail
 
 SERVED_CONCURRENCY = 256  # requests in flight, if --concurrency does not say: they fill a server
@@ -97,14 +96,21 @@ class Served(Endpoint):
 
     def end(self) -> None:
         """End the server and all its children: asked first, killed if they take their time."""
-        for stop, seconds in ((signal.SIGTERM, END_SECONDS), (signal.SIGKILL, 5)):
+        for number, seconds in ((signal.SIGTERM, END_SECONDS), (signal.SIGKILL, 5)):
             deadline = time.monotonic() + seconds
-            if self.process and group_exists(self.process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.process.pid, stop)
-            while self.process and group_exists(self.process.pid) and time.monotonic() < deadline:
+            while self.process and signal_group(self.process.pid, number) and time.monotonic() < deadline:
+                number = 0  # from now on only a look whether it is there
                 self.process.poll()  # so that a process that ended is no zombie of ours
                 time.sleep(0.05)
+
+
+def signal_group(group: int, number: int) -> bool:
+    """Signal a process group; whether there is one."""
+    try:
+        os.killpg(group, number)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True
 
 
 def filled(command: str, model: str, port: int) -> str:
@@ -113,22 +119,6 @@ def filled(command: str, model: str, port: int) -> str:
     command = command.replace("{model}", shlex.quote(place)).replace("{port}", str(port))
     is_vllm = "vllm serve" in command and "--generation-config" not in command
     return f"{command} {VLLM_FLAGS}" if is_vllm else command
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def group_exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def last_error(log: Path) -> str:

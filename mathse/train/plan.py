@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mathse.jsonl import remove
-from mathse.records import IMAGE, derive_seed, fail, read_rows, relative_images, shown
+from mathse.records import IMAGE, derive_seed, fail, json_lines, read_rows, relative, relative_images, shown
 from mathse.replies import without_end
 
 
@@ -26,7 +26,8 @@ def write_training_file(path: Path, sources: list[str], limit: int, choose: Call
         fail("--input: a file is named twice; name each once")
     if os.path.realpath(path) in places:
         fail(f"--train-file: {path}: is an input too; choose another")
-    ready = "messages" in next(read_rows(sources[0], check=False, may_be_empty=True), {})
+    _, first = next(json_lines(Path(sources[0])), (None, None))
+    ready = isinstance(first, dict) and "messages" in first
     chosen = None if ready else choose()
     part, count = Path(f"{path}.{os.getpid()}.part"), 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,10 +57,9 @@ def write_training_file(path: Path, sources: list[str], limit: int, choose: Call
 def trace(row: dict, source: Path, folder: Path) -> dict:
     """Where a response and its verdict come from, of a reflection also its draft, as paths from `folder`."""
     names = {name: row.get(name) for name in ("id", "sample", "model", "seed")}
-    found = names | {"origin": row.get("origin", "sample"), "verified_in": os.path.relpath(source, folder)}
+    found = names | {"origin": row.get("origin", "sample"), "verified_in": relative(source, folder)}
     if draft := row.get("draft_of"):
-        verified_in = os.path.relpath(source.parent / draft["verified_in"], folder)
-        found["draft_of"] = draft | {"verified_in": verified_in}
+        found["draft_of"] = draft | {"verified_in": relative(source.parent / draft["verified_in"], folder)}
     return found
 
 

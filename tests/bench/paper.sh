@@ -46,7 +46,7 @@ arms() {  # arms SEED
 
   # Table 3: the same reflections, which must please the ORM too (the run's own only need a right answer)
   call 02_verify.py --input "$run/final/reflected.jsonl" --output "$arms/both/verified.jsonl" --accept both \
-    --model "$run/orm_3/model" "${VERIFY[@]}"
+    --model "$run/orm_2/model" "${VERIFY[@]}"
   finetune both --input "$run"/round_[0-3]/verified.jsonl "$arms/both/verified.jsonl" --init previous \
     --previous "$run/round_3/model"
   evaluate "$arms/both"
@@ -63,7 +63,7 @@ arms() {  # arms SEED
     --model "$teacher"
   finetune orm_binary --orm --binary --input "$run/round_0/verified.jsonl" "$run/orm/annotated.jsonl" "${ORM[@]}"
   judge "$run/pace/paths_1.jsonl" "$arms/orm_binary.jsonl" "$arms/orm_binary/model"
-  judge "$run/pace/paths_1.jsonl" "$arms/orm_refreshed.jsonl" "$run/orm_3/model"
+  judge "$run/pace/paths_1.jsonl" "$arms/orm_refreshed.jsonl" "$run/orm_2/model"
 
   # Without reference answers: the ORM and the paths' agreement accept
   paper hide "$run"
