@@ -76,7 +76,7 @@ class Recipe:
         self.begun = time.monotonic()
 
     def refuse_inside(self, name: str, specs: list) -> None:
-        """End the command if an input is the output or lies in it, which --force would remove, or holds it."""
+        """End the command if an input is or holds the output, or lies in it: --force would remove it."""
         output = Path(os.path.realpath(self.output))
         for spec in specs:
             place = Path(os.path.realpath(place_of(str(spec)) or spec))
