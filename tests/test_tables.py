@@ -17,6 +17,7 @@ from test_rows import LEGAL_IMAGES
 
 from mathse import problems
 from mathse.images import open_image
+from mathse.problems.benchmarks import BENCHMARKS, Benchmark
 
 
 def coded(shade: int = 90) -> bytes:
@@ -540,13 +541,10 @@ def test_images_in_an_archive(tmp_path):
 
 @pytest.mark.parametrize("reads", ["img", "image", None])
 def test_an_adapter_reads_its_own_column_of_images(tmp_path, capsys, monkeypatch, reads):
-    from mathse.problems import sources
-
     (tmp_path / "a.png").write_bytes(coded())
     (tmp_path / "own.csv").write_text("id,question,answer,img\n7,1 + 1?,2,a.png\n")
     adapter = lambda row: {"id": "7", "question": "?", "answer": "2", "images": reads and row[reads]}  # noqa: E731
-    monkeypatch.setitem(sources.BENCHMARKS, "own", adapter)
-    monkeypatch.setitem(sources.BENCHMARK_FILES, "own", [("own.csv",)])
+    monkeypatch.setitem(BENCHMARKS, "own", Benchmark(adapter, [("own.csv",)], {}))
     if reads == "img":
         assert read(f"own:{tmp_path}", tmp_path)[0]["images"] == [str(tmp_path / "a.png")]
     else:
