@@ -26,6 +26,7 @@ GUESSES = {  # how a column may be called: to propose it where ours is missing
     "answer": r".*(answer|truth|label|target|correct).*|.*\.1\.(content|value)",
 }
 Fields = dict[str, list[str]]  # our field -> its columns, in order; "-x" is left out on purpose
+ABSENT = object()  # no such column
 INDEX = re.compile(r"options\[(.+?)(-1)?\]")  # a column of answers that count the options from 0 (-1: from 1)
 LETTER = re.compile(r"(?:^|(?<=[\s;,]))[(（]?([A-J])[).:．）、]\s*")  # in front of an option: A. or (A)
 
@@ -55,25 +56,21 @@ def read_columns(field: str, fields: Fields) -> list[str]:
 
 
 def look_up(row: dict, column: str) -> object:
-    """The value of a column, or of what is nested in it: reward_model.ground_truth. Raises LookupError."""
+    """The value of a column, or of what is nested in it (reward_model.ground_truth), or ABSENT."""
     if column in row:
         return row[column]
     value = row
-    for part in column.split("."):
-        try:
+    try:
+        for part in column.split("."):
             value = json.loads(value) if isinstance(value, str) else value
             value = value[int(part)] if isinstance(value, list) else value[part]
-        except (TypeError, ValueError) as error:
-            raise KeyError(column) from error
+    except (LookupError, TypeError, ValueError):
+        return ABSENT
     return value
 
 
 def has_column(row: dict, column: str) -> bool:
-    try:
-        look_up(row, column)
-    except LookupError:
-        return False
-    return True
+    return look_up(row, column) is not ABSENT
 
 
 def names_in(row: dict) -> Iterator[str]:
@@ -198,11 +195,9 @@ def list_of(value: object) -> object:
     """The list that a cell means: a text, a dictionary by letters or of lists, lettered text. Else itself."""
     if isinstance(value, str):
         text = value.strip()
-        marks = [*LETTER.finditer(text)]
-        letters = "".join(mark[1] for mark in marks)
-        if len(marks) > 1 and marks[0].start() == 0 and "ABCDEFGHIJ".startswith(letters):
-            ends = [*(mark.start() for mark in marks[1:]), len(text)]
-            return [text[mark.end() : end].strip(" \n;,") for mark, end in zip(marks, ends)]
+        ahead, *parts = LETTER.split(text)
+        if not ahead and len(parts) > 2 and "ABCDEFGHIJ".startswith("".join(parts[::2])):
+            return [part.strip(" \n;,") for part in parts[1::2]]
         if re.fullmatch(r"\[.*\]|\{.*\}|\(.*\)", text, re.DOTALL):
             text = escaped(re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text))  # numpy writes no commas
             for read in (json.loads, ast.literal_eval):
@@ -214,16 +209,6 @@ def list_of(value: object) -> object:
         names = sorted(value, key=lambda name: (len(name), name)) if is_by_letter else value
         return lists[0] if lists else [value[name] for name in names]  # "text" stands before "label"
     return value
-
-
-def options_of(values: list) -> object:
-    """The options of a column, or of a set of columns. Gaps at the end are none."""
-    options = list_of(values[0]) if len(values) == 1 else values
-    if not isinstance(options, list):
-        return options
-    while options and options[-1] in (None, ""):
-        options = options[:-1]
-    return [str(one) if isinstance(one, bool) else one for one in options]
 
 
 def images_of(value: object) -> Iterator[object]:
@@ -238,24 +223,31 @@ def images_of(value: object) -> Iterator[object]:
 
 
 def field_value(field: str, values: list) -> object:
-    """What the values of a field's columns become."""
+    """What the values of a field's columns become. Gaps at the end of options are none."""
     if field == "images":
         return [*images_of(values)]
     if field == "options":
-        return options_of(values)
-    known = [value.decode() if isinstance(value, bytes) else value for value in values]
-    known = [value for value in known if value not in NOTHING and str(value).strip()]
-    if field == "answer":
-        known = [str(value) if isinstance(value, bool) else value for value in known]
-        return known if len(known) > 1 else next(iter(known), None)
-    if field == "precision":
-        return int(float(known[0])) if known else None
+        options = list_of(values[0]) if len(values) == 1 else values
+        while isinstance(options, list) and options and options[-1] in (None, ""):
+            options = options[:-1]
+        return [*map(as_text, options)] if isinstance(options, list) else options
+    known = [value for value in map(as_text, values) if value not in NOTHING and str(value).strip()]
+    if field == "precision" and known:
+        return int(float(known[0]))
     if field == "id":  # in a column with gaps whole numbers are floats
         known = [int(value) if isinstance(value, float) and value.is_integer() else value for value in known]
+    if field == "answer" and len(known) > 1:
+        return known
     if known and (field in ("id", "solution", "subject", "source") or len(known) > 1):
         lines = (line for value in known for line in (value if isinstance(value, list) else [value]))
         return "\n".join(map(str, lines))
     return next(iter(known), None)
+
+
+def as_text(value: object) -> object:
+    """Bytes and truth values as text, others as they are."""
+    value = value.decode() if isinstance(value, bytes) else value
+    return str(value) if isinstance(value, bool) else value
 
 
 def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -> dict:
@@ -263,8 +255,8 @@ def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -
     check_columns(row, fields, needed, where)
     problem = {}
     for field in FIELDS:
-        columns = [column for column in read_columns(field, fields) if has_column(row, column)]
-        problem[field] = field_value(field, [look_up(row, column) for column in columns] or [None])
+        found = [look_up(row, column) for column in read_columns(field, fields)]
+        problem[field] = field_value(field, [value for value in found if value is not ABSENT] or [None])
     options, answer = problem["options"] or [], problem["answer"]
     index = next(filter(None, map(INDEX.fullmatch, fields.get("answer", []))), None)
     if index and options and answer is not None:
