@@ -2,13 +2,15 @@
 command in one line; a source is read whole, also when a call is killed.
 """
 
-import io
 import json
 import sys
 
+import datasets
+import pyarrow
 import pytest
 from conftest import ROOT, read_rows, write_rows
 from PIL import Image
+from pyarrow import parquet
 from server import Server, completion
 from test_bad_input import problem, refused
 from test_rows import PHOTOGRAPH
@@ -217,7 +219,6 @@ def test_rows_of_the_sources(name, count, tmp_path):
 
 def make_data_set(folder, split: str, **columns: list) -> None:
     """A data set of one split with lists of texts in `options`, images in `decoded_image`, else texts."""
-    datasets = pytest.importorskip("datasets")
     text = datasets.Value("string")
     kinds = {"decoded_image": datasets.Image(), "options": datasets.List(text)}
     features = datasets.Features({name: kinds.get(name, text) for name in columns})
@@ -257,67 +258,24 @@ def test_hub_rows_write_images_once(tmp_path, call):
 # ---------------------------------------------------------------- parquet files
 
 
-def png(colour: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 10), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def make_table(path, **columns: list) -> str:
     """A parquet file as any program writes it; returns its path."""
-    pa = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pa.table(columns), path)
+    parquet.write_table(pyarrow.table(columns), path)
     return str(path)
 
 
-def picture(data: bytes) -> list[dict]:
-    return [{"bytes": data, "path": "x.png"}]
-
-
-def test_a_folder_of_parquet_files(tmp_path):
+def test_a_folder_of_parquet_files(folder):
     for number in range(2):
-        path = tmp_path / "set" / "data" / f"train-0000{number}-of-00002.parquet"
-        make_table(path, question=[f"{number}?"], answer=[number], image=picture(png("red")))
-    name, rows = problems.load_problems(str(tmp_path / "set"), tmp_path / "images", {"images": ["image"]})
+        image = {"bytes": (folder / "x.png").read_bytes(), "path": "x.png"}
+        path = folder / "set" / "data" / f"train-0000{number}-of-00002.parquet"
+        make_table(path, question=[f"{number}?"], answer=[number], image=[image])
+    name, rows = problems.load_problems(str(folder / "set"), folder / "images", {"images": ["image"]})
     rows = list(rows)
     assert name == "set" and [(row["question"], row["answer"]) for row in rows] == [("0?", 0), ("1?", 1)]
     assert len({row["images"][0] for row in rows}) == 1
-    # without, on purpose
-    name, rows = problems.load_problems(str(tmp_path / "set"), tmp_path / "images", {"images": []})
+    name, rows = problems.load_problems(str(folder / "set"), folder, {"images": []})  # without, on purpose
     assert [row["images"] for row in rows] == [[], []]
-
-
-BAD_TABLES = {
-    "no parquet": (lambda path: path.write_bytes(b"PAR1x") and None, {}, "cannot be read"),
-    "images by another name": ({"image": picture(png("red"))}, {}, "images: not mapped"),
-    "choices as text": ({"options": ["1 or 2"]}, {}, "options: must be a list of strings"),
-    "bytes that are no image": ({"images": picture(b"GIF")}, {}, "images: "),
-    "an image that is not there": ({"images": ["no.png"]}, {}, "images: "),
-    "no answer": ({"answer": None}, {}, "answer: no such column; it has question"),
-}
-
-
-@pytest.mark.parametrize("case", list(BAD_TABLES))
-def test_bad_tables(tmp_path, capsys, case):
-    columns, fields, words = BAD_TABLES[case]
-    path = tmp_path / "t.parquet"
-    if callable(columns):
-        columns(path)
-    else:
-        columns = {"question": ["one"], "answer": ["1"]} | columns
-        make_table(path, **{name: values for name, values in columns.items() if values})
-    call = lambda: list(problems.load_problems(str(path), tmp_path / "images", fields)[1])  # noqa: E731
-    refused(capsys, call, words, "t.parquet")
-
-
-def test_a_folder_of_several_splits_is_refused(tmp_path, capsys):
-    for split in ("train", "test"):
-        make_table(tmp_path / f"{split}-00000-of-00001.parquet", question=["one"], answer=["1"])
-    words = "holds several splits (test, train); give one file, or write hf:"
-    refused(capsys, lambda: problems.load_problems(str(tmp_path), tmp_path / "images"), words)
 
 
 # ---------------------------------------------------------------- bad sources
