@@ -313,7 +313,6 @@ BAD_SOURCES = {
     "an id twice": (
         source("mathvision", "test.jsonl", json.dumps(MATHV) + "\n" + json.dumps(MATHV | {"answer": "7"})),
         ":2: id: 'mathvision/1' stands there already"),
-    "a hub data set without its split": (lambda folder: "hf:train", "written hf:NAME:SPLIT"),
 }  # fmt: skip
 
 

@@ -85,16 +85,16 @@ def names_in(row: dict) -> Iterator[str]:
 
 def named_by(fields: Fields) -> set[str]:
     """The columns of which --fields speak."""
-    read = {column for field in fields for column in read_columns(field, fields)}
-    said = {column.removeprefix("-") for columns in fields.values() for column in columns}
-    return {part for column in read | said for part in (column, column.partition(".")[0])}
+    columns = (column.removeprefix("-") for columns in fields.values() for column in columns)
+    named = {INDEX.sub(r"\1", column) for column in columns}
+    return named | {column.partition(".")[0] for column in named}
 
 
 def rest_of(row: dict, fields: Fields) -> dict:
     """What else a row of JSON holds, beside its fields and what stages write: it stays."""
     gone = {*FIELDS, *Row.__struct_fields__, "benchmark"} | named_by(fields)
-    kept = {name: value for name, value in row.items() if name not in gone and not meant_field(name, row)}
-    return {name: value for name, value in kept.items() if not is_picture(value)}
+    gone |= {name for name, value in row.items() if meant_field(name, row) or is_picture(value)}
+    return {name: value for name, value in row.items() if name not in gone}
 
 
 def is_series(one: str, other: str) -> bool:
@@ -277,16 +277,16 @@ def with_images(
     """The record with the paths of its images, which are saved in `folder` or found by find(path), with IMAGE
     where they stand, and with an id made of all that if it has none. `without`: without images on purpose.
     """
+    written = [*images_of(problem["images"])]
     try:
-        images = [save_image(image, folder, find) for image in images_of(problem["images"])]
+        images = [save_image(image, folder, find) for image in written]
     except (ValueError, OSError) as error:
         if getattr(error, "errno", None) in DISK_ERRORS:
             raise
         fail(f"{where}: images: {error}; mend the row, or name the right column in --fields")
-    written = images_of(problem["images"])  # wherever images lie, the content is the same
-    names = {path: one if isinstance(one, str) else Path(path).name for path, one in zip(images, written)}
     problem = placed(problem | {"images": images}, where, without)
-    if problem.get("id") is None:
+    if problem.get("id") is None:  # the same wherever images lie
+        names = {path: one if isinstance(one, str) else Path(path).name for path, one in zip(images, written)}
         content = problem | {"images": [names[path] for path in problem["images"]]}
         content = json.dumps(content, ensure_ascii=False)
         problem["id"] = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:16]
