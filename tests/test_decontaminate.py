@@ -40,20 +40,10 @@ COPIES = {
 }  # fmt: skip
 
 
-def wide(word: str) -> str:
-    return "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in word)
-
-
 def spread(text: str) -> str:
     """The same words in wide letters, with other case and white space."""
-    return "  " + "\n".join(map(wide, text.upper().split())) + "\t"
-
-
-def in_words(index: int) -> dict:
-    """A problem without an image."""
-    options = [str(2 * index + k) for k in (0, 1, 2)]
-    row = {"id": f"words/{index}", "question": f"What is {index} + {index}?", "images": []}
-    return row | {"answer": options[0], "options": options}
+    wide = "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text.upper())
+    return "  " + wide.replace(" ", "\n") + "\t"
 
 
 def pixels(path) -> bytes:
@@ -71,7 +61,13 @@ def world(tmp_path_factory, run):
         run("toy/problems.py", "--output", folder, "--train", 200, "--test", 60, "--seed", 5).returncode == 0
     )
     train, test = read_rows(folder / "train.jsonl"), read_rows(folder / "test.jsonl")
-    words = [in_words(index) for index in range(6)]
+    words = [  # without an image
+        {
+            "id": f"words/{k}", "question": f"What is {k} + {k}?", "images": [], "answer": str(2 * k),
+            "options": [str(2 * k + more) for more in range(3)],
+        }
+        for k in range(6)
+    ]  # fmt: skip
     planted = []
     # other words, another question: the image gives it away
     for (name, (change, ending, options)), row in zip(COPIES.items(), test):
@@ -216,19 +212,19 @@ def test_one_other_number_is_another_image(tmp_path, name):
         assert {match["test_id"] for match in matches} == same
 
 
-@pytest.mark.parametrize(
-    "one, other, same",
-    [
-        (("What is x?", ["1", "2"]), ("what is  X ?", ["2", "1"]), True),
-        (("What is x?", ["1", "2"]), ("What is x", ["(A) 2", "(B) 1"]), True),
-        (("<image1> What is $x$?", []), ("What is x?", None), True),
-        (("多少？", ["１", "２"]), ("多少?", ["1", "2"]), True),
-        (("What is x?", ["1", "2"]), ("What is x?", ["1", "3"]), False),
-        (("What is x?", ["1", "2"]), ("What is x?", []), False),
-        (("What is 3 + 4?", []), ("What is 3 - 4?", []), False),
-        (("What is 3.5?", []), ("What is 35?", []), False),
-    ],
-)
+TEXTS = [  # two questions with their options, and whether they are the same
+    (("What is x?", ["1", "2"]), ("what is  X ?", ["2", "1"]), True),
+    (("What is x?", ["1", "2"]), ("What is x", ["(A) 2", "(B) 1"]), True),
+    (("<image1> What is $x$?", []), ("What is x?", None), True),
+    (("多少？", ["１", "２"]), ("多少?", ["1", "2"]), True),
+    (("What is x?", ["1", "2"]), ("What is x?", ["1", "3"]), False),
+    (("What is x?", ["1", "2"]), ("What is x?", []), False),
+    (("What is 3 + 4?", []), ("What is 3 - 4?", []), False),
+    (("What is 3.5?", []), ("What is 35?", []), False),
+]
+
+
+@pytest.mark.parametrize("one, other, same", TEXTS)
 def test_text_key(one, other, same):
     rows = [{"question": question, "options": options} for question, options in (one, other)]
     assert (decontaminate.text_key(rows[0]) == decontaminate.text_key(rows[1])) == same

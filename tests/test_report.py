@@ -13,6 +13,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from conftest import ROOT, read_rows, write_rows
 from PIL import Image
+from test_bad_input import refused
 
 from mathse.recipe import content_of
 from mathse.report import gallery, metrics, statistics
@@ -265,32 +266,28 @@ def test_error_types_are_those_of_the_predictions_that_stand(by_name, run_folder
     assert metrics.error_types(folder) == {}
 
 
-@pytest.mark.parametrize(
-    "text, rows",
-    [
-        ('{"id": "a", "tokens": 1}\n{"id": "b"}', 2),
-        ('{"id": "a", "tokens": NaN, "more": [1, {"x": "y"}]}\r\n{"more": "text", "id": null}\n', 2),
-        ('{"id": "a", "more": ' + "[" * 9999 + "]" * 9999 + "}\n", 1),
-        ('{"more": "' + "x" * (15 << 20) + '", "id": "a"}\n' + '{"id": "a\\u0000\\n"}\n' * 3, 4),
-        ("", 0),
-        ("torn", None),
-        ('{"id": "a"}\n{"id": \n{"id": "b"}\n', None),
-        ('{"id": ["a"]}\n', None),
-        ("[1]\n", None),
-    ],
-)
+COLUMNS = [  # a file and its rows, None if it is refused
+    ('{"id": "a", "tokens": 1}\n{"id": "b"}', 2),
+    ('{"id": "a", "tokens": NaN, "more": [1, {"x": "y"}]}\r\n{"more": "text", "id": null}\n', 2),
+    ('{"id": "a", "more": ' + "[" * 9999 + "]" * 9999 + "}\n", 1),
+    ('{"more": "' + "x" * (15 << 20) + '", "id": "a"}\n' + '{"id": "a\\u0000\\n"}\n' * 3, 4),
+    ("", 0),
+    ("torn", None),
+    ('{"id": "a"}\n{"id": \n{"id": "b"}\n', None),
+    ('{"id": ["a"]}\n', None),
+    ("[1]\n", None),
+]
+
+
+@pytest.mark.parametrize("text, rows", COLUMNS)
 def test_columns_of_a_file(text, rows, tmp_path, capsys):
     path = tmp_path / "x.jsonl"
     assert len(metrics.read_columns(path, "id", "tokens")) == 0
     path.write_text(text, newline="")
-    if rows is not None:
-        frame = metrics.read_columns(path, "id", "tokens")
-        assert len(frame) == rows and list(frame) == ["id", "tokens"]
-        return
-    with pytest.raises(SystemExit) as error:
-        metrics.read_columns(path, "id", "tokens")
-    said = capsys.readouterr().err
-    assert error.value.code == 2 and said.startswith(f"error: {path}: not rows") and said.count("\n") == 1
+    if rows is None:
+        return refused(capsys, lambda: metrics.read_columns(path, "id", "tokens"), f"error: {path}: not rows")
+    frame = metrics.read_columns(path, "id", "tokens")
+    assert len(frame) == rows and list(frame) == ["id", "tokens"]
 
 
 # ---------------------------------------------------------------- which stages, and when it is made anew
@@ -300,12 +297,13 @@ def test_stages_are_those_that_the_settings_ask_for(run_folder, tmp_path):
     def names(**changed):
         return [path.name for path in metrics.folders_of(run_folder, SETTINGS | changed)]
 
-    assert names() == [*CHECKS, "orm"]
-    assert names(ROUNDS="2") == ["base", "round_0", "round_1", "round_2", "final", "orm"]
-    assert names(ROUNDS="3", REFLECT="every") == ["base", "round_0", "round_1", "round_2", "orm"]
-    assert names(REFLECT="none", ORM="some/model") == ["base", "round_0", "round_1"]
+    early = ["base", "round_0", "round_1"]
+    assert names() == [*CHECKS, "orm"] == [*early, "final", "orm"]
+    assert names(ROUNDS="2") == [*early, "round_2", "final", "orm"]
+    assert names(ROUNDS="3", REFLECT="every") == [*early, "round_2", "orm"]
+    assert names(REFLECT="none", ORM="some/model") == early
     found = [path.name for path in metrics.folders_of(run_folder, {})]
-    assert found == ["base", "round_0", "round_1", "round_2", "final", "orm"]
+    assert found == [*early, "round_2", "final", "orm"]
     assert metrics.folders_of(tmp_path, SETTINGS) == []
     (tmp_path / "orm_1").mkdir()
     assert metrics.folders_of(tmp_path, SETTINGS | {"ORM_UPDATE": "once"}) == []
@@ -376,22 +374,18 @@ def test_a_run_in_which_all_is_zero(tmp_path):
 @pytest.mark.parametrize("name, message", [("none", "no such folder"), ("", "no stage has been evaluated")])
 def test_a_folder_that_is_no_run(name, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / name)])
-    with pytest.raises(SystemExit) as error:
-        main()
-    said = capsys.readouterr().err
-    assert error.value.code == 2 and message in said and said.count("\n") == 1
+    refused(capsys, main, message)
 
 
 # ---------------------------------------------------------------- the page
 
 
 class Elements(HTMLParser):
-    """Names and attributes of a page's elements."""
+    """Collects the names and attributes of a page's elements."""
 
-    def __init__(self, text):
+    def __init__(self):
         super().__init__()
         self.found = []
-        self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.found.append((tag, dict(attributes)))
@@ -417,7 +411,9 @@ def test_page_tells_the_figures(reported):
 
 def test_page_holds_no_foreign_markup(reported):
     text = (reported[0] / "report.html").read_text()
-    elements = Elements(text).found
+    parser = Elements()
+    parser.feed(text)
+    elements = parser.found
     assert [tag for tag, _ in elements].count("script") == 1
     assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
     for tag, attributes in elements:
@@ -471,7 +467,15 @@ def test_page_in_a_browser(reported, tmp_path):
         assert evaluate("document.querySelectorAll('figure svg').length") == 8
         assert evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
         assert evaluate("window.hacked") is None and evaluate("document.scripts.length") == 1
-        check_filters(evaluate)
+        assert set(evaluate(SHOWN)) == {*gallery.KINDS}
+        for kind in gallery.KINDS:
+            evaluate(f"document.querySelector('button[data-kind=\"{kind}\"]').click()")
+            assert set(evaluate(SHOWN)) == {kind}
+        evaluate("document.querySelector('button[data-kind=\"\"]').click()")
+        evaluate("search.value = 'before reflection'; search.dispatchEvent(new Event('input'))")
+        assert evaluate(SHOWN) == ["reflected"]
+        assert "1 of" in evaluate("document.getElementById('shown').textContent")
+        evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
         check_refusals(browser)
 
         # No wider than the phone; text and paper of the dark theme apart.
@@ -480,19 +484,6 @@ def test_page_in_a_browser(reported, tmp_path):
         assert ink - paper > 450
         with Image.open(io.BytesIO(browser.screenshot())) as image:
             assert image.width == 390 and len(image.convert("RGB").getcolors(1 << 20)) > 50
-
-
-def check_filters(evaluate):
-    everything = evaluate(SHOWN)
-    assert set(everything) == {*gallery.KINDS}
-    for kind in gallery.KINDS:
-        evaluate(f"document.querySelector('button[data-kind=\"{kind}\"]').click()")
-        assert set(evaluate(SHOWN)) == {kind}
-    evaluate("document.querySelector('button[data-kind=\"\"]').click()")
-    evaluate("search.value = 'before reflection'; search.dispatchEvent(new Event('input'))")
-    assert evaluate(SHOWN) == ["reflected"]
-    assert "1 of" in evaluate("document.getElementById('shown').textContent")
-    evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
 
 
 def check_refusals(browser):
