@@ -110,6 +110,8 @@ VALUES = {  # name: (kinds of files, further columns, --fields, what they become
     "two texts": ("jsonl csv", {"hint": "A hint."}, "question=hint,question", {"question": "A hint.\nQ?"}),
     "a column left out": (FILES, {"gold": "2"}, "answer=answer,-gold", {"answer": "1"}),
     "the same answer twice": (FILES, {"gold": "1"}, "", {"answer": "1"}),
+    "a letter among the options": ("jsonl parquet", {"options": ["1", "2"], "A": "1", "B": "2"}, "",
+                                   {"options": ["1", "2"]}),
     "letters that are no options": ("jsonl", {"A": [0, 1], "B": [1, 0]}, "options=", {"options": None}),
     "our names, --fields for others": (FILES, {}, "question=problem images=image", {"question": "Q?"}),
 }  # fmt: skip
@@ -330,6 +332,7 @@ LOST = {  # columns beside ROW, --fields -> words of the refusal
     "one image of a set": ({"images": None, "image_1": "a.png", "image_2": "b.png"}, "images=image_1",
                            '"images=image_1,image_2"'),
     "options beside options": ({"options": ["1", "2"], "choices": ["3", "4"]}, "", "a column 'choices'"),
+    "letters beside other options": ({"options": ["1", "3"], "A": "1", "B": "2"}, "", "a column 'B'"),
     "a letter of a set": ({"A": "1", "B": "2", "C": "3"}, "options=A,B", '"options=A,B,C"'),
     "letters": ({"A": "1", "B": "2"}, "", '"options=A,B"'),
     "numbered options": ({"option1": "1", "option2": "2"}, "", '"options=option1,option2"'),
