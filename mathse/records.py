@@ -36,6 +36,7 @@ LOOKALIKES = {  # of fields of ours: passed over, one would lose the images, the
     "question": r"question(text)?|problem(text)?",
     "id": "id",
 }
+OPTION_NAMES = ("A", "B", "C", "D", "E", "F", "G", "H")  # of options that have letters alone
 NOTHING = (None, "", [], {})
 # What a verdict adds to a row: not the reflection's, and made anew when a verified file is verified again.
 VERDICT_FIELDS = {
@@ -255,12 +256,13 @@ def check_row(
     def refuse(field: str, problem: str) -> NoReturn:
         fail(f"{where}: {field}: {problem}")
 
-    if not row.get("options") and row.get("A") not in NOTHING and row.get("B") not in NOTHING:
-        refuse("A", "not a field of a problem; write 'options', a list of A, B and so on")
     for field, value in row.items():
-        meant = meant_field(field)
-        if meant and is_passed_over(meant, value, row.get(meant)):
-            remedy = f"call it {meant!r}" if row.get(meant) in NOTHING else f"{meant!r} must hold all, alone"
+        meant = meant_field(field, row)
+        if meant and is_passed_over(value, row.get(meant), meant):
+            remedy = (
+                f"call it {meant!r}" if field not in OPTION_NAMES else "write 'options', a list of A, B ..."
+            )
+            remedy = remedy if row.get(meant) in NOTHING else f"{meant!r} must hold all, alone"
             refuse(field, f"not a field of a problem; {remedy}")
     for field in required:
         if field not in row:
@@ -299,16 +301,23 @@ def is_an_option(row: dict) -> bool:
     return bool(reference_letters(row))
 
 
+def meant_field(name: str, row: dict) -> str | None:
+    """The field of ours that a row's field of another name seems to mean: `images` for image_path or Images,
+    `options` for A where there is a B."""
+    if name in OPTION_NAMES and row.get("A") not in NOTHING and row.get("B") not in NOTHING:
+        return "options"
+    return alike_field(name)
+
+
 @lru_cache(maxsize=1 << 10)
-def meant_field(name: str) -> str | None:
-    """The field of ours that a name of another spelling seems to mean: `images` for image_path or Images."""
+def alike_field(name: str) -> str | None:
     plain = re.sub(r"[\W_]", "", name).lower()
     alike = (field for field, names in LOOKALIKES.items() if plain == field or re.fullmatch(names, plain))
     return None if name in LOOKALIKES else next(alike, None)
 
 
-def is_passed_over(field: str, value: object, ours: object) -> bool:
-    """Whether a value under another name would be lost; `ours`: what stands in the field that it means."""
-    if value in NOTHING or value == ours or [value] == ours:
+def is_passed_over(value: object, ours: object, field: str) -> bool:
+    """Whether a value under another name would be lost; `ours`: what stands in `field`, which it means."""
+    if value in NOTHING or value == ours or (isinstance(ours, list) and value in ours):
         return False
     return ours in NOTHING or field in ("images", "options", "answer")

@@ -1,9 +1,5 @@
-"""Chromium, headless, over two pipes (--remote-debugging-pipe): no driver and no package is needed.
+"""Chromium, headless, over two pipes (--remote-debugging-pipe): no driver and no package is needed."""
 
-python tests/browser.py runs/default/report.html page.png --width 390 --dark     # a screenshot
-"""
-
-import argparse
 import base64
 import json
 import os
@@ -19,23 +15,18 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
-
-
-def find_chromium() -> str | None:
-    """The path of an installed Chromium, None if there is none."""
-    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-    return next(filter(None, found), None)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Browser:
-    """One page of a headless Chromium with a profile of its own."""
+    """One page of a headless Chromium with a profile of its own, as wide as a phone and in the dark theme."""
 
-    def __init__(self, width: int = 1280, height: int = 900, dark: bool = False):
+    def __init__(self, width: int):
         self.profile = tempfile.mkdtemp(prefix="chromium-")
         to_read, self.write_end = os.pipe()
         self.read_end, to_write = os.pipe()
         redirect = 'exec "$@" 3<&"$IN" 4>&"$OUT"'  # it reads commands from 3 and writes replies to 4
-        chromium = [find_chromium(), *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
+        chromium = [CHROMIUM, *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
         self.process = subprocess.Popen(
             ["bash", "-c", redirect, "-", *chromium],
             pass_fds=(to_read, to_write),
@@ -45,17 +36,15 @@ class Browser:
         )
         os.close(to_read)
         os.close(to_write)
-        self.buffer = b""
-        self.number = 0
-        self.session = None
-        self.events = []
+        self.buffer, self.number, self.session, self.events = b"", 0, {}, []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = {"sessionId": session}
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
-        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": True}
         self.call("Emulation.setDeviceMetricsOverride", **screen)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        scheme = {"name": "prefers-color-scheme", "value": "dark"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def __enter__(self) -> "Browser":
@@ -84,9 +73,7 @@ class Browser:
 
     def call(self, method: str, **parameters: object) -> dict:
         self.number += 1
-        call = {"id": self.number, "method": method, "params": parameters}
-        if self.session:
-            call["sessionId"] = self.session
+        call = {"id": self.number, "method": method, "params": parameters} | self.session
         os.write(self.write_end, json.dumps(call).encode() + b"\0")
         while (reply := self.message()).get("id") != self.number:
             self.events.append(reply)
@@ -106,32 +93,5 @@ class Browser:
             raise RuntimeError(result["exceptionDetails"]["exception"].get("description"))
         return result["result"].get("value")
 
-    def screenshot(self, path: Path, whole: bool = True) -> None:
-        clip = {"clip": self.page_box()} if whole else {}
-        reply = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **clip)
-        Path(path).write_bytes(base64.b64decode(reply["data"]))
-
-    def page_box(self) -> dict:
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        height = min(size["height"], 16000)
-        return {"x": 0, "y": 0, "width": size["width"], "height": height, "scale": 1}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("page", type=Path, help="an HTML file")
-    add("image", type=Path, help="the PNG to write")
-    add("--width", type=int, default=1280, help="pixels (default %(default)s)")
-    add("--height", type=int, default=0, help="pixels (default %(default)s: the whole page)")
-    add("--dark", action="store_true", help="the dark theme")
-    args = parser.parse_args()
-    with Browser(args.width, args.height or 900, args.dark) as browser:
-        browser.open(args.page)
-        browser.screenshot(args.image, whole=not args.height)
-
-
-if __name__ == "__main__":
-    main()
+    def screenshot(self) -> bytes:
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])

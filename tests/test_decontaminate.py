@@ -1,7 +1,6 @@
 """Training problems that a test set holds too: planted copies are found, and nothing else."""
 
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import pytest
 from conftest import ROOT, read_rows, write_rows
 from PIL import Image
 
+import mathse.problems.__main__ as command
 from mathse.problems import decontaminate
 
 LISTING = "contamination.jsonl"
@@ -40,20 +40,10 @@ COPIES = {
 }  # fmt: skip
 
 
-def wide(word: str) -> str:
-    return "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in word)
-
-
 def spread(text: str) -> str:
     """The same words in wide letters, with other case and white space."""
-    return "  " + "\n".join(map(wide, text.upper().split())) + "\t"
-
-
-def in_words(index: int) -> dict:
-    """A problem without an image."""
-    options = [str(2 * index + k) for k in (0, 1, 2)]
-    row = {"id": f"words/{index}", "question": f"What is {index} + {index}?", "images": []}
-    return row | {"answer": options[0], "options": options}
+    wide = "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text.upper())
+    return "  " + wide.replace(" ", "\n") + "\t"
 
 
 def pixels(path) -> bytes:
@@ -66,13 +56,19 @@ def world(tmp_path_factory, run):
 
     200 training and 60 test problems, 20 copies of test problems and 4 that only look like it.
     """
-    folder, rng = tmp_path_factory.mktemp("planted"), random.Random(0)
-    done = run("toy/problems.py", "--output", folder, "--train", 200, "--test", 60, "--seed", 5)
-    assert done.returncode == 0
+    folder = tmp_path_factory.mktemp("planted")
+    assert (
+        run("toy/problems.py", "--output", folder, "--train", 200, "--test", 60, "--seed", 5).returncode == 0
+    )
     train, test = read_rows(folder / "train.jsonl"), read_rows(folder / "test.jsonl")
-    words = [in_words(index) for index in range(6)]
-    write_rows(folder / "test.jsonl", [*test, *words])
-    planted, innocent = [], []
+    words = [  # without an image
+        {
+            "id": f"words/{k}", "question": f"What is {k} + {k}?", "images": [], "answer": str(2 * k),
+            "options": [str(2 * k + more) for more in range(3)],
+        }
+        for k in range(6)
+    ]  # fmt: skip
+    planted = []
     # other words, another question: the image gives it away
     for (name, (change, ending, options)), row in zip(COPIES.items(), test):
         change(Image.open(folder / row["images"][0])).save(folder / f"images/{name}.{ending}", **options)
@@ -82,18 +78,18 @@ def world(tmp_path_factory, run):
         options = [f"({letter}) {option} " for letter, option in zip("ABC", reversed(row["options"]))]
         changes = {"question": spread(row["question"]), "options": options}
         planted.append(row | {"id": f"planted/{row['id']}"} | changes)
-    same_words = {"id": "innocent/same words, another image", "images": train[0]["images"]}
-    innocent.append(test[20] | same_words)
-    innocent.append(words[0] | {"id": "innocent/other options", "options": ["0", "3", "4"]})
-    innocent.append(words[1] | {"id": "innocent/other words", "question": "What is 1 * 1?"})
     Image.new("RGB", (112, 112), "white").save(folder / "images/blank.png")
     blank = {"images": ["images/blank.png"]}
-    innocent.append(train[0] | {"id": "innocent/a blank image"} | blank)
-    write_rows(
-        folder / "test.jsonl", [*test, *words, test[0] | {"id": "blank", "question": "Nothing?"} | blank]
-    )
+    innocent = [
+        test[20] | {"id": "innocent/same words, another image", "images": train[0]["images"]},
+        words[0] | {"id": "innocent/other options", "options": ["0", "3", "4"]},
+        words[1] | {"id": "innocent/other words", "question": "What is 1 * 1?"},
+        train[0] | {"id": "innocent/a blank image"} | blank,
+    ]
+    blank_test = test[0] | {"id": "blank", "question": "Nothing?"} | blank
+    write_rows(folder / "test.jsonl", [*test, *words, blank_test])
     rows = [*train, *planted, *innocent]
-    rng.shuffle(rows)
+    random.Random(0).shuffle(rows)
     write_rows(folder / "mixed.jsonl", rows)
     tested = {pixels(folder / row["images"][0]) for row in test}
     shared = {row["id"] for row in train if pixels(folder / row["images"][0]) in tested}
@@ -101,18 +97,20 @@ def world(tmp_path_factory, run):
 
 
 @pytest.fixture
-def clean(world, run, tmp_path):
-    """Decontaminate mixed.jsonl into clean.jsonl; returns the finished process."""
-    folder, _, _ = world
+def call(tmp_path, monkeypatch, capsys):
+    """Decontaminate a file into clean.jsonl, in this process: (exit code, stdout, stderr)."""
 
-    def call(*flags: object, test=folder / "test.jsonl"):
-        output = tmp_path / "clean.jsonl"
-        tests = ["--test", test] if test else []
-        return run(
-            "-m", "mathse.problems", "--input", folder / "mixed.jsonl", "--output", output, *tests, *flags
-        )
+    def run(source, test, *flags):
+        words = ["--input", source, "--output", tmp_path / "clean.jsonl", *flags]
+        words += ["--test", test] if test else []
+        monkeypatch.setattr(sys, "argv", ["mathse.problems", *map(str, words)])
+        try:
+            code = command.main() or 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
 
-    return call
+    return run
 
 
 def ids(path) -> list[str]:
@@ -120,10 +118,10 @@ def ids(path) -> list[str]:
 
 
 @pytest.mark.parametrize("action", ["drop", "warn"])
-def test_planted_copies_are_found_and_nothing_else(world, clean, tmp_path, action):
+def test_planted_copies_are_found_and_nothing_else(world, call, tmp_path, action):
     folder, planted, shared = world
-    done = clean("--contaminated", action)
-    assert done.returncode == 0, done.stderr
+    code, said, errors = call(folder / "mixed.jsonl", folder / "test.jsonl", "--contaminated", action)
+    assert code == 0, errors
     listed = {row["id"]: row for row in read_rows(tmp_path / LISTING)}
     assert len(planted) == 20 and set(listed) == planted | shared
     expected = [name for name in ids(folder / "mixed.jsonl") if action == "warn" or name not in listed]
@@ -138,62 +136,61 @@ def test_planted_copies_are_found_and_nothing_else(world, clean, tmp_path, actio
         assert row["why"] == ("text" if "words" in name else "pixels" if same else "image")
         there = [(tmp_path / image).is_file() for image in row["images"]]
         assert there == ([] if row["why"] == "text" else [True, True])
-    assert f"{len(listed)} contaminated" in done.stdout
+    assert f"{len(listed)} contaminated" in said
 
 
-def test_a_killed_call_goes_on(world, clean, tmp_path):
+def test_a_killed_call_goes_on(world, call, tmp_path):
     """Killed in the middle, then torn in the middle of a line: the rerun writes the same files."""
-    folder, _, _ = world
-    assert clean().returncode == 0
+    mixed, test = world[0] / "mixed.jsonl", world[0] / "test.jsonl"
+    assert call(mixed, test)[0] == 0
     whole = {name: (tmp_path / name).read_text() for name in ("clean.jsonl", LISTING)}
     for name in (*whole, "clean.jsonl.recipe.json"):
         (tmp_path / name).unlink()
     part = tmp_path / "clean.jsonl.part" / "rank_0.jsonl"
-    words = ["--input", folder / "mixed.jsonl", "--test", folder / "test.jsonl"]
     # chunks of 8: the first rows are written before all images are decoded
     code = "import runpy; from mathse.problems import decontaminate; decontaminate.CHUNK = 8; "
     code += "runpy.run_module('mathse.problems', run_name='__main__')"
-    command = [sys.executable, "-c", code, *words, "--output", tmp_path / "clean.jsonl"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    words = ["--input", mixed, "--test", test, "--output", tmp_path / "clean.jsonl"]
+    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, stdout=subprocess.DEVNULL)
     while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") > 20):
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert part.exists() and not (tmp_path / "clean.jsonl").exists()
     part.write_bytes(part.read_bytes()[:-30])
-    assert 10 < part.read_bytes().count(b"\n") < len(read_rows(folder / "mixed.jsonl"))
-    assert clean().returncode == 0
+    assert 10 < part.read_bytes().count(b"\n") < len(read_rows(mixed))
+    assert call(mixed, test)[0] == 0
     assert {name: (tmp_path / name).read_text() for name in whole} == whole
-    assert clean().stdout.startswith("skip ")
+    assert call(mixed, test)[1].startswith("skip ")
 
 
 OTHER = {"id": "o", "question": "What is 3 + 3?", "images": [], "answer": "6", "options": ["6", "7", "8"]}
 
 
-def test_a_listing_of_other_test_sets_does_not_outlive_its_output(world, clean, tmp_path):
+def test_a_listing_of_other_test_sets_does_not_outlive_its_output(world, call, tmp_path):
     folder, planted, shared = world
-    other = write_rows(tmp_path / "other.jsonl", [OTHER])
-    assert clean().returncode == 0
-    done = clean(test=other)
-    assert done.returncode == 2 and "test was" in done.stderr and "--force" in done.stderr
-    for test, expected in ((other, {"planted/words/3"}), (folder / "test.jsonl", planted | shared)):
-        assert clean("--force", test=test).returncode == 0
+    mixed, test, other = folder / "mixed.jsonl", folder / "test.jsonl", tmp_path / "other.jsonl"
+    write_rows(other, [OTHER])
+    assert call(mixed, test)[0] == 0
+    code, _, errors = call(mixed, other)
+    assert code == 2 and "test was" in errors and "--force" in errors
+    for tests, expected in ((other, {"planted/words/3"}), (test, planted | shared)):
+        assert call(mixed, tests, "--force")[0] == 0
         assert set(ids(tmp_path / LISTING)) == expected
-        assert set(ids(tmp_path / "clean.jsonl")) == set(ids(folder / "mixed.jsonl")) - expected
+        assert set(ids(tmp_path / "clean.jsonl")) == set(ids(mixed)) - expected
     write_rows(other, [OTHER | {"question": "Nothing like it?"}])
-    for test in (other, None):  # nothing is contaminated
-        assert clean("--force").returncode == 0 and (tmp_path / LISTING).exists()
-        assert clean("--force", test=test).returncode == 0 and not (tmp_path / LISTING).exists()
-        assert ids(tmp_path / "clean.jsonl") == ids(folder / "mixed.jsonl")
+    for tests in (other, None):  # nothing is contaminated
+        assert call(mixed, test, "--force")[0] == 0 and (tmp_path / LISTING).exists()
+        assert call(mixed, tests, "--force")[0] == 0 and not (tmp_path / LISTING).exists()
+        assert ids(tmp_path / "clean.jsonl") == ids(mixed)
 
 
-def test_a_training_file_that_is_the_test_file_is_refused(toy_world, run, tmp_path):
-    path, output = toy_world / "test.jsonl", tmp_path / "clean.jsonl"
-    command = ["-m", "mathse.problems", "--input", path, "--test", path, "--output", output]
-    done = run(*command)
-    assert done.returncode == 2 and f"error: {path}: all its 10 problems are in the test sets" in done.stderr
-    assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
-    assert run(*command, "--contaminated", "warn").returncode == 0 and len(ids(output)) == 10
+def test_a_training_file_that_is_the_test_file_is_refused(toy_world, call, tmp_path):
+    path = toy_world / "test.jsonl"
+    code, _, errors = call(path, path)
+    assert code == 2 and errors.startswith(f"error: {path}: all its 10 problems are in the test sets")
+    assert len(errors.splitlines()) == 1 and not list(tmp_path.iterdir())
+    assert call(path, path, "--contaminated", "warn")[0] == 0 and len(ids(tmp_path / "clean.jsonl")) == 10
 
 
 @pytest.mark.parametrize("name", list(toy.FAMILIES))
@@ -215,19 +212,19 @@ def test_one_other_number_is_another_image(tmp_path, name):
         assert {match["test_id"] for match in matches} == same
 
 
-@pytest.mark.parametrize(
-    "one, other, same",
-    [
-        (("What is x?", ["1", "2"]), ("what is  X ?", ["2", "1"]), True),
-        (("What is x?", ["1", "2"]), ("What is x", ["(A) 2", "(B) 1"]), True),
-        (("<image1> What is $x$?", []), ("What is x?", None), True),
-        (("多少？", ["１", "２"]), ("多少?", ["1", "2"]), True),
-        (("What is x?", ["1", "2"]), ("What is x?", ["1", "3"]), False),
-        (("What is x?", ["1", "2"]), ("What is x?", []), False),
-        (("What is 3 + 4?", []), ("What is 3 - 4?", []), False),
-        (("What is 3.5?", []), ("What is 35?", []), False),
-    ],
-)
+TEXTS = [  # two questions with their options, and whether they are the same
+    (("What is x?", ["1", "2"]), ("what is  X ?", ["2", "1"]), True),
+    (("What is x?", ["1", "2"]), ("What is x", ["(A) 2", "(B) 1"]), True),
+    (("<image1> What is $x$?", []), ("What is x?", None), True),
+    (("多少？", ["１", "２"]), ("多少?", ["1", "2"]), True),
+    (("What is x?", ["1", "2"]), ("What is x?", ["1", "3"]), False),
+    (("What is x?", ["1", "2"]), ("What is x?", []), False),
+    (("What is 3 + 4?", []), ("What is 3 - 4?", []), False),
+    (("What is 3.5?", []), ("What is 35?", []), False),
+]
+
+
+@pytest.mark.parametrize("one, other, same", TEXTS)
 def test_text_key(one, other, same):
     rows = [{"question": question, "options": options} for question, options in (one, other)]
     assert (decontaminate.text_key(rows[0]) == decontaminate.text_key(rows[1])) == same

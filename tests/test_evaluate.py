@@ -13,26 +13,21 @@ from mathse.report import statistics
 # ---------------------------------------------------------------- statistics
 
 
-@pytest.mark.parametrize(
-    "correct, n, low, high",
-    [
-        (5, 10, 0.2366, 0.7634),
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (81, 263, 0.2553, 0.3662),
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_wilson(correct, n, low, high):
-    assert statistics.wilson(correct, n) == pytest.approx((low, high), abs=2e-4)
+WILSON = [
+    (5, 10, 0.2366, 0.7634),
+    (0, 10, 0, 0.2775),
+    (10, 10, 0.7225, 1),
+    (81, 263, 0.2553, 0.3662),
+    (0, 0, 0, 1),
+]
+MCNEMAR = [(0, 0, 1), (5, 15, 0.04139), (15, 5, 0.04139), (0, 10, 2 / 1024), (3, 3, 1), (400, 600, 2.73e-10)]
 
 
-@pytest.mark.parametrize(
-    "lost, gained, p",
-    [(0, 0, 1.0), (5, 15, 0.04139), (15, 5, 0.04139), (0, 10, 2 / 1024), (3, 3, 1.0), (400, 600, 2.73e-10)],
-)
-def test_mcnemar(lost, gained, p):
-    assert statistics.mcnemar(lost, gained) == pytest.approx(p, rel=0.03)
+def test_wilson_and_mcnemar():
+    for correct, n, *bounds in WILSON:
+        assert statistics.wilson(correct, n) == pytest.approx(bounds, abs=2e-4)
+    for lost, gained, p in MCNEMAR:
+        assert statistics.mcnemar(lost, gained) == pytest.approx(p, rel=0.03)
 
 
 def test_bootstrap_is_paired_and_repeats():
@@ -54,15 +49,9 @@ def prediction(name, check, sample=0, **more):
 def test_score(stage):
     assert statistics.pass_at_k(4, 1, 1) == 0.25
     assert statistics.pass_at_k(4, 1, 4) == 1.0 and statistics.pass_at_k(4, 0, 4) == 0.0
-    checks = {
-        "p": ["correct", "wrong", "correct", "undecided"],
-        "q": ["wrong", "wrong", "correct", "wrong"],
-    }
-    rows = [
-        prediction(name, check, k, subject=name)
-        for name, values in checks.items()
-        for k, check in enumerate(values)
-    ]
+    checks = {"p": "correct wrong correct undecided", "q": "wrong wrong correct wrong"}
+    given = [(name, k, check) for name in checks for k, check in enumerate(checks[name].split())]
+    rows = [prediction(name, check, k, subject=name) for name, k, check in given]
     figures = stage("05_evaluate").score(rows, {"subject": "subject"})
     assert figures["accuracy"] == 0.375 and figures["unparsed"] == 0.125
     assert figures["pass_at"][4] == 1.0 and figures["majority_at"][4] == 0.5
@@ -83,15 +72,12 @@ def test_score(stage):
 )
 def test_the_majority_is_of_values(stage, said, options, right):
     """The right answers are those equal to the first."""
-    alike = answers.same_vote
-    rows = [
-        {
-            "extracted": text,
-            "options": options,
-            "answer_check": "correct" if text and right and alike(said[0], text, options) else "wrong",
-        }
-        for text in said
-    ]
+    rows = []
+    for text in said:
+        is_right = text and right and answers.same_vote(said[0], text, options)
+        rows.append(
+            {"extracted": text, "options": options, "answer_check": "correct" if is_right else "wrong"}
+        )
     assert stage("05_evaluate").majority(rows, len(rows)) == right
 
 
@@ -100,35 +86,34 @@ def five_problems(toy_world):
     return [row | {"images": [str(toy_world / image) for image in row["images"]]} for row in rows]
 
 
-def test_a_problem_without_an_answer_is_left_out(run, toy_world, tmp_path):
-    def evaluate(name):
-        test, output = write_rows(tmp_path / f"{name}.jsonl", rows), tmp_path / name
-        flags = ["--test", test, "--model", "toy/base", "--max-tokens", 8, "--output", output]
-        done = run("05_evaluate.py", *flags)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+def ask(run, script, flag, path, rows):
+    """A stage on these rows, asking a server that always says 7; the finished process."""
+    server = Server(lambda number, body: (200, completion("The answer to this problem is 7."), {}))
+    flags = [flag, write_rows(path, rows), "--model", server.spec, "--output", path.with_suffix("")]
+    done = run(script, *flags)
+    assert done.returncode == 0, done.stderr
+    return done
 
+
+def test_a_problem_without_an_answer_is_left_out(run, toy_world, tmp_path):
     rows = five_problems(toy_world)
     rows[1]["answer"] = rows[3]["answer"] = None
-    printed = evaluate("some")
+    printed = ask(run, "05_evaluate.py", "--test", tmp_path / "some.jsonl", rows).stdout
     figures = json.loads((tmp_path / "some/metrics.json").read_text())["benchmarks"]["some"]
     assert figures["n"] == 3 and figures["without_answer"] == 2
     assert "of 3 right" in printed and "2 problems without an answer are left out" in printed
     assert len(read_rows(tmp_path / "some/predictions.jsonl")) == 5
-    for row in rows:
-        row["answer"] = None
-    assert "none: no score, because none of its 5 problems has an answer" in evaluate("none")
+    rows = [row | {"answer": None} for row in rows]
+    printed = ask(run, "05_evaluate.py", "--test", tmp_path / "none.jsonl", rows).stdout
+    assert "none: no score, because none of its 5 problems has an answer" in printed
 
 
 def test_references_that_are_not_read_are_told(run, toy_world, tmp_path):
     rows = five_problems(toy_world)
     for row in rows[:4]:
-        row["options"] = None
-        row["answer"] = f"about {row['id']} or so, see page 5"
-    flags = ["--input", write_rows(tmp_path / "p.jsonl", rows), "--model", "toy/base", "--max-tokens", 8]
-    done = run("01_sample.py", *flags, "--output", tmp_path / "s.jsonl")
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("--input: 4 of 5 answers")]
+        row |= {"options": None, "answer": f"about {row['id']} or so, see page 5"}
+    errors = ask(run, "01_sample.py", "--input", tmp_path / "p.jsonl", rows).stderr
+    (line,) = [line for line in errors.splitlines() if line.startswith("--input: 4 of 5 answers")]
     assert "not read as values" in line and line.count("see page 5") == 3 and line.endswith("; …)")
 
 

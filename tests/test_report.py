@@ -1,5 +1,6 @@
 """mathse.report on a small run folder whose texts are hostile: metrics, table, page (in a browser too)."""
 
+import io
 import json
 import re
 import shutil
@@ -9,9 +10,10 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-from browser import Browser, find_chromium
+from browser import CHROMIUM, Browser
 from conftest import ROOT, read_rows, write_rows
 from PIL import Image
+from test_bad_input import refused
 
 from mathse.recipe import content_of
 from mathse.report import gallery, metrics, statistics
@@ -151,20 +153,26 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-def call(folder, **environment):
-    """python -m mathse.report, as a user calls it; the finished process."""
-    command = [sys.executable, "-m", "mathse.report", str(folder)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
-
-
 PRICES = {"PRICE_IN": "2", "PRICE_OUT": "10"}
+
+
+def call(*command):
+    """python with these arguments, as a user calls it; the finished process."""
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=PRICES, timeout=600)
 
 
 @pytest.fixture(scope="module")
 def reported(run_folder):
-    done = call(run_folder, **PRICES)
+    done = call("-m", "mathse.report", run_folder)
     assert done.returncode == 0, done.stderr
     return run_folder, done
+
+
+@pytest.fixture
+def priced(monkeypatch):
+    for name, value in PRICES.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -187,13 +195,8 @@ def test_metrics_of_a_run(found, by_name):
     assert by_name["final"]["blank"]["set"]["before"] == 0.6
     audit = by_name["round_1"]["audit"]
     assert audit["status"] == {"wrong": 5, "correct": 1} and audit["finish"] == {"stop": 6}
-    pairs = {
-        "correct/correct": 1,
-        "wrong/wrong": 2,
-        "wrong/correct": 1,
-        "correct/wrong": 1,
-        "wrong/undecided": 1,
-    }
+    pairs = {"correct/correct": 1, "wrong/wrong": 2, "wrong/correct": 1, "correct/wrong": 1}
+    pairs["wrong/undecided"] = 1
     assert audit["answer/orm"] == pairs and audit["responses"] == audit["judged"] == 6
     assert by_name["round_0"]["audit"]["answer/orm"] == {"correct/None": 1}
     assert found["pool"]["first_solved"] == {"round_0": 1, "round_1": 1, "final": 1}
@@ -203,7 +206,7 @@ def test_metrics_of_a_run(found, by_name):
     assert found["versions"] == {"torch": "2"} and found["git_commit"] == "abc"
 
 
-def test_seconds_are_those_of_the_recipes(found, by_name):
+def test_seconds_tokens_and_cost_are_those_of_the_recipes(found, by_name):
     assert by_name["base"]["steps"] == {"evaluating": 60.4}
     round_1 = {"sampling": 18, "verifying": 12, "annotating": 1, "evaluating": 60.4}
     assert by_name["round_1"]["steps"] == round_1
@@ -211,6 +214,11 @@ def test_seconds_are_those_of_the_recipes(found, by_name):
     # final/blank was copied with its recipe
     assert by_name["final"]["steps"] == {"verifying": 2, "evaluating": 2 * 60.4}
     assert found["seconds"] == pytest.approx(5 * 60.4 + 1 + 10 + 30 + 2 + 12)
+    # solutions, annotations, error types
+    assert found["tokens"]["endpoint"] == {"prompt": 1000 + 2000 + 7, "new": 100 + 300 + 1}
+    # predictions, also those of the blank images, and the ORM's replies
+    assert found["tokens"]["local"] == {"prompt": 5 * 150 + 7 * 60, "new": 5 * 35 + 7 * 20}
+    assert found["cost"] == pytest.approx((3007 * 2 + 401 * 10) / 1e6, abs=1e-4)
 
 
 def test_table(reported):
@@ -223,17 +231,7 @@ def test_table(reported):
     assert all(len(line) <= 110 for line in done.stdout.splitlines()[:-1])
 
 
-def test_tokens_and_cost_count_every_endpoint(found):
-    # solutions, annotations, error types
-    assert found["tokens"]["endpoint"] == {"prompt": 1000 + 2000 + 7, "new": 100 + 300 + 1}
-    # predictions, also those of the blank images, and the ORM's replies
-    assert found["tokens"]["local"] == {"prompt": 5 * 150 + 7 * 60, "new": 5 * 35 + 7 * 20}
-    assert found["cost"] == pytest.approx((3007 * 2 + 401 * 10) / 1e6, abs=1e-4)
-
-
-def test_cost_counts_failed_requests_too(monkeypatch, tmp_path):
-    for name, value in PRICES.items():
-        monkeypatch.setenv(name, value)
+def test_cost_counts_failed_requests_too(priced, tmp_path):
     tokens = {"prompt": 2000, "new": 200}
     assert metrics.cost_of(tokens, tmp_path) == pytest.approx(0.006)
     # an answer without text, none at all, a line torn by a kill
@@ -255,50 +253,41 @@ def test_ledger(reported):
 
 def test_error_types_are_those_of_the_predictions_that_stand(by_name, run_folder, tmp_path):
     found = {name: stage["benchmarks"]["set"].get("error_types") for name, stage in by_name.items()}
-    types = dict.fromkeys((*metrics.ERROR_TYPES, "unclassified"), 0) | {
-        "vision": 1,
-        EVIL: 1,
-    }  # one that a fork has
+    none = dict.fromkeys((*metrics.ERROR_TYPES, "unclassified"), 0)
+    types = none | {"vision": 1, EVIL: 1}  # one that a fork has
     assert found == dict.fromkeys(CHECKS) | {"round_1": types}
     folder = shutil.copytree(run_folder / "round_1" / "eval", tmp_path / "eval")
     assert metrics.error_types(folder) == {"set": {"error_types": types}}  # wherever it lies
     rows = [row | {"answer_check": "undecided"} for row in read_rows(folder / "errors.jsonl")]
     write_rows(folder / "errors.jsonl", rows)  # none is wrong
-    assert metrics.error_types(folder) == {
-        "set": {"error_types": dict.fromkeys((*metrics.ERROR_TYPES, "unclassified"), 0)}
-    }
+    assert metrics.error_types(folder) == {"set": {"error_types": none}}
     with (folder / "predictions.jsonl").open("a") as file:
         file.write("{}\n")
     assert metrics.error_types(folder) == {}
 
 
-@pytest.mark.parametrize(
-    "text, rows",
-    [
-        ('{"id": "a", "tokens": 1}\n{"id": "b", "tok', 1),  # torn by a kill
-        ('{"id": "a", "tokens": 1}\n{"id": "b"}', 1),  # and this may be too
-        ('{"id": "a", "tokens": NaN, "more": [1, {"x": "y"}]}\r\n{"more": "text", "id": null}\n', 2),
-        ('{"id": "a", "more": ' + "[" * 9999 + "]" * 9999 + "}\n", 1),
-        ('{"more": "' + "x" * (15 << 20) + '", "id": "a"}\n' + '{"id": "a\\u0000\\n"}\n' * 3, 4),
-        ("", 0),
-        ("torn", 0),
-        ('{"id": "a"}\n{"id": \n{"id": "b"}\n', None),
-        ('{"id": ["a"]}\n', None),
-        ("[1]\n", None),
-    ],
-)
+COLUMNS = [  # a file and its rows, None if it is refused
+    ('{"id": "a", "tokens": 1}\n{"id": "b"}', 2),
+    ('{"id": "a", "tokens": NaN, "more": [1, {"x": "y"}]}\r\n{"more": "text", "id": null}\n', 2),
+    ('{"id": "a", "more": ' + "[" * 9999 + "]" * 9999 + "}\n", 1),
+    ('{"more": "' + "x" * (15 << 20) + '", "id": "a"}\n' + '{"id": "a\\u0000\\n"}\n' * 3, 4),
+    ("", 0),
+    ("torn", None),
+    ('{"id": "a"}\n{"id": \n{"id": "b"}\n', None),
+    ('{"id": ["a"]}\n', None),
+    ("[1]\n", None),
+]
+
+
+@pytest.mark.parametrize("text, rows", COLUMNS)
 def test_columns_of_a_file(text, rows, tmp_path, capsys):
     path = tmp_path / "x.jsonl"
     assert len(metrics.read_columns(path, "id", "tokens")) == 0
     path.write_text(text, newline="")
-    if rows is not None:
-        frame = metrics.read_columns(path, "id", "tokens")
-        assert len(frame) == rows and list(frame) == ["id", "tokens"]
-        return
-    with pytest.raises(SystemExit) as error:
-        metrics.read_columns(path, "id", "tokens")
-    said = capsys.readouterr().err
-    assert error.value.code == 2 and said.startswith(f"error: {path}: not rows") and said.count("\n") == 1
+    if rows is None:
+        return refused(capsys, lambda: metrics.read_columns(path, "id", "tokens"), f"error: {path}: not rows")
+    frame = metrics.read_columns(path, "id", "tokens")
+    assert len(frame) == rows and list(frame) == ["id", "tokens"]
 
 
 # ---------------------------------------------------------------- which stages, and when it is made anew
@@ -308,12 +297,13 @@ def test_stages_are_those_that_the_settings_ask_for(run_folder, tmp_path):
     def names(**changed):
         return [path.name for path in metrics.folders_of(run_folder, SETTINGS | changed)]
 
-    assert names() == [*CHECKS, "orm"]
-    assert names(ROUNDS="2") == ["base", "round_0", "round_1", "round_2", "final", "orm"]
-    assert names(ROUNDS="3", REFLECT="every") == ["base", "round_0", "round_1", "round_2", "orm"]
-    assert names(REFLECT="none", ORM="some/model") == ["base", "round_0", "round_1"]
+    early = ["base", "round_0", "round_1"]
+    assert names() == [*CHECKS, "orm"] == [*early, "final", "orm"]
+    assert names(ROUNDS="2") == [*early, "round_2", "final", "orm"]
+    assert names(ROUNDS="3", REFLECT="every") == [*early, "round_2", "orm"]
+    assert names(REFLECT="none", ORM="some/model") == early
     found = [path.name for path in metrics.folders_of(run_folder, {})]
-    assert found == ["base", "round_0", "round_1", "round_2", "final", "orm"]
+    assert found == [*early, "round_2", "final", "orm"]
     assert metrics.folders_of(tmp_path, SETTINGS) == []
     (tmp_path / "orm_1").mkdir()
     assert metrics.folders_of(tmp_path, SETTINGS | {"ORM_UPDATE": "once"}) == []
@@ -329,24 +319,21 @@ def test_a_stage_that_is_not_evaluated_yet_is_left_out(run_folder, tmp_path):
     assert found["pool"]["first_solved"]["final"] == 1  # but its responses are
 
 
-def test_a_moved_run_is_skipped_and_reports_the_same(reported, tmp_path, monkeypatch):
+def test_a_moved_run_is_skipped_and_reports_the_same(reported, tmp_path, priced):
     folder = shutil.copytree(reported[0], tmp_path / "else" / "try")
-    again = call(folder, **PRICES)
+    again = call("-m", "mathse.report", folder)
     assert again.stdout.startswith(f"skip {folder / 'report.html'}\n")
     assert again.stdout.split("\n", 1)[1] == reported[1].stdout.replace(str(reported[0]), str(folder))
     before = {name: (folder / name).read_bytes() for name in ("report.html", "metrics.json", "ledger.jsonl")}
     for name in before:
         (folder / name).unlink()
-    for name, value in PRICES.items():
-        monkeypatch.setenv(name, value)
     report(folder)
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_it_is_made_anew_when_something_changed(reported, tmp_path, monkeypatch, capsys):
+def test_it_is_made_anew_when_something_changed(reported, tmp_path, priced, monkeypatch, capsys):
     folder = shutil.copytree(reported[0], tmp_path / "again")
-    for name, value in PRICES.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("mathse.report.page.draw_figures", lambda *data: {})  # it takes seconds
 
     def skipped():
         report(folder)
@@ -369,8 +356,7 @@ def test_skipping_imports_nothing_large(reported):
         "report(Path(sys.argv[1]));"
         "print(sorted({'matplotlib', 'torch', 'jinja2', 'numpy', 'pandas', 'pyarrow'} & sys.modules.keys()))"
     )
-    command = [sys.executable, "-c", code, str(reported[0])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=PRICES, timeout=60)
+    done = call("-c", code, reported[0])
     assert done.stdout.splitlines() == [f"skip {reported[0] / 'report.html'}", "[]"], done.stderr
 
 
@@ -381,30 +367,25 @@ def test_a_run_in_which_all_is_zero(tmp_path):
     write_rows(tmp_path / "round_0" / "verified.jsonl", [row | {"status": "undecided"} for row in rows])
     (stage,) = report(tmp_path)["stages"]
     assert stage["audit"]["answer/orm"] == {"undecided/undecided": 2} and stage["seconds"] == 0
-    assert ["+ distilled", "undecided", "0", "0", "2", ""] in table_rows(
-        (tmp_path / "report.html").read_text()
-    )
+    page = (tmp_path / "report.html").read_text()
+    assert ["+ distilled", "undecided", "0", "0", "2", ""] in table_rows(page)
 
 
 @pytest.mark.parametrize("name, message", [("none", "no such folder"), ("", "no stage has been evaluated")])
 def test_a_folder_that_is_no_run(name, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / name)])
-    with pytest.raises(SystemExit) as error:
-        main()
-    said = capsys.readouterr().err
-    assert error.value.code == 2 and message in said and said.count("\n") == 1
+    refused(capsys, main, message)
 
 
 # ---------------------------------------------------------------- the page
 
 
 class Elements(HTMLParser):
-    """Names and attributes of a page's elements."""
+    """Collects the names and attributes of a page's elements."""
 
-    def __init__(self, text):
+    def __init__(self):
         super().__init__()
         self.found = []
-        self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.found.append((tag, dict(attributes)))
@@ -430,7 +411,9 @@ def test_page_tells_the_figures(reported):
 
 def test_page_holds_no_foreign_markup(reported):
     text = (reported[0] / "report.html").read_text()
-    elements = Elements(text).found
+    parser = Elements()
+    parser.feed(text)
+    elements = parser.found
     assert [tag for tag, _ in elements].count("script") == 1
     assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
     for tag, attributes in elements:
@@ -458,11 +441,9 @@ def test_gallery_shows_each_kind_the_same_at_every_call(run_folder):
 
 def test_gallery_is_short(tmp_path):
     rows = [path_row({"id": str(number)}, 0, "correct", "correct", question="q") for number in range(50)]
-    path = write_rows(tmp_path / "verified.jsonl", rows)
+    write_rows(tmp_path / "verified.jsonl", rows)
     cards = gallery.draw_cards([tmp_path])
     assert len({card["row"]["id"] for card in cards}) == len(cards) == gallery.CARDS
-    path.write_text(path.read_text() + '{"torn')
-    assert gallery.draw_cards([tmp_path]) == cards
 
 
 SHOWN = (
@@ -475,40 +456,34 @@ SUM_OF_CHANNELS = (
 )
 
 
-@pytest.mark.skipif(not find_chromium(), reason="no Chromium is installed")
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
 def test_page_in_a_browser(reported, tmp_path):
     folder, _ = reported
     page = shutil.copy(folder / "report.html", tmp_path / "report.html")  # alone: it needs no file beside it
-    with Browser(width=390, dark=True) as browser:
+    with Browser(width=390) as browser:
         browser.open(page)
         evaluate = browser.evaluate
         assert evaluate("document.querySelectorAll('.card').length") > 5
         assert evaluate("document.querySelectorAll('figure svg').length") == 8
         assert evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
         assert evaluate("window.hacked") is None and evaluate("document.scripts.length") == 1
-        check_filters(evaluate)
+        assert set(evaluate(SHOWN)) == {*gallery.KINDS}
+        for kind in gallery.KINDS:
+            evaluate(f"document.querySelector('button[data-kind=\"{kind}\"]').click()")
+            assert set(evaluate(SHOWN)) == {kind}
+        evaluate("document.querySelector('button[data-kind=\"\"]').click()")
+        evaluate("search.value = 'before reflection'; search.dispatchEvent(new Event('input'))")
+        assert evaluate(SHOWN) == ["reflected"]
+        assert "1 of" in evaluate("document.getElementById('shown').textContent")
+        evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
         check_refusals(browser)
 
         # No wider than the phone; text and paper of the dark theme apart.
         assert evaluate("document.documentElement.scrollWidth") <= 390
         ink, paper = (evaluate(SUM_OF_CHANNELS.format(name)) for name in ("color", "backgroundColor"))
         assert ink - paper > 450
-        browser.screenshot(tmp_path / "page.png", whole=False)
-        with Image.open(tmp_path / "page.png") as image:
+        with Image.open(io.BytesIO(browser.screenshot())) as image:
             assert image.width == 390 and len(image.convert("RGB").getcolors(1 << 20)) > 50
-
-
-def check_filters(evaluate):
-    everything = evaluate(SHOWN)
-    assert set(everything) == {*gallery.KINDS}
-    for kind in gallery.KINDS:
-        evaluate(f"document.querySelector('button[data-kind=\"{kind}\"]').click()")
-        assert set(evaluate(SHOWN)) == {kind}
-    evaluate("document.querySelector('button[data-kind=\"\"]').click()")
-    evaluate("search.value = 'before reflection'; search.dispatchEvent(new Event('input'))")
-    assert evaluate(SHOWN) == ["reflected"]
-    assert "1 of" in evaluate("document.getElementById('shown').textContent")
-    evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
 
 
 def check_refusals(browser):

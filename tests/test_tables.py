@@ -9,14 +9,19 @@ import decimal
 import io
 import json
 import re
+import zipfile
 
+import datasets
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from test_bad_input import refused
 from test_rows import LEGAL_IMAGES
 
 from mathse import problems
 from mathse.images import open_image
+from mathse.problems.benchmarks import BENCHMARKS, Benchmark
 
 
 def coded(shade: int = 90) -> bytes:
@@ -47,10 +52,8 @@ def write_table(folder, kind: str, rows: list[dict]) -> str:
             writer.writeheader()
             writer.writerows(rows)
     elif kind == "parquet":
-        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(pa.Table.from_pylist(rows), path)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
-        datasets = pytest.importorskip("datasets")
         datasets.Dataset.from_list(rows).to_parquet(folder / "set" / "train.parquet")
         return f"hf:{folder / 'set'}:train"
     return str(path)
@@ -107,6 +110,8 @@ VALUES = {  # name: (kinds of files, further columns, --fields, what they become
     "two texts": ("jsonl csv", {"hint": "A hint."}, "question=hint,question", {"question": "A hint.\nQ?"}),
     "a column left out": (FILES, {"gold": "2"}, "answer=answer,-gold", {"answer": "1"}),
     "the same answer twice": (FILES, {"gold": "1"}, "", {"answer": "1"}),
+    "a letter among the options": ("jsonl parquet", {"options": ["1", "2"], "A": "1", "B": "2"}, "",
+                                   {"options": ["1", "2"]}),
     "letters that are no options": ("jsonl", {"A": [0, 1], "B": [1, 0]}, "options=", {"options": None}),
     "our names, --fields for others": (FILES, {}, "question=problem images=image", {"question": "Q?"}),
 }  # fmt: skip
@@ -118,39 +123,32 @@ def test_what_values_become(tmp_path, name, kind):
     _, columns, fields, expected = VALUES[name]
     if "images" not in fields:
         fields = f"{fields} images=images"
-    row = ROW | {"images": "a.png"} | columns
-    (found,) = read(
-        write_table(tmp_path, kind, [row]), tmp_path, fields if kind != "hf" else f"{fields} images="
-    )
+    fields += " images=" if kind == "hf" else ""
+    (found,) = read(write_table(tmp_path, kind, [ROW | {"images": "a.png"} | columns]), tmp_path, fields)
     assert {field: found.get(field) for field in expected} == expected
     assert found["images"] == ([str(tmp_path / "a.png")] if kind != "hf" else [])
     json.loads(json.dumps(found, allow_nan=False))
 
 
-IMAGES = {  # what stands in the column of images -> the number of images
-    "a path": ("a.png", 1),
-    "paths": (["a.png", "b.png"], 2),
-    "the text of a list": ("['a.png', 'b.png']", 2),
-    "none": (None, 0),
-    "no paths": ([], 0),
-    "base64": (text(coded()), 1),
-    "a data URL": (f"data:image/png;base64,{text(coded())}", 1),
-    "bytes": (coded(), 1),
-    "as datasets has it": (stored(), 1),
-    "several": ([stored(), stored(80)], 2),
-    "several by name": ({"left": stored(), "right": stored(80)}, 2),
+STORED = "parquet hf"
+IMAGES = {  # what stands in the column of images -> the number of images, in these kinds of files
+    "a path": ("a.png", 1, FILES),
+    "paths": (["a.png", "b.png"], 2, "jsonl parquet"),
+    "the text of a list": ("['a.png', 'b.png']", 2, FILES),
+    "none": (None, 0, ALL),
+    "no paths": ([], 0, TYPED),
+    "base64": (text(coded()), 1, ALL),
+    "a data URL": (f"data:image/png;base64,{text(coded())}", 1, ALL),
+    "bytes": (coded(), 1, STORED),
+    "as datasets has it": (stored(), 1, STORED),
+    "several": ([stored(), stored(80)], 2, STORED),
+    "several by name": ({"left": stored(), "right": stored(80)}, 2, STORED),
 }
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "hf"])
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name, kind", [(name, kind) for name in IMAGES for kind in IMAGES[name][2].split()])
 def test_what_a_column_of_images_may_hold(tmp_path, name, kind):
-    value, count = IMAGES[name]
-    holds_bytes = "PNG" in str(value)
-    if (holds_bytes and kind in ("jsonl", "csv")) or (isinstance(value, list) and kind == "csv"):
-        pytest.skip("no such cell")
-    if kind == "hf" and "a.png" in str(value):
-        pytest.skip("a path of a data set counts from where one stands")
+    value, count, _ = IMAGES[name]
     other = [text(coded(70))] if isinstance(value, list) else text(coded(70))  # one row must have a picture
     rows = [ROW | {"images": value}, ROW | {"question": "Other?", "images": value or other}]
     row = read(write_table(tmp_path, kind, rows), tmp_path)[0]
@@ -158,24 +156,21 @@ def test_what_a_column_of_images_may_hold(tmp_path, name, kind):
     assert all(open_image(image, 0).size == (20, 10) for image in row["images"])
 
 
+def save_set(rows: list[dict], write) -> None:
+    """Have datasets write a data set with images in `image` and texts in the other columns."""
+    form = {name: datasets.Value("string") for name in rows[0]} | {"image": datasets.Image()}
+    write(datasets.Dataset.from_list(rows, features=datasets.Features(form)))
+
+
 def test_every_image_is_read_from_every_table(tmp_path):
     """All legal images: bytes in parquet, stored on the hub, base64 text in csv and JSON lines."""
-    datasets = pytest.importorskip("datasets")
-    rows = [
-        {"id": name, "question": "Q?", "answer": "1", "image": data}
-        for name, (data, *_) in LEGAL_IMAGES.items()
-    ]
+    row = {"question": "Q?", "answer": "1"}
+    rows = [row | {"id": name, "image": data} for name, (data, *_) in LEGAL_IMAGES.items()]
     coded_rows = [row | {"image": f"data:image/x;base64,{text(row['image'])}"} for row in rows]
     specs = [write_table(tmp_path, kind, coded_rows) for kind in ("jsonl", "csv")]
     specs.append(write_table(tmp_path, "parquet", rows))
-    form = {
-        "id": datasets.Value("string"),
-        "question": datasets.Value("string"),
-        "answer": datasets.Value("string"),
-    }
-    form = datasets.Features(form | {"image": datasets.Image()})
     hub = [row | {"image": {"bytes": row["image"], "path": "x"}} for row in rows]
-    datasets.Dataset.from_list(hub, features=form).to_parquet(tmp_path / "set" / "train.parquet")
+    save_set(hub, lambda made: made.to_parquet(tmp_path / "set" / "train.parquet"))
     for spec in [*specs, f"hf:{tmp_path / 'set'}:train"]:
         found = read(spec, tmp_path, "images=image")
         assert [row["id"] for row in found] == [*LEGAL_IMAGES]
@@ -231,14 +226,11 @@ def test_marks_of_images(tmp_path, capsys, question, kind):
     assert [image.rpartition("/")[2] for image in found["images"]] == names
 
 
-def test_marks_in_options(tmp_path):
+def test_marks_in_options_and_without_images_on_purpose(tmp_path):
     """As MMMU has them: each option is an image."""
     row = ROW | {"images": ["b.png", "a.png"], "options": ["<image 2>", "<image 1>"], "answer": "B"}
     (found,) = read(write_table(tmp_path, "jsonl", [row]), tmp_path)
     assert found["options"] == ["<image>"] * 2 and found["images"][0].endswith("a.png")
-
-
-def test_marks_without_images_on_purpose(tmp_path):
     (found,) = read(write_table(tmp_path, "jsonl", [ROW | {"question": "In <image>?"}]), tmp_path, "images=")
     assert (found["question"], found["images"]) == ("In the image?", [])
 
@@ -340,6 +332,7 @@ LOST = {  # columns beside ROW, --fields -> words of the refusal
     "one image of a set": ({"images": None, "image_1": "a.png", "image_2": "b.png"}, "images=image_1",
                            '"images=image_1,image_2"'),
     "options beside options": ({"options": ["1", "2"], "choices": ["3", "4"]}, "", "a column 'choices'"),
+    "letters beside other options": ({"options": ["1", "3"], "A": "1", "B": "2"}, "", "a column 'B'"),
     "a letter of a set": ({"A": "1", "B": "2", "C": "3"}, "options=A,B", '"options=A,B,C"'),
     "letters": ({"A": "1", "B": "2"}, "", '"options=A,B"'),
     "numbered options": ({"option1": "1", "option2": "2"}, "", '"options=option1,option2"'),
@@ -352,6 +345,8 @@ LOST = {  # columns beside ROW, --fields -> words of the refusal
     "a count beyond": ({"options": ["3", "4"], "answer": 2}, "answer=options[answer]", "2 counts none of"),
     "a nested answer": ({"answer": {"value": "1"}}, "", "answer: must be a string, a number"),
     "Infinity": ({"answer": float("inf")}, "", "is not a number that JSON has"),
+    "base64 of no image": ({"images": text(b"GIF89a" + bytes(40))}, "", "images: "),
+    "an image that is not there": ({"images": ["no.png"]}, "", "no.png: no such file"),
 }  # fmt: skip
 
 
@@ -374,12 +369,9 @@ def test_a_row_that_stands_twice_is_read_once_and_counted(tmp_path, capsys):
 
 
 def test_an_id_of_two_problems_is_refused(tmp_path, capsys):
-    spec = write_table(
-        tmp_path, "csv", [ROW | {"id": 1, "images": "a.png"}, ROW | {"id": 1, "images": "b.png"}]
-    )
-    refused(
-        capsys, lambda: read(spec, tmp_path), "rows.csv:3: id: '1' stands there already", '--fields "id="'
-    )
+    rows = [ROW | {"id": 1, "images": name} for name in ("a.png", "b.png")]
+    spec, words = write_table(tmp_path, "csv", rows), "rows.csv:3: id: '1' stands there already"
+    refused(capsys, lambda: read(spec, tmp_path), words, '--fields "id="')
     assert len(read(spec, tmp_path, "id=")) == 2
 
 
@@ -407,11 +399,15 @@ def test_csv_files(tmp_path, capsys, content):
     assert [row["answer"] for row in read(str(path), tmp_path)] == expected
 
 
-@pytest.mark.parametrize("content", [[ROW], {"7": ROW}, {"data": [ROW], "version": 1}, ROW])
-def test_json_files(tmp_path, content):
+@pytest.mark.parametrize(
+    "content, count",
+    [([ROW], 1), ({"7": ROW}, 1), ({"data": [ROW], "version": 1}, 1), (ROW, 1), ("JSON lines", 2)],
+)
+def test_json_files(tmp_path, content, count):
     (tmp_path / "a.png").write_bytes(coded())
-    (tmp_path / "t.json").write_text(json.dumps(content))
-    assert [row["answer"] for row in read(str(tmp_path / "t.json"), tmp_path)] == ["1"]
+    lines = f"{json.dumps(ROW)}\n{json.dumps(ROW | {'answer': '2'})}"
+    (tmp_path / "t.json").write_text(lines if count == 2 else json.dumps(content))
+    assert [row["answer"] for row in read(str(tmp_path / "t.json"), tmp_path)] == ["1", "2"][:count]
 
 
 @pytest.mark.parametrize(
@@ -422,6 +418,10 @@ def test_json_files(tmp_path, content):
         ({"t.jsonl": ROW | {"options": "3, 4", "question": "<image>?"}}, "options: must be a list"),
         ({"t.jsonl": ROW | {"precision": "inf"}}, "OverflowError"),
         ({"notes.txt": ""}, "holds no table"),
+        (
+            {"train-0-of-1.jsonl": ROW, "test-0-of-1.jsonl": ROW},
+            "several splits (test, train); give one file",
+        ),
         ({"t.parquet": "PAR1" * 9}, "cannot be read"),
     ],
 )
@@ -459,41 +459,25 @@ def test_what_a_data_set_names_elsewhere_is_not_fetched(tmp_path, capsys):
     refused(capsys, lambda: read(spec, tmp_path), "is no part of the data set")
 
 
-def test_json_lines_that_are_called_json(tmp_path):
-    spec = write_table(tmp_path, "jsonl", [ROW, ROW | {"answer": "2"}])
-    assert len(read((tmp_path / spec).rename(tmp_path / "t.json").as_posix(), tmp_path)) == 2
-
-
 def test_what_else_a_json_row_holds_stays_but_not_what_stages_write(tmp_path):
-    row = ROW | {
-        "level": 2,
-        "extra": {"deep": [1]},
-        "sample": 3,
-        "response": "no",
-        "status": "wrong",
-        "gold": "1",
-    }
+    row = ROW | {"level": 2, "extra": {"deep": [1]}}
+    row |= {"sample": 3, "response": "no", "status": "wrong", "gold": "1"}
     (found,) = read(write_table(tmp_path, "jsonl", [row]), tmp_path)
     assert found.keys() == {"id", "question", "images", "answer", "level", "extra"}
 
 
-@pytest.mark.parametrize(
-    "fields, words",
-    [
-        ("answer=glod", "read by our names"),
-        ("question=question answer=glod", "glod: no such column; it has question, images, answer"),
-    ],
-)
-def test_a_column_that_is_not_there_is_told(tmp_path, capsys, fields, words):
+def test_a_column_that_is_not_there_is_told(tmp_path, capsys):
     spec = write_table(tmp_path, "parquet", [ROW])
-    try:
-        read(spec, tmp_path, fields)
-    except SystemExit as end:
-        assert end.code == 2
-    assert words in capsys.readouterr().err
+    read(spec, tmp_path, "answer=glod")
+    assert "read by our names" in capsys.readouterr().err
+    words = "glod: no such column; it has question, images, answer"
+    refused(capsys, lambda: read(spec, tmp_path, "question=question answer=glod"), words)
+    spec = write_table(tmp_path, "jsonl", [ROW])
+    words = "rows.jsonl: glod: none of 1 rows has such a column; mend --fields"
+    refused(capsys, lambda: read(spec, tmp_path, "question=question answer=glod"), words)
 
 
-@pytest.mark.parametrize("spec", ["hf:x:y:z:w", "hf:x", "hf:", "hf:x:", "hf::train"])
+@pytest.mark.parametrize("spec", ["hf:x:y:z:w", "hf:train", "hf:", "hf:x:", "hf::train"])
 def test_a_hub_data_set_is_named_with_its_split(tmp_path, capsys, spec):
     refused(capsys, lambda: read(spec, tmp_path), "hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT")
 
@@ -512,14 +496,8 @@ def test_a_configuration_of_a_data_set(tmp_path, capsys):
 
 
 def test_a_folder_that_datasets_saved(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    form = {
-        "question": datasets.Value("string"),
-        "answer": datasets.Value("string"),
-        "image": datasets.Image(),
-    }
-    rows = [{"question": "Q?", "answer": "1", "image": stored()}]
-    datasets.Dataset.from_list(rows, features=datasets.Features(form)).save_to_disk(tmp_path / "set")
+    row = {"question": "Q?", "answer": "1", "image": stored()}
+    save_set([row], lambda made: made.save_to_disk(tmp_path / "set"))
     (tmp_path / "set" / "cache-1.arrow").write_bytes(b"of a map()")
     (row,) = read(str(tmp_path / "set"), tmp_path, "images=image")
     assert row["answer"] == "1" and open_image(row["images"][0], 0).size == (20, 10)
@@ -527,26 +505,20 @@ def test_a_folder_that_datasets_saved(tmp_path):
 
 def test_images_in_an_archive(tmp_path):
     """As a data set of an image folder has them."""
-    import zipfile
-
     (tmp_path / "set").mkdir()
     with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as file:
         file.writestr("metadata.csv", "file_name,question,answer\na.png,Q?,1\n")
         file.writestr("a.png", coded())
-    pytest.importorskip("datasets")
     (row,) = read(f"hf:{tmp_path / 'set'}:train", tmp_path, "images=image")
     assert open_image(row["images"][0], 0).size == (20, 10)
 
 
 @pytest.mark.parametrize("reads", ["img", "image", None])
 def test_an_adapter_reads_its_own_column_of_images(tmp_path, capsys, monkeypatch, reads):
-    from mathse.problems import sources
-
     (tmp_path / "a.png").write_bytes(coded())
     (tmp_path / "own.csv").write_text("id,question,answer,img\n7,1 + 1?,2,a.png\n")
     adapter = lambda row: {"id": "7", "question": "?", "answer": "2", "images": reads and row[reads]}  # noqa: E731
-    monkeypatch.setitem(sources.BENCHMARKS, "own", adapter)
-    monkeypatch.setitem(sources.BENCHMARK_FILES, "own", [("own.csv",)])
+    monkeypatch.setitem(BENCHMARKS, "own", Benchmark(adapter, [("own.csv",)], {}))
     if reads == "img":
         assert read(f"own:{tmp_path}", tmp_path)[0]["images"] == [str(tmp_path / "a.png")]
     else:

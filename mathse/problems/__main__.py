@@ -16,7 +16,6 @@ Writes: problems.jsonl       id, question, images, answer, optional options, pre
 """
 
 import argparse
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from tempfile import TemporaryDirectory
 from tqdm import tqdm
 
 from mathse.cli import Parser, add_output_flags, watch_references, whole
-from mathse.jsonl import Output, remove, replace
+from mathse.jsonl import Output, line_of, remove, replace
 from mathse.launch import stage_end
 from mathse.problems.columns import parse_fields
 from mathse.problems.decontaminate import HeldOut, ImageHash, hash_images
@@ -36,6 +35,7 @@ from mathse.records import fail, row_key
 
 LISTING = "contamination.jsonl"
 MATHVL = 341_346  # problems of the paper's data: what a dry run counts for a source that is no file
+Source = tuple[str, Iterator[tuple[str, dict]]]  # name, its problems with their places
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,23 +55,18 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-Source = tuple[str, str, Iterator[tuple[str, dict]]]  # spec, name, its problems with their places
-
-
 def open_problems(spec: str, args: argparse.Namespace, folder: Path) -> Source:
     """A source up to --limit, its images saved in `folder`. It is read when the rows are asked for."""
     name, rows = open_source(spec, folder, parse_fields(args.fields), args.limit)
-    return spec, name, watch_references(rows, spec)
+    return name, watch_references(rows, spec)
 
 
-def hash_tests(tests: list[Source], workers: int) -> Iterator[tuple[str, dict, list[ImageHash]]]:
-    """(name of the test set, row, hashes of its images) of every test problem."""
-    for _, name, rows in tests:
-        for row, hashes in hash_images(tqdm(rows, desc=name, unit="row", disable=None), workers):
-            yield name, row, hashes
+def hashed(rows: Iterator, what: str, workers: int) -> Iterator[tuple[dict, list[ImageHash]]]:
+    """Problems with the hashes of their images, beside a progress bar."""
+    return hash_images(tqdm(rows, desc=what, unit="row", disable=None), workers)
 
 
-def write_problems(source: Source, held_out: HeldOut, output: Output, workers: int) -> dict[str, str]:
+def write_problems(rows: Iterator, held_out: HeldOut, output: Output, workers: int) -> dict[str, str]:
     """Write every problem that earlier calls did not, after the listing of a contaminated one.
 
     Returns {key: id} of all problems, in order.
@@ -79,12 +74,12 @@ def write_problems(source: Source, held_out: HeldOut, output: Output, workers: i
     ids = {}
 
     def missing() -> Iterator[tuple[str, dict]]:
-        for where, row in tqdm(source[2], desc="problems", unit="row", disable=None):
+        for where, row in rows:
             ids[row_key(row)] = row["id"]
             if row_key(row) not in output.done:
                 yield where, row
 
-    for row, hashes in hash_images(missing(), workers):
+    for row, hashes in hashed(missing(), "problems", workers):
         if matches := held_out.matches(row, hashes):
             also = [f"{match['test_set']}: {match['test_id']}" for match in matches[1:]]
             # `benchmark` tells the listing from the problem, also by its key
@@ -93,23 +88,14 @@ def write_problems(source: Source, held_out: HeldOut, output: Output, workers: i
     return ids
 
 
-def read_listings(output: Output) -> list[dict]:
-    """The listings that were written, without what tells them from problems."""
-    listings = [row for row in output.rows() if row.get("benchmark") == LISTING]
-    return [{name: value for name, value in row.items() if name != "benchmark"} for row in listings]
-
-
 def main() -> None:
     args = parse_args()
     with TemporaryDirectory() as folder:
         folder = args.output.parent / "images" if args.dry_run is None else Path(folder)
-        source = open_problems(args.input, args, folder)
-        tests = [open_problems(spec, args, folder) for spec in args.test]
+        (_, problems), *tests = [open_problems(spec, args, folder) for spec in (args.input, *args.test)]
         recipe = Recipe(args.output, __file__, args, inputs=("input", "test"))
         if args.dry_run is not None:
-            path = Path(args.input)  # a text file is read to its end: faults are told before all else
-            is_text = path.is_file() and path.suffix not in (".parquet", ".arrow")
-            print(f"    {counted(source, folder) if is_text else f'{planned(path, args.limit):,} rows'}")
+            print(f"    {planned(args, problems, folder)}")
             recipe.stands()
             return
     if recipe.is_done():
@@ -117,9 +103,9 @@ def main() -> None:
     output, listing_path = Output(recipe), args.output.parent / LISTING
     remove(listing_path)  # it belongs to an earlier output, perhaps of other test sets
     try:
-        held_out = HeldOut(hash_tests(tests, args.workers))
-        ids = write_problems(source, held_out, output, args.workers)
-        listings = read_listings(output)
+        tested = ((name, *found) for name, rows in tests for found in hashed(rows, name, args.workers))
+        ids = write_problems(problems, HeldOut(tested), output, args.workers)
+        listings = [row for row in output.rows() if row.pop("benchmark", None) == LISTING]
         contaminated = {row["id"] for row in listings} if args.contaminated == "drop" else set()
         kept = [key for key, name in ids.items() if name not in contaminated]
         if not kept:
@@ -129,41 +115,37 @@ def main() -> None:
         if end.code == 2:  # a user error: mended, the source or a flag is another
             remove(recipe.part)
         raise
+    found = f"{len(listings)} contaminated"
     if listings:
         part = recipe.part / "listing"
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in listings), "utf-8")
+        part.write_bytes(b"".join(map(line_of, listings)))
         replace(part, listing_path)
+        reasons = Counter(row["why"] for row in listings).most_common()
+        found += f" ({', '.join(f'{count} by {why}' for why, count in reasons)}), listed in {listing_path}"
     output.finish(kept)
-    print(f"{args.output}: {len(kept)} problems kept, {summary(listings, listing_path)}")
+    print(f"{args.output}: {len(kept)} problems kept, {found}")
 
 
-def planned(path: Path, limit: int) -> int:
-    """The rows of a parquet file; of what is no file the limit, or the paper's number of problems."""
-    if path.suffix != ".parquet" or not path.is_file():
-        return limit or MATHVL
-    from pyarrow.parquet import ParquetFile
+def planned(args: argparse.Namespace, problems: Iterator[tuple[str, dict]], folder: Path) -> str:
+    """What there is to start from. A text file is read to its end, so that faults are told before all else;
+    of a parquet file the rows are counted; what is no file counts as the limit, or as the paper's data.
+    """
+    path = Path(args.input)
+    if path.suffix == ".arrow" or not path.is_file():
+        return f"{args.limit or MATHVL:,} rows"
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import read_metadata
 
-    rows = ParquetFile(path).metadata.num_rows
-    return min(limit or rows, rows)
-
-
-def counted(source: Source, folder: Path) -> str:
-    """What there is to start from, after a look at each problem; images in `folder` are removed again."""
+        rows = read_metadata(path).num_rows
+        return f"{min(args.limit or rows, rows):,} rows"
     rows = answers = solutions = 0
-    for _, row in source[2]:
+    for _, row in problems:
         rows, answers = rows + 1, answers + (row["answer"] is not None)
         solutions += bool(row.get("solution"))
         remove(*(path for path in map(Path, row["images"]) if path.parent == folder))
     if not answers:
-        fail(f"{source[0]}: no problem has an answer, and D0 is what answers confirm; write some")
+        fail(f"{args.input}: no problem has an answer, and D0 is what answers confirm; write some")
     return f"{rows:,} rows, {solutions:,} with a solution"
-
-
-def summary(listings: list[dict], path: Path) -> str:
-    counts = ", ".join(
-        f"{count} by {why}" for why, count in Counter(row["why"] for row in listings).most_common()
-    )
-    return f"{len(listings)} contaminated" + (f" ({counts}), listed in {path}" if listings else "")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The benchmarks: a row in a benchmark's own form -> a problem record.
 
-Another benchmark needs an adapter here and entries in BENCHMARKS, BENCHMARK_FILES (any table) and SPLITS. Its
-adapter puts into `images` what the source has there: paths from the benchmark's folder (or IMAGE_FOLDERS), or
-images, one or a list, or null. `query` is the benchmark's own prompt.
+Another benchmark needs an adapter here and an entry in BENCHMARKS. Its adapter puts into `images` what the
+source has there: paths, or images, one or a list, or null. `query` is the benchmark's own prompt.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from mathse.answers import LETTERS
 
@@ -31,8 +31,6 @@ def mathvision(row: dict) -> dict:
     """A row of MATH-V. Several <image1> marks of one image, in which all are drawn, stay as text."""
     question, options = row["question"], row.get("options") or []
     drawn = options == list(LETTERS[: len(options)])  # the choices stand in the image
-    choices = "" if drawn else lettered(options)
-    query = f"{MATHVISION_QUERY}{question}\n{choices}"
     return {
         "id": f"mathvision/{row['id']}",
         "question": question,
@@ -42,7 +40,7 @@ def mathvision(row: dict) -> dict:
         "subject": row.get("subject"),
         "level": row.get("level"),
         "source": "mathvision",
-        "query": query,
+        "query": f"{MATHVISION_QUERY}{question}\n{'' if drawn else lettered(options)}",
     }
 
 
@@ -150,23 +148,37 @@ def mathvl(row: dict) -> dict:
     }
 
 
-BENCHMARKS = {"mathvision": mathvision, "mathvista": mathvista, "mathverse": mathverse, "mathvl": mathvl}
-# what completes a row from the rows around it, before its adapter
-COMPLETED = {"mathverse": with_choices}
-BENCHMARK_FILES = {  # in a benchmark's folder: the first file of each tuple that is there is read
-    "mathvision": [("problems.jsonl", "testmini.jsonl", "test.jsonl")],
-    "mathvista": [("testmini.json", "testmini.jsonl", "test.json")],
-    "mathverse": [("testmini.json",), ("testmini_text_only.json", "testmini_text_only.jsonl")],
-    "mathvl": [("test.jsonl", "problems.jsonl")],
+class Benchmark(NamedTuple):
+    adapter: Callable[[dict], dict]
+    files: list[tuple[str, ...]]  # in its folder, any table: the first of each tuple that is there is read
+    splits: dict[str, str]  # by what it is reported: name -> field of the problem
+    images: str = ""  # what paths of images are relative to, from its folder
+    hub: tuple[tuple[str | None, str], ...] = ((None, "testmini"),)  # (configuration, split) on the hub
+    complete: Callable[[Iterator], Iterator] = iter  # rows -> rows with what other rows tell
+
+
+BENCHMARKS = {
+    "mathvision": Benchmark(
+        mathvision,
+        [("problems.jsonl", "testmini.jsonl", "test.jsonl")],
+        {"subject": "subject", "level": "level"},
+    ),
+    "mathvista": Benchmark(  # "GPS" of the papers is the task "geometry problem solving"
+        mathvista,
+        [("testmini.json", "testmini.jsonl", "test.json")],
+        {"task": "subject", "grade": "level", "source": "source"},
+    ),
+    "mathverse": Benchmark(
+        mathverse,
+        [("testmini.json",), ("testmini_text_only.json", "testmini_text_only.jsonl")],
+        {"version": "source", "subject": "subject", "subfield": "level"},
+        images="images",
+        hub=(("testmini", "testmini"), ("testmini_text_only", "testmini_text_only")),
+        complete=with_choices,
+    ),
+    "mathvl": Benchmark(
+        mathvl, [("test.jsonl", "problems.jsonl")], {"subject": "subject", "type": "source", "grade": "level"}
+    ),
 }
-IMAGE_FOLDERS = {"mathverse": "images"}  # what `image` is relative to, where it is not the benchmark's folder
-# (configuration, split) on the hub, where it is not (None, "testmini")
-HUB_PARTS = {"mathverse": [("testmini", "testmini"), ("testmini_text_only", "testmini_text_only")]}
-SPLITS = {  # by what each benchmark is reported: name -> field of the problem. None: any other test set
-    "mathvision": {"subject": "subject", "level": "level"},
-    # "GPS" of the papers is the task "geometry problem solving"
-    "mathvista": {"task": "subject", "grade": "level", "source": "source"},
-    "mathverse": {"version": "source", "subject": "subject", "subfield": "level"},
-    "mathvl": {"subject": "subject", "type": "source", "grade": "level"},
-    None: {"subject": "subject", "source": "source"},
-}
+SPLITS = {name: benchmark.splits for name, benchmark in BENCHMARKS.items()}
+SPLITS[None] = {"subject": "subject", "source": "source"}  # of any other test set

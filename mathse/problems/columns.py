@@ -14,19 +14,19 @@ from pathlib import Path
 from mathse.images import is_picture, save_image
 from mathse.launch import DISK_ERRORS
 from mathse.problems.marks import placed
-from mathse.records import NOTHING, Row, fail, is_an_option, is_passed_over, meant_field, shown
+from mathse.records import NOTHING, OPTION_NAMES, Row, fail, is_an_option, is_passed_over, meant_field, shown
 from mathse.replies import escaped
 
 FIELDS = (
     "id", "question", "images", "answer", "options", "precision", "solution", "subject", "source", "level",
 )  # fmt: skip
-Fields = dict[str, list[str]]  # our field -> its columns, in order; "-x" is left out on purpose
 GUESSES = {  # how a column may be called: to propose it where ours is missing
     "images": r"(.*[\W_])?(image|picture|figure|diagram|photo|img)s?(_?path)?",
     "question": r".*(question|problem|query|instruction|prompt|\.0\.(content|value))",
     "answer": r".*(answer|truth|label|target|correct).*|.*\.1\.(content|value)",
 }
-OPTION_NAMES = ("A", "B", "C", "D", "E", "F", "G", "H")  # columns of options that have letters alone
+Fields = dict[str, list[str]]  # our field -> its columns, in order; "-x" is left out on purpose
+ABSENT = object()  # no such column
 INDEX = re.compile(r"options\[(.+?)(-1)?\]")  # a column of answers that count the options from 0 (-1: from 1)
 LETTER = re.compile(r"(?:^|(?<=[\s;,]))[(（]?([A-J])[).:．）、]\s*")  # in front of an option: A. or (A)
 
@@ -55,61 +55,46 @@ def read_columns(field: str, fields: Fields) -> list[str]:
     return [INDEX.sub(r"\1", column) for column in names] if field == "answer" else names
 
 
-def chosen_for(row: dict, fields: Fields) -> Fields:
-    """The fields that are for this row: none where it has no column of them, but our names. A command's
-    --fields are for all its sources.
-    """
-    is_named = any(has_column(row, name) for field in fields for name in read_columns(field, fields))
-    if is_named or "question" not in row:
-        return fields
-    return {field: columns for field, columns in fields.items() if not columns}
-
-
 def look_up(row: dict, column: str) -> object:
-    """The value of a column, or of what is nested in it: reward_model.ground_truth. Raises LookupError."""
+    """The value of a column, or of what is nested in it (reward_model.ground_truth), or ABSENT."""
     if column in row:
         return row[column]
     value = row
-    for part in column.split("."):
-        try:
+    try:
+        for part in column.split("."):
             value = json.loads(value) if isinstance(value, str) else value
             value = value[int(part)] if isinstance(value, list) else value[part]
-        except (TypeError, ValueError) as error:
-            raise KeyError(column) from error
+    except (LookupError, TypeError, ValueError):
+        return ABSENT
     return value
 
 
 def has_column(row: dict, column: str) -> bool:
-    try:
-        look_up(row, column)
-    except LookupError:
-        return False
-    return True
+    return look_up(row, column) is not ABSENT
 
 
 def names_in(row: dict) -> Iterator[str]:
     """The names of a row's columns, and of what is nested in them."""
     for name, value in row.items():
         yield name
-        parts = enumerate(value[:2]) if isinstance(value, list) else [(None, value)]
-        for number, part in parts:
+        is_list = isinstance(value, list)
+        for number, part in enumerate(value[:2] if is_list else [value]):
             if isinstance(part, dict) and not is_picture(part):
-                inner = name if number is None else f"{name}.{number}"
-                yield from (f"{inner}.{key}" for key in part)
+                yield from (f"{name}.{number}.{key}" if is_list else f"{name}.{key}" for key in part)
 
 
 def named_by(fields: Fields) -> set[str]:
     """The columns of which --fields speak."""
-    read = {column for field in fields for column in read_columns(field, fields)}
-    said = {column.removeprefix("-") for columns in fields.values() for column in columns}
-    return {part for column in read | said for part in (column, column.partition(".")[0])}
+    columns = (column.removeprefix("-") for columns in fields.values() for column in columns)
+    named = {INDEX.sub(r"\1", column) for column in columns}
+    return named | {column.partition(".")[0] for column in named}
 
 
 def rest_of(row: dict, fields: Fields) -> dict:
     """What else a row of JSON holds, beside its fields and what stages write: it stays."""
     gone = {*FIELDS, *Row.__struct_fields__, "benchmark"} | named_by(fields)
-    kept = {name: value for name, value in row.items() if name not in gone and not meant_field(name)}
-    return {name: value for name, value in kept.items() if name not in OPTION_NAMES and not is_picture(value)}
+    gone |= {name for name, value in row.items() if meant_field(name, row) or is_picture(value)}
+    return {name: value for name, value in row.items() if name not in gone}
 
 
 def is_series(one: str, other: str) -> bool:
@@ -122,22 +107,23 @@ def is_series(one: str, other: str) -> bool:
 def passed_over(row: dict, fields: Fields) -> Fields:
     """{our field: the columns that look like it and are not read}"""
     named, found = named_by(fields), defaultdict(list)
-    has_letters = row.get("A") not in NOTHING and row.get("B") not in NOTHING
     for column, value in row.items():
         if column in FIELDS or column in named or value in NOTHING:
             continue
-        is_letter, is_shown = has_letters and column in OPTION_NAMES, is_picture(value)
-        field = meant_field(column) or (is_letter and "options") or (is_shown and "images")
-        if not field or fields.get(field) == []:
-            continue
-        if field not in fields:
-            is_lost = is_passed_over(field, value, row.get(field))
-        else:  # the user has chosen: asked about is what belongs to the choice, or is a picture itself
-            is_lost = any(is_series(column, name) for name in read_columns(field, fields))
-            is_lost = is_lost or (is_shown and not isinstance(value, str))
+        field = meant_field(column, row) or ("images" if is_picture(value) else "")
+        if field in fields:  # the user has chosen: asked about is what belongs to the choice, or is a picture
+            chosen = read_columns(field, fields)
+            is_lost = any(is_series(column, name) for name in chosen) or bool(chosen) and is_image(value)
+        else:
+            is_lost = field and is_passed_over(value, row.get(field), field)
         if is_lost:
             found[field].append(column)
     return found
+
+
+def is_image(value: object) -> bool:
+    """Whether a value is an image itself, not a path or text of one."""
+    return is_picture(value) and not isinstance(value, str)
 
 
 def check_columns(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -> None:
@@ -148,38 +134,42 @@ def check_columns(row: dict, fields: Fields, needed: tuple[str, ...], where: str
     missing = {name: field for name, field in wanted.items() if not has_column(row, name)}
     fields = {field: columns for field, columns in fields.items() if field not in missing.values()}
     lost = passed_over(row, fields)
-    if not missing and not lost:
-        return
-    kept = {field: fields.get(field) or [field] * (row.get(field) not in NOTHING) for field in FIELDS}
-    sets = {field: set_of(row, kept[field], columns) for field, columns in lost.items()}
-    read = fields | {field: sets[field] if field in ("images", "options") else lost[field] for field in lost}
+    for name in missing:
+        remedy = f"name the right ones in --fields, for example {command(proposed(row, fields, lost))}"
+        fail(f"{where}: {name}: no such column; it has {', '.join(names_in(row))[:500]}; {remedy}")
+    for field, columns in lost.items():
+        there = f"there is a column {columns[0]!r}" if len(columns) == 1 else f"there are columns {columns}"
+        kept = kept_columns(row, fields, field)
+        without = command({field: [*kept, *(f"-{column}" for column in columns if kept)]})
+        remedy = (
+            f"set --fields, for example {command(proposed(row, fields, lost))}, or {without} to do without"
+        )
+        fail(f"{where}: {field}: not mapped, but {there}; {remedy}")
+
+
+def kept_columns(row: dict, fields: Fields, field: str) -> list[str]:
+    """The columns from which a field that is not empty is read as it is."""
+    return fields.get(field) or [field] * (row.get(field) not in NOTHING)
+
+
+def proposed(row: dict, fields: Fields, lost: Fields) -> Fields:
+    """--fields that read what is lost, all of a set, gaps included, and what may be a missing field."""
+    read = dict(fields)
+    for field, columns in lost.items():
+        first = [name for name in columns if is_image(row[name])] or columns[:1]  # images before their paths
+        kept = kept_columns(row, fields, field) if field != "answer" else []
+        more = (name for name in row if any(is_series(name, one) for one in first))
+        read[field] = [*dict.fromkeys((*kept, *more))]
     for field, guess in GUESSES.items():
         alike = [name for name in names_in(row) if re.fullmatch(guess, name, re.I)]
         if alike and field not in read and field not in row:
             read[field] = alike[-1:]
-    remedy = f"name the right ones in --fields, for example {command(read or {'question': ['problem']})}"
-    for name in missing:
-        fail(f"{where}: {name}: no such column; it has {', '.join(names_in(row))[:500]}; {remedy}")
-    field, columns = next(iter(lost.items()))
-    there = f"there is a column {columns[0]!r}" if len(columns) == 1 else f"there are columns {columns}"
-    without = [*kept[field], *(f"-{column}" for column in columns)] if kept[field] else []
-    remedy = f"set --fields, for example {command(read)}, or {command({field: without})} to do without"
-    fail(f"{where}: {field}: not mapped, but {there}; {remedy}")
+    return read or {"question": ["problem"]}
 
 
 def command(fields: Fields) -> str:
     pairs = [f"{field}={','.join(columns)}" for field, columns in fields.items()]
     return '"' + " ".join(f"'{pair}'" if " " in pair else pair for pair in pairs) + '"'
-
-
-def set_of(row: dict, kept: list[str], columns: list[str]) -> list[str]:
-    """The columns to read a field from, beside those that are `kept`: images themselves before their paths,
-    and all of a set, gaps included.
-    """
-    stored = [name for name in columns if is_picture(row[name]) and not isinstance(row[name], str)]
-    first = stored or columns[:1]
-    more = [name for name in row if any(name == one or is_series(name, one) for one in first)]
-    return [*kept, *(name for name in more if name not in kept)]
 
 
 # ---------------------------------------------------------------- what values become
@@ -192,27 +182,22 @@ def plain(value: object) -> object:
     """
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return [*map(plain, value)]
-    if hasattr(value, "tolist") and not isinstance(value, memoryview):  # of numpy
-        return plain(value.tolist())
     if value is None or value != value:
         return None
     if isinstance(value, float) and math.isinf(value):
         raise ValueError(f"{value} is not a number that JSON has")
-    is_ours = isinstance(value, (str, int, float, bytes, bytearray, memoryview)) or is_picture(value)
-    return value if is_ours else str(value)
+    return value if isinstance(value, (str, int, float, bytes)) or is_picture(value) else str(value)
 
 
 def list_of(value: object) -> object:
     """The list that a cell means: a text, a dictionary by letters or of lists, lettered text. Else itself."""
     if isinstance(value, str):
         text = value.strip()
-        marks = [*LETTER.finditer(text)]
-        letters = "".join(mark[1] for mark in marks)
-        if len(marks) > 1 and marks[0].start() == 0 and "ABCDEFGHIJ".startswith(letters):
-            ends = [*(mark.start() for mark in marks[1:]), len(text)]
-            return [text[mark.end() : end].strip(" \n;,") for mark, end in zip(marks, ends)]
+        ahead, *parts = LETTER.split(text)
+        if not ahead and len(parts) > 2 and "ABCDEFGHIJ".startswith("".join(parts[::2])):
+            return [part.strip(" \n;,") for part in parts[1::2]]
         if re.fullmatch(r"\[.*\]|\{.*\}|\(.*\)", text, re.DOTALL):
             text = escaped(re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text))  # numpy writes no commas
             for read in (json.loads, ast.literal_eval):
@@ -224,16 +209,6 @@ def list_of(value: object) -> object:
         names = sorted(value, key=lambda name: (len(name), name)) if is_by_letter else value
         return lists[0] if lists else [value[name] for name in names]  # "text" stands before "label"
     return value
-
-
-def options_of(values: list) -> object:
-    """The options of a column, or of a set of columns. Gaps at the end are none."""
-    options = list_of(values[0]) if len(values) == 1 else values
-    if not isinstance(options, list):
-        return options
-    while options and options[-1] in (None, ""):
-        options = options[:-1]
-    return [str(one) if isinstance(one, bool) else one for one in options]
 
 
 def images_of(value: object) -> Iterator[object]:
@@ -248,24 +223,31 @@ def images_of(value: object) -> Iterator[object]:
 
 
 def field_value(field: str, values: list) -> object:
-    """What the values of a field's columns become."""
+    """What the values of a field's columns become. Gaps at the end of options are none."""
     if field == "images":
         return [*images_of(values)]
     if field == "options":
-        return options_of(values)
-    known = [value.decode() if isinstance(value, bytes) else value for value in values]
-    known = [value for value in known if value not in NOTHING and str(value).strip()]
-    if field == "answer":
-        known = [str(value) if isinstance(value, bool) else value for value in known]
-        return known if len(known) > 1 else next(iter(known), None)
-    if field == "precision":
-        return int(float(known[0])) if known else None
+        options = list_of(values[0]) if len(values) == 1 else values
+        while isinstance(options, list) and options and options[-1] in (None, ""):
+            options = options[:-1]
+        return [*map(as_text, options)] if isinstance(options, list) else options
+    known = [value for value in map(as_text, values) if value not in NOTHING and str(value).strip()]
+    if field == "precision" and known:
+        return int(float(known[0]))
     if field == "id":  # in a column with gaps whole numbers are floats
         known = [int(value) if isinstance(value, float) and value.is_integer() else value for value in known]
+    if field == "answer" and len(known) > 1:
+        return known
     if known and (field in ("id", "solution", "subject", "source") or len(known) > 1):
         lines = (line for value in known for line in (value if isinstance(value, list) else [value]))
         return "\n".join(map(str, lines))
     return next(iter(known), None)
+
+
+def as_text(value: object) -> object:
+    """Bytes and truth values as text, others as they are."""
+    value = value.decode() if isinstance(value, bytes) else value
+    return str(value) if isinstance(value, bool) else value
 
 
 def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -> dict:
@@ -273,18 +255,18 @@ def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -
     check_columns(row, fields, needed, where)
     problem = {}
     for field in FIELDS:
-        columns = [column for column in read_columns(field, fields) if has_column(row, column)]
-        problem[field] = field_value(field, [look_up(row, column) for column in columns] or [None])
+        found = [look_up(row, column) for column in read_columns(field, fields)]
+        problem[field] = field_value(field, [value for value in found if value is not ABSENT] or [None])
     options, answer = problem["options"] or [], problem["answer"]
-    named = ",".join(column for column in fields.get("answer", []) if not column.startswith("-"))
-    if (counted := INDEX.fullmatch(named)) and options and answer is not None:
-        number = int(answer) - bool(counted[2])
+    index = next(filter(None, map(INDEX.fullmatch, fields.get("answer", []))), None)
+    if index and options and answer is not None:
+        number = int(answer) - bool(index[2])
         if not 0 <= number < len(options):
             fail(f"{where}: answer: {answer} counts none of the options {shown(options)}; mend the row")
         problem["answer"] = options[number]
     elif options and type(answer) is int and isinstance(options, list) and not is_an_option(problem):
-        counted = {"answer": [f"options[{read_columns('answer', fields)[0]}]"]}
-        remedy = f"if it counts them from 0, set --fields {command(fields | counted)}"
+        counted = command(fields | {"answer": [f"options[{read_columns('answer', fields)[0]}]"]})
+        remedy = f"if it counts them from 0, set --fields {counted}"
         fail(f"{where}: answer: {answer} is not among the options {shown(options)}; {remedy}")
     return problem
 
@@ -295,16 +277,16 @@ def with_images(
     """The record with the paths of its images, which are saved in `folder` or found by find(path), with IMAGE
     where they stand, and with an id made of all that if it has none. `without`: without images on purpose.
     """
+    written = [*images_of(problem["images"])]
     try:
-        images = [save_image(image, folder, find) for image in images_of(problem["images"])]
+        images = [save_image(image, folder, find) for image in written]
     except (ValueError, OSError) as error:
         if getattr(error, "errno", None) in DISK_ERRORS:
             raise
         fail(f"{where}: images: {error}; mend the row, or name the right column in --fields")
-    written = images_of(problem["images"])  # wherever images lie, the content is the same
-    names = {path: one if isinstance(one, str) else Path(path).name for path, one in zip(images, written)}
     problem = placed(problem | {"images": images}, where, without)
-    if problem.get("id") is None:
+    if problem.get("id") is None:  # the same wherever images lie
+        names = {path: one if isinstance(one, str) else Path(path).name for path, one in zip(images, written)}
         content = problem | {"images": [names[path] for path in problem["images"]]}
         content = json.dumps(content, ensure_ascii=False)
         problem["id"] = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:16]

@@ -12,14 +12,13 @@ none.
 """
 
 import hashlib
-import json
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -38,31 +37,21 @@ BLANK = 16  # grey levels between the brightest and the darkest pixel; an image 
 CHUNK = 256  # problems whose images are decoded together
 
 
-@dataclass
-class ImageHash:
-    """`digest` of an image's decoded pixels, and `levels`, its perceptual hash: HASH_SIDE**2 uint8."""
-
+class ImageHash(NamedTuple):
     path: str
-    digest: bytes
-    levels: np.ndarray
+    digest: bytes  # of the decoded pixels
+    levels: np.ndarray  # the perceptual hash: HASH_SIDE**2 uint8
 
 
 def hash_image(path: str) -> ImageHash | None:
-    """The hash of an image, or None if it is blank.
-
-    Raises ValueError, with the path, if it cannot be decoded.
-    """
-    try:
-        image = open_image(path, max_pixels=0)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be decoded ({error})") from error
+    """The hash of an image, or None if it is blank. Raises OSError if it cannot be decoded."""
+    image = open_image(path, max_pixels=0)
     grey = image.convert("L")
     low, high = grey.getextrema()
     if high - low < BLANK:
         return None
     digest = hashlib.blake2b(image.tobytes(), digest_size=16, person=b"%d" % image.width).digest()
-    small = grey.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BICUBIC)
-    return ImageHash(path, digest, np.asarray(small).reshape(-1))
+    return ImageHash(path, digest, np.asarray(grey.resize((HASH_SIDE, HASH_SIDE), Image.BICUBIC)).ravel())
 
 
 def hash_images(rows: Iterable[tuple[str, dict]], workers: int) -> Iterator[tuple[dict, list[ImageHash]]]:
@@ -70,19 +59,19 @@ def hash_images(rows: Iterable[tuple[str, dict]], workers: int) -> Iterator[tupl
 
     Threads decode: Pillow releases the GIL. An image that cannot be decoded ends the command.
     """
-
-    def hash_row(row: dict) -> list[ImageHash]:
-        return [found for image in row["images"] if (found := hash_image(image))]
-
     rows = iter(rows)
     with ThreadPoolExecutor(workers) as pool:
         while chunk := list(islice(rows, CHUNK)):
-            jobs = [pool.submit(hash_row, row) for _, row in chunk]
-            for (where, row), job in zip(chunk, jobs):
-                try:
-                    yield row, job.result()
-                except ValueError as error:
-                    fail(f"{where}: images: {error}; repair the file or remove the row")
+            jobs = [[pool.submit(hash_image, image) for image in row["images"]] for _, row in chunk]
+            for (where, row), running in zip(chunk, jobs):
+                hashes = []
+                for image, job in zip(row["images"], running):
+                    try:
+                        hashes.append(job.result())
+                    except OSError as error:
+                        remedy = "repair the file or remove the row"
+                        fail(f"{where}: images: {image}: cannot be decoded ({error}); {remedy}")
+                yield row, [found for found in hashes if found]
 
 
 def image_distance(one: str, other: str) -> tuple[int, float]:
@@ -94,13 +83,11 @@ def image_distance(one: str, other: str) -> tuple[int, float]:
     # a copy may be stretched: each side is brought to the smaller one
     size = np.minimum(images[0].size, images[1].size)
     scale = min(1, COMPARED_SIDE / size.max())
-    width, height = np.maximum(1, np.rint(size * scale)).astype(int).tolist()
-    small = [image.resize((width, height), Image.Resampling.BICUBIC) for image in images]
-    channels = [image.convert("YCbCr").split() for image in small]
-    limit, distance = min(LEVEL_LIMIT, max(width, height) / 4), 0
-    for ours, theirs, blur in zip(*channels, BLURS):
-        blurred = [channel.filter(ImageFilter.GaussianBlur(blur)) for channel in (ours, theirs)]
-        ours, theirs = (np.asarray(channel, np.int16) for channel in blurred)
+    size = np.maximum(1, np.rint(size * scale)).astype(int).tolist()
+    channels = [image.resize(size, Image.BICUBIC).convert("YCbCr").split() for image in images]
+    limit, distance = min(LEVEL_LIMIT, max(size) / 4), 0
+    for *pair, blur in zip(*channels, BLURS):
+        ours, theirs = (np.asarray(part.filter(ImageFilter.GaussianBlur(blur)), np.int16) for part in pair)
         distance = max(distance, int(np.abs(ours - theirs).max()))
         if distance > limit:
             break
@@ -115,11 +102,10 @@ def normalised(text: object) -> str:
     return re.sub(r"<image\d*>|[\s$]", "", text).casefold().rstrip(".,:;?!。")
 
 
-def text_key(row: dict) -> bytes:
-    """A digest of question and options, these in any order and without their letters."""
+def text_key(row: dict) -> tuple[str, ...]:
+    """Question and options, these in any order and without their letters."""
     texts = [re.sub(r"^\s*[(（]?[A-Z][).:．）、]\s*", "", str(option)) for option in row.get("options") or []]
-    content = json.dumps([normalised(row["question"]), sorted(map(normalised, texts))])
-    return hashlib.blake2b(content.encode(), digest_size=16).digest()
+    return normalised(row["question"]), *sorted(map(normalised, texts))
 
 
 class HeldOut:
@@ -131,7 +117,7 @@ class HeldOut:
     def __init__(self, problems: Iterable[tuple[str, dict, list[ImageHash]]]):
         self.images: list[tuple[dict, ImageHash]] = []
         # text_key -> (test problem, whether it has an image)
-        self.texts: dict[bytes, list[tuple[dict, bool]]] = defaultdict(list)
+        self.texts: dict[tuple, list[tuple[dict, bool]]] = defaultdict(list)
         for name, row, hashes in problems:
             test = {"test_set": name, "test_id": row["id"]}
             self.texts[text_key(row)].append((test, bool(hashes)))
@@ -139,34 +125,33 @@ class HeldOut:
         levels = [theirs.levels for _, theirs in self.images]
         self.levels = np.array(levels, np.uint8).reshape(-1, HASH_SIDE**2)
 
-    def near(self, ours: ImageHash) -> list[tuple[dict, ImageHash]]:
+    def near(self, ours: ImageHash) -> Iterator[tuple[dict, ImageHash]]:
         """The images whose perceptual hash agrees."""
         numbers = np.arange(len(self.levels))
         for cells in (slice(0, None, HASH_SIDE + 1), slice(None)):  # the cells of the diagonal rule out most
             theirs, mine = self.levels[numbers, cells], ours.levels[cells]
             differences = np.maximum(theirs, mine) - np.minimum(theirs, mine)  # uint8 has no sign
             numbers = numbers[differences.max(1, initial=0) <= HASH_LIMIT]
-        return [self.images[number] for number in numbers]
+        return (self.images[number] for number in numbers)
 
     def matches(self, row: dict, hashes: list[ImageHash]) -> list[dict]:
         """The test problems that contaminate a training problem, each once, the surest first.
 
         Each with test_set, test_id, why, distance (grey levels) and images (the two that are alike).
         """
-        matches = []
+        found = []
         for ours in hashes:
             for test, theirs in self.near(ours):
                 same = ours.digest == theirs.digest
                 distance, limit = (0, LEVEL_LIMIT) if same else image_distance(ours.path, theirs.path)
                 if distance <= limit:
-                    why = "pixels" if same else "image"
-                    pair = [ours.path, theirs.path]
-                    matches.append(test | {"why": why, "distance": distance, "images": pair})
-        matches.sort(key=lambda match: (match["why"] != "pixels", match["distance"]))
-        for test, has_image in self.texts.get(text_key(row), ()):
-            if not (hashes and has_image):
-                matches.append(test | {"why": "text", "distance": 0, "images": []})
-        once: dict[tuple, dict] = {}
-        for match in matches:
-            once.setdefault((match["test_set"], match["test_id"]), match)
-        return list(once.values())
+                    why = {"why": "pixels" if same else "image", "distance": distance}
+                    found.append(test | why | {"images": [ours.path, theirs.path]})
+        found.sort(key=lambda match: (match["why"] != "pixels", match["distance"]))
+        by_text = {"why": "text", "distance": 0, "images": []}
+        tests = self.texts.get(text_key(row), ())
+        found += [test | by_text for test, has_image in tests if not (hashes and has_image)]
+        surest: dict[tuple, dict] = {}
+        for match in found:
+            surest.setdefault((match["test_set"], match["test_id"]), match)
+        return [*surest.values()]

@@ -3,6 +3,7 @@
 Only MATH-V's is here: MathVista's and MathVerse's need a language model to extract the answer first.
 """
 
+import contextlib
 import re
 
 from mathse.answers import LETTERS, same_value
@@ -23,12 +24,11 @@ def mathvision_rule(row: dict) -> bool:
     references = [str(row["answer"])]
     if row.get("options") and references[0] in LETTERS[: len(row["options"])]:
         references.append(str(row["options"][LETTERS.index(references[0])]))
-    for reference in references:
-        if said and said == reference.lower().strip():
-            return True
-        if said and is_value(said) and is_value(reference) and same_value(said, reference, precision=2):
-            return True
-    return False
+    return bool(said) and any(
+        said == reference.lower().strip()
+        or (is_value(said) and is_value(reference) and same_value(said, reference, precision=2))
+        for reference in references
+    )
 
 
 def mathvision_answer(said: str) -> str:
@@ -37,7 +37,9 @@ def mathvision_answer(said: str) -> str:
         starts = f"{letter}\n", f"({letter})\n", f"({letter}) {letter}\n"
         if said.endswith((f" {letter}.", f" ({letter}).")) or said.startswith(starts):
             said = letter
-    if is_float(number := said.split("is ")[-1].rstrip(".")):
+    with contextlib.suppress(ValueError):
+        number = said.split("is ")[-1].rstrip(".")
+        float(number)
         said = number
     if "oxed{" not in said:
         for phrase in PHRASES:
@@ -60,14 +62,6 @@ def is_value(text: str) -> bool:
     """Whether a text is LaTeX without names: a stray word or unit makes the original's evaluation fail."""
     names = re.sub(r"\\(?:[dt]?frac|sqrt|pi|cdot|times|div)", " ", text)
     return bool(re.search(r"\d", text)) and not re.search(r"[^\W\d_]", names)
-
-
-def is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 RULES = {"mathvision": mathvision_rule}

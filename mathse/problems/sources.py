@@ -13,16 +13,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mathse.images import image_problem, save_image
-from mathse.problems.benchmarks import BENCHMARK_FILES, BENCHMARKS, COMPLETED, HUB_PARTS, IMAGE_FOLDERS
+from mathse.problems.benchmarks import BENCHMARKS
 from mathse.problems.columns import (
     Fields,
-    chosen_for,
     has_column,
     passed_over,
     plain,
@@ -33,7 +32,8 @@ from mathse.problems.columns import (
 )  # fmt: skip
 from mathse.records import KNOWN_IMAGES, check_row, fail, image_finder, json_lines, shown, tell
 
-SPLIT_NAMES = {"train", "test", "testmini", "val", "valid", "validation", "dev"}  # of a folder's files
+KINDS = ("parquet", "arrow", "jsonl", "csv", "tsv")  # of a folder's files; json where there is no other
+SPLIT_NAMES = {"train", "test", "testmini", "val", "valid", "validation", "dev"}
 GAPS = ("", "nan", "NaN", "NaT", "<NA>")  # cells of a csv file: so pandas writes what is not there
 # what an adapter raises at a field that is missing or of another type
 WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
@@ -80,7 +80,7 @@ def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[st
 
 def checked(rows: Rows, spec: str) -> Rows:
     """The problems, each checked, and once if it stands there twice; the first fault ends the command."""
-    seen, twice, find_problem = {}, 0, lru_cache(KNOWN_IMAGES)(lambda image: image_problem(Path(image)))
+    seen, find_problem = {}, lru_cache(KNOWN_IMAGES)(lambda image: image_problem(Path(image)))
     for number in count(1):
         try:
             where, row = next(rows, (spec, None))
@@ -93,12 +93,10 @@ def checked(rows: Rows, spec: str) -> Rows:
         if row["id"] not in seen:
             seen[row["id"]] = content
             yield where, row
-        elif seen[row["id"]] == content:
-            twice += 1
-        else:
+        elif seen[row["id"]] != content:
             remedy = 'make it unique, or have ids made by --fields "id="'
             fail(f"{where}: id: {shown(row['id'])} stands there already, for another problem; {remedy}")
-    if twice:
+    if twice := number - 1 - len(seen):
         tell(f"{spec}: {twice} of {number - 1} rows stand there twice and are read once")
     if not seen:
         fail(f"{spec}: the file is empty; write at least one row")
@@ -109,46 +107,49 @@ def checked(rows: Rows, spec: str) -> Rows:
 
 def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Find, is_json: bool) -> Rows:
     """The problems of a table. In JSON a row may lack columns, and what else it holds stays; another table in
-    which no row has a picture ends the command.
+    which no row has a picture ends the command. A command's --fields are for all its sources: one that has
+    none of their columns is read by our names.
     """
-    number = pictures = named = 0
-    unread = {column for field in fields for column in read_columns(field, fields)}
-    for where, row in rows:
-        row, number = plain(row), number + 1
-        chosen = fields if named else chosen_for(row, fields)
-        if chosen == fields and named < number - 1:
-            fail(f"{where}: has columns of --fields, and the rows before it have none; write null there")
-        named += chosen == fields
+    columns = {column for field in fields for column in read_columns(field, fields)}
+    unread, chosen = columns, {field: [] for field in fields if not fields[field]}
+    number = pictures = 0
+    for number, (where, row) in enumerate(rows, 1):
+        row = plain(row)
         unread = {name for name in unread if not has_column(row, name)}
+        if chosen != fields and (unread != columns or (number == 1 and "question" not in row)):
+            if number > 1:
+                fail(f"{where}: has columns of --fields, and the rows before it have none; write null there")
+            chosen = fields
         needed = ("question",) if is_json else ("question", "answer", *chosen)
         problem = to_problem(row, chosen, needed, where)
         problem = with_images(problem, where, folder, find, chosen.get("images") == [])
         pictures += bool(problem["images"])
         known = {field: value for field, value in problem.items() if value is not None or field == "answer"}
         yield where, (rest_of(row, chosen) if is_json else {}) | known
-    if unread and named:
+    if not number:
+        return
+    if unread and chosen == fields:
         fail(f"{spec}: {min(unread)}: none of {number} rows has such a column; mend --fields")
-    if unread and number:
+    if unread:
         tell(f"{spec}: has none of the columns of --fields; read by our names")
-    if number and not (pictures or is_json or fields.get("images") == []):
+    if not (pictures or is_json or fields.get("images") == []):
         remedy = 'name their column in --fields, as "images=img", or write "images=" to do without'
         fail(f"{spec}: images: none of {number} rows has a picture; {remedy}")
 
 
 def files_of(path: Path) -> list[Path]:
     """The files that a path means: itself, or those of a kind in a folder, which must be of one split."""
-    kinds = ("parquet", "arrow", "jsonl", "csv", "tsv")
+    if path.is_file():
+        return [path]
     inside = [file for place in (path, path / "data") for file in sorted(place.glob("*.*"))]
     inside = [file for file in inside if not re.match("(cache-|(dataset_|state).*json$)", file.name)]
-    found = {kind: [file for file in inside if file.suffix == f".{kind}"] for kind in kinds}
-    found = {kind: files for kind, files in found.items() if files}
-    if len(found) > 1:
-        fail(f"{path}: holds files of several kinds ({', '.join(found)}); give one file")
-    files = [path] if path.is_file() else next(iter(found.values()), [])
-    files = files or [file for file in inside if file.suffix == ".json"]
+    kinds = [kind for kind in KINDS if any(file.suffix == f".{kind}" for file in inside)] or ["json"]
+    if len(kinds) > 1:
+        fail(f"{path}: holds files of several kinds ({', '.join(kinds)}); give one file")
+    files = [file for file in inside if file.suffix == f".{kinds[0]}"]
     if not files:
         is_there = "holds no table" if path.exists() else "no such file"
-        sources = f"a file or folder of {', '.join(kinds)} or json, hf:NAME:SPLIT, or NAME:PATH with NAME in"
+        sources = f"a file or folder of {', '.join(KINDS)} or json, hf:NAME:SPLIT, or NAME:PATH with NAME in"
         fail(f"{path}: {is_there}; a source is {sources} {', '.join(BENCHMARKS)}")
     # train-00000-of-00002 is of train
     splits = sorted({re.sub(r"\W\d+(?:-of-\d+)?$", "", file.stem) for file in files})
@@ -162,15 +163,11 @@ def file_rows(path: Path) -> Rows:
     """The rows of a file, by its ending; one of another ending is read as JSON lines."""
     readers = {".parquet": arrow_rows, ".arrow": arrow_rows, ".csv": csv_rows, ".tsv": csv_rows}
     readers |= {".json": json_rows}
-    for where, row in readers.get(path.suffix, lines_with_gaps)(path):
+    for where, row in readers.get(path.suffix, partial(json_lines, gaps=True))(path):
         if not isinstance(row, dict):
             form = '{"id": ..., "question": ..., ...}'
             fail(f"{where}: a {type(row).__name__} instead of a row; write {form}")
         yield where, row
-
-
-def lines_with_gaps(path: Path) -> Rows:
-    return json_lines(path, gaps=True)
 
 
 def json_rows(path: Path) -> Rows:
@@ -180,21 +177,20 @@ def json_rows(path: Path) -> Rows:
     except (ValueError, RecursionError) as error:
         if "Extra data" not in str(error):
             fail(f"{path}: not JSON ({error}); fetch the file again")
-        yield from lines_with_gaps(path)
+        yield from json_lines(path, gaps=True)
         return
-    values = [*content.values()] if isinstance(content, dict) else []
-    lists = [
-        value for value in values if isinstance(value, list) and isinstance(next(iter(value), None), dict)
-    ]
-    if isinstance(content, dict) and "question" in content:  # one row
-        lists = []
-    if len(lists) > 1:
-        names = ", ".join(name for name, value in content.items() if value in lists)
-        fail(f"{path}: holds several lists of rows ({names}); write each into a file of its own")
-    rows = (
-        values if values and all(isinstance(value, dict) for value in values) else next(iter(lists), content)
-    )
-    yield from ((str(path), row) for row in (rows if isinstance(rows, list) else [rows]))
+    if isinstance(content, dict) and "question" not in content:  # no row
+        lists = ((name, value) for name, value in content.items() if isinstance(value, list))
+        names = [name for name, value in lists if isinstance(next(iter(value), None), dict)]
+        if len(names) > 1:
+            fail(
+                f"{path}: holds several lists of rows ({', '.join(names)}); write each into a file of its own"
+            )
+        if names:
+            content = content[names[0]]
+        elif all(isinstance(value, dict) for value in content.values()):
+            content = [*content.values()]
+    yield from ((str(path), row) for row in (content if isinstance(content, list) else [content]))
 
 
 def csv_rows(path: Path) -> Rows:
@@ -205,13 +201,11 @@ def csv_rows(path: Path) -> Rows:
             rows = csv.DictReader(file, delimiter=max(",;\t", key=file.readline().count), strict=True)
             file.seek(0)
             for row in rows:
+                where = f"{path}:{rows.line_num}"
                 if None in row or len({*rows.fieldnames}) < len(rows.fieldnames):
                     told = "more cells than names in the head line, or a name twice"
-                    fail(f"{path}:{rows.line_num}: {told}; put a text with commas into quotes")
-                yield (
-                    f"{path}:{rows.line_num}",
-                    {name: None if cell in GAPS else cell for name, cell in row.items()},
-                )
+                    fail(f"{where}: {told}; put a text with commas into quotes")
+                yield where, {name: None if cell in GAPS else cell for name, cell in row.items()}
     except (csv.Error, UnicodeDecodeError) as error:
         fail(f"{path}: cannot be read: {error}; save it anew as CSV in UTF-8")
 
@@ -244,8 +238,7 @@ def hub_rows(spec: str, name: str, configuration: str | None, split: str) -> Row
     try:  # not found, no such split, no network, a script, a broken file: `datasets` raises anything
         with TemporaryDirectory() as cache:  # what is streamed leaves nothing; a home may be read-only
             rows = load_dataset(name, configuration, split=split, streaming=True, cache_dir=cache)
-            for row in rows.decode(False) if rows.features else rows:
-                number += 1
+            for number, row in enumerate(rows.decode(False) if rows.features else rows, 1):
                 yield f"{spec}:{number}", row
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
@@ -278,16 +271,14 @@ def finder(folder: Path, name: str) -> Find:
 
 def benchmark_rows(spec: str, name: str, path: str, folder: Path) -> tuple[Rows, Find]:
     """The rows of a benchmark: of a folder of its own files or of parquet files, or of the hub."""
-    place, wanted = Path(path or "no folder"), ""
-    names = [
-        [place / file for file in names if (place / file).is_file()][:1] for names in BENCHMARK_FILES[name]
-    ]
-    if files := [file for found in names for file in found]:
-        images = place.absolute() / IMAGE_FOLDERS.get(name, "")
+    benchmark, place, wanted = BENCHMARKS[name], Path(path or "no folder"), ""
+    found = [[place / file for file in names if (place / file).is_file()][:1] for names in benchmark.files]
+    if files := sum(found, []):
+        images = place.absolute() / benchmark.images
         return (row for file in files for row in file_rows(file)), lambda image: str(images / image)
     if place.is_dir():
         if not [*place.rglob("*.parquet")]:
-            files = ", ".join(file for names in BENCHMARK_FILES[name] for file in names)
+            files = ", ".join(sum(benchmark.files, ()))
             fail(f"{place}: none of {files} in it; give the folder of the benchmark's own files")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", path):
         tell(f"{spec}: no such folder from here; taken for a data set of the hub")
@@ -295,13 +286,13 @@ def benchmark_rows(spec: str, name: str, path: str, folder: Path) -> tuple[Rows,
     else:
         remedy = f"write {name}:PATH, or {name}:OWNER/NAME of the hub"
         fail(f"{spec}: no folder {path or '(none given)'}; {remedy}")
-    parts = [part for part in HUB_PARTS.get(name, [(None, wanted or "testmini")]) if wanted in ("", part[1])]
+    parts = [part for part in benchmark.hub if wanted in ("", part[1])] or [(None, wanted)]
     return (row for part in parts for row in hub_rows(spec, path, *part)), finder(folder, path)
 
 
 def benchmark_problems(name: str, rows: Rows, folder: Path, find: Find) -> Rows:
-    for where, row in COMPLETED.get(name, iter)(rows):
-        problem = BENCHMARKS[name](plain(row))
+    for where, row in BENCHMARKS[name].complete(rows):
+        problem = BENCHMARKS[name].adapter(plain(row))
         if not problem.get("images") and (lost := passed_over(row, {}).get("images")):
             told = f"the adapter of {name} reads none, but there is a column {lost[0]!r}"
             fail(f"{where}: images: {told}; mend the adapter")

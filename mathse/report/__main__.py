@@ -19,7 +19,7 @@ from mathse.jsonl import write_json
 from mathse.launch import stage_end
 from mathse.records import fail
 from mathse.report.metrics import collect, files_of, folders_of, label, made_from, read_json
-from mathse.report.statistics import percent
+from mathse.report.statistics import percent, points
 
 OUTPUTS = ("metrics.json", "ledger.jsonl", "report.html")
 
@@ -61,9 +61,8 @@ def print_table(metrics: dict) -> None:
     for name in metrics["tests"]:
         print(f"{name}: share of its test problems that are answered right, with the 95 % interval")
         if change := metrics["overall"].get(name):
-            low, high = change["interval"]
-            text = f"{change['change']:+.1%} [{low:+.1%}, {high:+.1%}]"
-            print(f"{' ' * len(name)}  {text} from the first to the last stage, on {change['n']} problems")
+            until = f"from the first to the last stage, on {change['n']} problems"
+            print(f"{' ' * len(name)}  {points(change)} {until}")
     if differ := sorted({name for stage in stages for name in stage["not_comparable"]}):
         print(f"* not comparable with the first stage: other {', '.join(differ)}")
 

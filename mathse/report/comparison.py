@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mathse.jsonl import write_json
 from mathse.records import fail
-from mathse.report.statistics import CHECK, compare, differing, percent, predictions
+from mathse.report.statistics import CHECK, compare_all, differing, percent, points, predictions
 
 
 def print_scores(metrics: dict) -> None:
@@ -42,11 +42,10 @@ def print_change(folder: Path, against: Path, seed: int) -> None:
     """The change from the evaluation in `against`, printed and kept in the metrics.json of `folder`."""
     metrics, other = (json.loads((place / "metrics.json").read_text("utf-8")) for place in (folder, against))
     before, after = predictions(against, *CHECK), predictions(folder, *CHECK)
-    differ, changes = differing(other["conditions"], metrics["conditions"]), {}
-    for name in after.keys() & before.keys():
-        if change := compare(before[name], after[name], seed):
-            changes[name] = change | {"not_comparable": differ}
-            print(f"{name} against {against}: {change_text(changes[name])}")
+    differ = {"not_comparable": differing(other["conditions"], metrics["conditions"])}
+    changes = {name: change | differ for name, change in compare_all(before, after, seed).items()}
+    for name, change in changes.items():
+        print(f"{name} against {against}: {change_text(change)}")
     if not changes:
         fail(f"--against: {against}: no problem in common with {folder}")
     metrics["against"] = metrics.get("against", {}) | {str(against): changes}
@@ -54,9 +53,8 @@ def print_change(folder: Path, against: Path, seed: int) -> None:
 
 
 def change_text(change: dict) -> str:
-    low, high = change["interval"]
     text = "{before:.1%} -> {after:.1%} on {n} common problems ({only_before} and {only_after} only in one)"
-    text = f"{text.format(**change)}, change {change['change']:+.1%} [{low:+.1%}, {high:+.1%}]"
+    text = f"{text.format(**change)}, change {points(change)}"
     if change["changes"]:
         counts = ", ".join(f"{kind} {count}" for kind, count in change["changes"].items())
         text += f", p {change['p']:.2g}; {counts}"

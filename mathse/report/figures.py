@@ -136,8 +136,7 @@ def draw_figures(metrics: dict, logs: dict[str, DataFrame]) -> dict[str, list[st
     solved = metrics["pool"]["first_solved"] if n else {}
     add("results", f"Training problems solved (n = {n:,})", draw_pool, solved, n)
     for test in tests:  # the paper's Figures 2 and 4
-        found = {name: stage["changes"].get(test, {}) for name, stage in stages.items()}
-        bars = table({name: change.get("changes") for name, change in found.items()})
+        bars = table({name: stage["changes"].get(test, {}).get("changes") for name, stage in stages.items()})
         add("changes", "From the stage before to each stage", draw_bars, bars, f"problems of {test}")
         found = {name: stage["benchmarks"].get(test, {}) for name, stage in stages.items()}
         bars = table({name: result.get("error_types") for name, result in found.items()})
@@ -145,9 +144,9 @@ def draw_figures(metrics: dict, logs: dict[str, DataFrame]) -> dict[str, list[st
     checks = {"accepts right answers": "correct", "rejects wrong answers": "wrong"} if judged else {}
     shares = {words: [right_rate(each, check) for each in pairs.values()] for words, check in checks.items()}
     add("orm", "ORM against answer check, 95 % intervals", draw_shares, shares, [*judged], "the ORM agrees")
-    bars = table(pairs).rename(columns=CELLS)
+    bars = table(pairs)
     bars = 100 * bars.div(bars.sum(axis=1), axis=0)
-    bars = bars[[words for words in CELLS.values() if words in bars]]
+    bars = bars[[pair for pair in CELLS if pair in bars]].rename(columns=CELLS)
     add("orm", "Verified responses by both checks", draw_bars, bars, "verified responses, %")
     add("cost", "Training loss (running mean)", draw_loss, logs)
     steps = {name: stage["steps"] for name, stage in (stages | {"ORM": metrics["orm"]}).items()}

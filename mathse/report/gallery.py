@@ -37,17 +37,17 @@ def draw_cards(folders: list[Path]) -> list[dict]:
     for path in {path for path, _ in drawn}:
         with path.open("rb") as file:
             rows |= {(path, n): json.loads(line) for n, line in enumerate(file) if (path, n) in drawn}
-    return [card(kind, path, rows[path, line]) for (path, line), kind in drawn.items()]
+    cards = []
+    for place, kind in drawn.items():
+        images = [image_url(place[0].parent / image) for image in rows[place].get("images") or []]
+        stage = label(place[0].parent.name)
+        cards.append({"kind": kind, "stage": stage, "row": rows[place], "images": images})
+    return cards
 
 
 def some(values: list) -> list:
     """At most CARDS of the values."""
     return random.Random(0).sample(values, min(CARDS, len(values)))
-
-
-def card(kind: str, path: Path, row: dict) -> dict:
-    images = [image_url(path.parent / image) for image in row.get("images") or []]
-    return {"kind": kind, "stage": label(path.parent.name), "row": row, "images": images}
 
 
 def image_url(path: Path) -> str | None:

@@ -1,7 +1,6 @@
 """A run folder -> metrics.json and ledger.jsonl. Of large files only the columns that count are read."""
 
 import json
-import mmap
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from mathse.generate.endpoint import read_spent
 from mathse.jsonl import line_of, replace
 from mathse.recipe import content_of, digest, read_recipe
 from mathse.records import ERROR_TYPES, MAX_LINE, fail, is_endpoint, written_rows
-from mathse.report.statistics import CHECK, compare, differing, predictions
+from mathse.report.statistics import CHECK, compare_all, differing, predictions
 
 MOST_ROUNDS = 999  # that are looked for where no settings tell
 VERIFIED = ("verified.jsonl", "reflected_verified.jsonl")
@@ -93,31 +92,21 @@ def what_it_took(run: Path, files: Iterable[Path]) -> dict[str, dict]:
 
 
 def read_columns(path: Path, *names: str):
-    """A data frame of columns of a JSONL file that a stage wrote, a row a line, up to a last line that a kill
-    has torn. Without rows if there is no such file; a line that is no row ends the command.
+    """A data frame of columns of a JSONL file that a stage wrote, a row a line. Without rows if there is no
+    such file; a line that is no row ends the command.
     """
     import pyarrow  # takes half a second, not to say `skip`
     from pyarrow.json import ParseOptions, ReadOptions, read_json
 
-    types = {name: pyarrow.string() if name in TEXTS else pyarrow.float64() for name in names}
-    options = ParseOptions(explicit_schema=pyarrow.schema(types), unexpected_field_behavior="ignore")
+    schema = pyarrow.schema([(name, "string" if name in TEXTS else "double") for name in names])
+    if not path.is_file() or not path.stat().st_size:
+        return schema.empty_table().to_pandas()
     reading = ReadOptions(use_threads=False, block_size=MAX_LINE)  # threads would hold more blocks in memory
-    if not (size := whole_lines(path)):
-        return options.explicit_schema.empty_table().to_pandas()
+    options = ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     try:
-        with pyarrow.OSFile(str(path)) as file:
-            rows = read_json(file.get_stream(0, size), reading, options)
-        return rows.to_pandas()
+        return read_json(str(path), reading, options).to_pandas()
     except ValueError as error:
         fail(f"{path}: not rows as a stage writes them ({error}); make it anew")
-
-
-def whole_lines(path: Path) -> int:
-    """Bytes of a file up to the end of its last whole line, 0 if there is none."""
-    if not path.is_file() or not path.stat().st_size:
-        return 0
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.rfind(b"\n") + 1
 
 
 def audit_of(path: Path) -> dict:
@@ -127,30 +116,25 @@ def audit_of(path: Path) -> dict:
     rows = read_columns(path, "status", "answer_check", "orm_check", "finish", "tokens")
     if rows.empty:
         return {}
-    pairs = rows.answer_check.fillna("None") + "/" + rows.orm_check.fillna("None")
-    counts = {"status": rows.status, "finish": rows.finish, "answer/orm": pairs}
-    counts = {name: values.value_counts().to_dict() for name, values in counts.items()}
-    return {
-        "responses": len(rows),
-        "judged": int(rows.orm_check.count()),
-        "tokens": rows.tokens.median(),
-    } | counts
+    rows["answer/orm"] = rows.answer_check.fillna("None") + "/" + rows.orm_check.fillna("None")
+    counts = {name: rows[name].value_counts().to_dict() for name in ("status", "finish", "answer/orm")}
+    judged = int(rows.orm_check.count())
+    return {"responses": len(rows), "judged": judged, "tokens": rows.tokens.median()} | counts
 
 
 def error_types(folder: Path) -> dict[str, dict]:
     """{benchmark: {"error_types": {type: wrong answers}}}; {} if no teacher was asked about what stands."""
-    recipe = read_recipe(folder / "errors.jsonl.recipe.json") or {}
+    recipe, standing = read_recipe(folder / "errors.jsonl.recipe.json") or {}, folder / "predictions.jsonl"
     asked = [source["content"] for source in recipe.get("inputs", {}).get("input", [])]
-    standing = folder / "predictions.jsonl"
     if not standing.is_file() or asked != [content_of(standing)]:
         return {}
+    found = {}
     rows = read_columns(folder / "errors.jsonl", "benchmark", "answer_check", "error_type")
-    rows = rows.fillna({"error_type": "unclassified"})
-    wrong = {name: part.error_type[part.answer_check == "wrong"] for name, part in rows.groupby("benchmark")}
-    return {
-        name: {"error_types": dict.fromkeys((*ERROR_TYPES, "unclassified"), 0) | Counter(types)}
-        for name, types in wrong.items()
-    }
+    for name, part in rows.groupby("benchmark"):
+        types = part.error_type[part.answer_check == "wrong"].fillna("unclassified")
+        none = dict.fromkeys((*ERROR_TYPES, "unclassified"), 0)
+        found[name] = {"error_types": none | types.value_counts().to_dict()}
+    return found
 
 
 # ---------------------------------------------------------------- the whole
@@ -199,12 +183,6 @@ def stage_of(folder: Path, before: dict, after: dict) -> dict:
         "blank": compare_all(predictions(folder / "blank", *CHECK), after),
         "audit": audit_of(folder / VERIFIED[0]),
     }
-
-
-def compare_all(before: dict[str, list[dict]], after: dict[str, list[dict]]) -> dict[str, dict]:
-    """{benchmark: the change}, of those that have problems in common."""
-    changes = {name: compare(before.get(name, []), rows) for name, rows in after.items()}
-    return {name: change for name, change in changes.items() if change}
 
 
 def write_ledger(run: Path, folders: list[Path], answers: dict[str, dict]) -> dict:

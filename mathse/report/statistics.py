@@ -126,6 +126,18 @@ def compare(before: Iterable[dict], after: Iterable[dict], seed: int = 0) -> dic
     return result | {"p": mcnemar(lost, gained), "changes": changes}
 
 
+def compare_all(before: dict[str, list], after: dict[str, list], seed: int = 0) -> dict[str, dict]:
+    """{benchmark: the change}, of those that have problems in common."""
+    changes = {name: compare(before.get(name, []), rows, seed) for name, rows in after.items()}
+    return {name: change for name, change in changes.items() if change}
+
+
+def points(change: dict) -> str:
+    """A change with its interval, as text."""
+    low, high = change["interval"]
+    return f"{change['change']:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+
 def differing(before: dict, after: dict) -> list[str]:
     """Names of the conditions that make two scores not comparable; also one that only one side has."""
     names = (before.keys() | after.keys()) - MAY_DIFFER
