@@ -67,7 +67,7 @@ class Recipe:
         self.content = {
             "stage": name_of(script),
             "flags": {name: str(flag) if isinstance(flag, Path) else flag for name, flag in flags.items()},
-            "inputs": {name: fingerprints(value) for name, value in given.items()},
+            "inputs": {name: fingerprints(value, self.output) for name, value in given.items()},
             "constants": {name: digest(text) for name, text in (constants or {}).items()},
         }
         self.content["constants"][f"the code of {name_of(script)} or common.py"] = code_digest(
@@ -76,13 +76,12 @@ class Recipe:
         self.begun = time.monotonic()
 
     def refuse_inside(self, name: str, specs: list) -> None:
-        """End the command if an input is or holds the output, or lies in it: --force would remove it."""
+        """End the command if an input is the output or lies in it: --force would remove it."""
         output = Path(os.path.realpath(self.output))
         for spec in specs:
-            place = Path(os.path.realpath(place_of(str(spec)) or spec))
-            if output == place or output in place.parents or (place in output.parents and place.is_dir()):
-                what = "holds the output" if place in output.parents else "is the output too"
-                fail(f"--{name.replace('_', '-')}: {spec}: {what}; choose another --output")
+            place = Path(os.path.realpath(spec))
+            if output == place or output in place.parents:
+                fail(f"--{name.replace('_', '-')}: {spec}: is the output too; choose another --output")
 
     def is_done(self) -> bool:
         """Whether the output stands already, made by this recipe; then a line says so."""
@@ -282,31 +281,35 @@ def plain_code(tree: ast.AST) -> str:
     return ast.dump(tree)
 
 
-def fingerprints(value: object) -> list[dict]:
+def fingerprints(value: object, output: Path) -> list[dict]:
     """[{"name", "content"}] of what a flag names: one spec or a list of them."""
     specs = value if isinstance(value, list) else [value]
-    return [{"name": str(spec), "content": fingerprint(str(spec))} for spec in specs]
+    return [{"name": str(spec), "content": fingerprint(str(spec), output)} for spec in specs]
 
 
-def fingerprint(spec: str) -> str | None:
-    """The content behind a spec: of a file, of a folder (also NAME:FOLDER), an endpoint's model name, or the
-    text. None for a file of a run that an earlier stage has yet to make.
+def fingerprint(spec: str, output: Path | None = None) -> str | None:
+    """The content behind a spec: of a file, of a folder (also NAME:FOLDER) but for an output that lies in it,
+    an endpoint's model name, or the text. None for a file of a run that an earlier stage has yet to make.
     """
     if is_endpoint(spec):
         return "#" + spec.partition("#")[2]  # the same model at another address is the same model
-    place = place_of(spec)
+    names = spec, spec.partition(":")[2], spec.partition(":")[2].rpartition(":")[0]  # hf:FOLDER:SPLIT
+    place = next((Path(name) for name in names if name and os.path.exists(name)), None)
     if place and place.is_file():
         return content_of(place)
     if place and place.is_dir():
         files = [path for path in sorted(place.rglob("*")) if path.is_file() and is_content(path, place)]
+        files = [path for path in files if not str(path.absolute()).startswith(beginnings(output, place))]
         return digest(json.dumps([(str(path.relative_to(place)), content_of(path)) for path in files]))
     return None if spec.count("/") > 1 and ":" not in spec else spec
 
 
-def place_of(spec: str) -> Path | None:
-    """The file or folder that a spec names: PATH, NAME:PATH or hf:PATH:SPLIT; None if there is none."""
-    names = spec, spec.partition(":")[2], spec.partition(":")[2].rpartition(":")[0]
-    return next((Path(name) for name in names if name and os.path.exists(name)), None)
+def beginnings(output: Path | None, folder: Path) -> tuple[str, ...]:
+    """What the paths of an output that lies in a folder, and of what stands with it, begin with."""
+    place = output and output.absolute()
+    if not place or folder.absolute() not in place.parents:
+        return ()
+    return (str(place if place.parent == folder.absolute() else place.parent),)
 
 
 def is_content(path: Path, folder: Path) -> bool:

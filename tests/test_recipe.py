@@ -2,8 +2,10 @@
 with --force.
 """
 
+import fcntl
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, read_rows, write_rows
@@ -102,13 +104,16 @@ def load(spec):
 LIMIT = 5
 PROMPT = f"Solve {LIMIT}."
 OTHER = "of another stage"
+BY_MODULE: str = 'a'
+RENAMED = 1
 
 
 def solve(row):
     return PROMPT
 """
 STAGE = """
-from common import load, solve
+import common
+from common import RENAMED as name, load, solve
 
 
 class Draft:
@@ -118,6 +123,7 @@ class Draft:
 
 def main():
     print(load)  # not before
+    return common.BY_MODULE
 """
 
 
@@ -129,6 +135,8 @@ def main():
         ("common", "Solve", "Answer", True),  # a constant that a function which the stage names names
         ("common", "LIMIT = 5", "LIMIT = 6", True),
         ("common", "return PROMPT", "return PROMPT + row", True),
+        ("common", "BY_MODULE: str = 'a'", "BY_MODULE: str = 'b'", True),  # common.X, and with its type
+        ("common", "RENAMED = 1", "RENAMED = 2", True),
         ("common", "of another stage", "edited", False),
         ("common", "a comment", "another", False),
         ("common", "A docstring.", "Another.", False),
@@ -226,11 +234,25 @@ def test_force_removes_nothing_that_no_stage_made(verify, samples, run):
     flags = ["02_verify.py", "--accept", "answer", "--force"]
     done = run(*flags, "--input", samples, "--output", folder)
     assert one_line(done, "a folder that no stage made")
+    (samples.parent / "empty").mkdir()
+    done = run(*flags, "--input", samples, "--output", samples.parent / "empty")
+    assert one_line(done, "a folder that no stage made")
     done = run(*flags, "--input", samples, "--output", samples)
     assert one_line(done, f"--input: {samples}: is the output too")
     done = run(*flags, "--input", samples, "--output", samples.parent)
     assert one_line(done, f"--input: {samples}: is the output too")
     assert (folder / "mine.txt").read_text() == "mine" and len(read_rows(samples)) == 4
+
+
+def test_a_skip_leaves_what_another_call_has_begun(verify, samples):
+    """Its recipe is another one, and it is at work."""
+    assert verify().returncode == 0
+    part = samples.parent / "v.jsonl.part"
+    part.mkdir()
+    with (part / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert one_line(verify(), "is being written by another process") and part.exists()
+    assert verify().stdout.startswith("skip ") and not part.exists()
 
 
 def test_flags_without_effect_are_no_part_of_it(verify):
@@ -278,6 +300,14 @@ def test_a_folder_is_its_content(tmp_path):
     (tmp_path / "model" / "config.json").write_text("012345678X")
     found.add(recipe.fingerprint(f"mathvision:{tmp_path / 'model'}"))
     assert len(found) == 3 and recipe.fingerprint(f"mathvision:{tmp_path / 'model'}") in found
+    for output in ("eval", "eval.jsonl", "evals/one"):  # what lies in it itself
+        place = tmp_path / "model" / output
+        before = recipe.fingerprint(str(tmp_path / "model"), place)
+        place.parent.mkdir(exist_ok=True)
+        for path in (place, Path(f"{place}.recipe.json")):
+            path.write_text("new")
+        assert recipe.fingerprint(str(tmp_path / "model"), place) == before
+        assert recipe.fingerprint(str(tmp_path / "model"), tmp_path / "elsewhere") != before
 
 
 def test_large_weights_are_told_apart_by_blocks(tmp_path, monkeypatch):

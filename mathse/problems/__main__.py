@@ -101,7 +101,6 @@ def main() -> None:
     if recipe.is_done():
         return
     output, listing_path = Output(recipe), args.output.parent / LISTING
-    remove(listing_path)  # it belongs to an earlier output, perhaps of other test sets
     try:
         tested = ((name, *found) for name, rows in tests for found in hashed(rows, name, args.workers))
         ids = write_problems(problems, HeldOut(tested), output, args.workers)
@@ -122,6 +121,8 @@ def main() -> None:
         replace(part, listing_path)
         reasons = Counter(row["why"] for row in listings).most_common()
         found += f" ({', '.join(f'{count} by {why}' for why, count in reasons)}), listed in {listing_path}"
+    else:
+        remove(listing_path)  # of an earlier output, perhaps of other test sets
     output.finish(kept)
     print(f"{args.output}: {len(kept)} problems kept, {found}")
 

@@ -70,7 +70,9 @@ def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[st
         files = files_of(Path(spec))
         kind, find = files[0].suffix, image_finder(files[0])
         name = Path(spec).absolute().name if Path(spec).is_dir() else Path(spec).stem
-        name = f"{files[0].parent.name}_{name}" if name in ("problems", "test") else name  # which say little
+        name = (
+            f"{files[0].absolute().parent.name}_{name}" if name in ("problems", "test") else name
+        )  # which say little
         rows = (row for file in files for row in file_rows(file))
     is_json = kind not in ("hf", ".parquet", ".arrow", ".csv", ".tsv")
     problems = table_problems(islice(rows, limit or None), spec, fields, folder, find, is_json)
