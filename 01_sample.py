@@ -54,11 +54,15 @@ def drawn(draw: int | float | str, problems: int) -> int:
     return min(count, problems)
 
 
+def is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def read_problems(args: argparse.Namespace, check: bool) -> Iterator[dict]:
     """The problems of all files, up to --limit; of their own solutions, those that an answer can confirm."""
     rows = islice((row for path in args.input for row in read_rows(path, check=check)), args.limit or None)
     for row in rows:
-        if args.model != SOLUTIONS or (row.get("solution") and row["answer"] is not None):
+        if args.model != SOLUTIONS or (is_text(row.get("solution")) and row["answer"] is not None):
             yield {name: value for name, value in row.items() if name not in KEY_FIELDS}
 
 

@@ -132,7 +132,7 @@ def requests(args: Namespace, missing: dict[str, list[int]]) -> Iterator[Request
     """A request for each problem of which samples are missing: {key of the problem: their numbers}."""
     for row in test_problems(args):
         if numbers := missing.get(row_key(row)):
-            prompt = solve_prompt(row) if args.prompt == "solve" else harmless(row["query"])
+            prompt = solve_prompt(row) if args.prompt == "solve" else harmless(str(row["query"]))
             seeds = {k: derive_seed(args.seed, "evaluate", row["id"], k) for k in numbers}
             asked = row | {"prompt": prompt, "own_images": row["images"]}
             if args.blank_image:

@@ -66,9 +66,12 @@ class Row(Struct):
     response: str = ""
     finish: Literal["stop", "length", "error"] = "stop"
     status: Literal["correct", "wrong", "undecided"] = "correct"
-    solution: str | None = None
-    query: str | None = None
-    precision: Annotated[int, Meta(ge=0)] | None = None
+    precision: (
+        Annotated[int, Meta(ge=0)]
+        | Annotated[float, Meta(ge=0)]
+        | Annotated[str, Meta(pattern=r"^\d+$")]
+        | None
+    ) = None
     messages: Annotated[list[Message], Meta(min_length=2)] = []
 
 

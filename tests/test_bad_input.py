@@ -131,6 +131,8 @@ BAD_LINES = {
     "answer is an object": (line(answer={"value": 1}), "1: answer:", *ANSWER),
     "answer is a truth value": (line(answer=True), "1: answer:", *ANSWER),
     "answer is an empty list": (line(answer=[]), "1: answer:", *ANSWER),
+    "precision is below 0": (line(precision=-1), "1: precision:", "-1 is not a whole number from 0"),
+    "precision is a list": (line(precision=[2]), "1: precision:", "is not a whole number from 0"),
     "a misspelt field": (line("images", image="x.png"), "1: image:", *NAME, "'images'"),
     "options by another name": (line(choices=["1", "2"]), "1: choices:", *NAME, "'options'"),
     "an image beside none": (line(image_path="x.png", images=[]), "1: image_path:", *NAME, "'images'"),

@@ -216,3 +216,29 @@ def test_a_key_in_the_address_is_refused(run, problems, address):
         and secret_free(done.stdout + done.stderr, problems.parent)
         and "OPENAI_API_KEY" in done.stderr
     )
+
+
+@pytest.mark.parametrize("script", ["01_sample.py", "03_reflect.py"])
+def test_rows_of_another_file_are_told_apart_by_their_problems(script, run, tmp_path):
+    """With the keys of predictions: what is made of them is found again, and nothing is asked twice."""
+    row = {"question": "1?", "images": [], "answer": 2, "prompt": "1?", "response": "3", "status": "wrong"}
+    row |= {"benchmark": "toy_test", "sample": 1, "finish": "stop"}
+    rows, server = [row | {"id": str(k)} for k in range(3)], Server(good, seconds=0.0)
+    path = str(write_rows(tmp_path / "in.jsonl", rows))
+    flags = ["--input", path, *[path][: script[:2] == "03"], "--output", tmp_path / "o.jsonl"]
+    done = run(script, *flags, "--model", server.spec)
+    assert done.returncode == 0 and server.count == 3, done.stderr
+    assert [(row["id"], row["sample"]) for row in read_rows(tmp_path / "o.jsonl")] == [
+        (str(k), 0) for k in range(3)
+    ]
+
+
+def test_a_list_of_answers_is_all_of_them(run, tmp_path):
+    problem = {"question": "x?", "images": [], "solution": "x is found."}
+    rows = [problem | {"id": "a", "answer": ["3", "-3"]}]
+    rows += [problem | {"id": "b", "answer": ["A", "C"], "options": ["1", "2", "3"]}]
+    path, made = write_rows(tmp_path / "p.jsonl", rows), tmp_path / "s.jsonl"
+    assert run("01_sample.py", "--input", path, "--output", made, "--model", "solutions").returncode == 0
+    checked = "--input", made, "--output", tmp_path / "v.jsonl", "--accept", "answer"
+    assert run("02_verify.py", *checked).returncode == 0
+    assert [row["status"] for row in read_rows(tmp_path / "v.jsonl")] == ["correct", "correct"]

@@ -142,7 +142,7 @@ def planned(args: argparse.Namespace, problems: Iterator[tuple[str, dict]], fold
     rows = answers = solutions = 0
     for _, row in problems:
         rows, answers = rows + 1, answers + (row["answer"] is not None)
-        solutions += bool(row.get("solution"))
+        solutions += isinstance(row.get("solution"), str)
         remove(*(path for path in map(Path, row["images"]) if path.parent == folder))
     if not answers:
         fail(f"{args.input}: no problem has an answer, and D0 is what answers confirm; write some")
