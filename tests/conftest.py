@@ -1,12 +1,13 @@
 import importlib
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,65 +41,42 @@ def stage():
 
 
 @pytest.fixture(scope="session")
-def forks():
-    """Run a stage in a fork of a process that has imported what it needs (forks.py)."""
-    server = None
-
-    def call(
-        words: list[str], environment: dict[str, str], processes: int = 1
-    ) -> subprocess.CompletedProcess:
-        nonlocal server
-        if server is None or server.poll() is not None:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            command = [sys.executable, "tests/forks.py"]
-            server = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
-        with tempfile.TemporaryDirectory() as folder:
-            files = {"output": f"{folder}/output", "errors": f"{folder}/errors"}
-            command = {"words": words, "environment": environment, "processes": processes} | files
-            server.stdin.write(json.dumps(command) + "\n")
-            server.stdin.flush()
-            if not select.select([server.stdout], [], [], LONGEST)[0]:
-                os.killpg(server.pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(words, LONGEST)
-            answer = server.stdout.readline()
-            assert answer, "the process that forks has ended"
-            said = [Path(name).read_text(encoding="utf-8") for name in files.values()]
-        return subprocess.CompletedProcess(words, int(answer), *said)
-
-    yield call
-    if server and server.poll() is None:
+def python():
+    """What runs a stage as Python would, but in a fork of a process that has imported what it needs."""
+    with tempfile.TemporaryDirectory() as folder:
+        address, command = Path(folder, "socket"), Path(folder, "python")
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {ROOT}/tests/fork.py {address} "$@"\n')
+        command.chmod(0o755)
+        server = subprocess.Popen(
+            [sys.executable, "tests/forks.py", address], cwd=ROOT, start_new_session=True
+        )
+        while not address.exists():
+            assert server.poll() is None
+            time.sleep(0.01)
+        yield str(command)
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
-def finish(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+def finish(
+    script: str, *arguments: object, python: str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess:
     """Run a script of the project as a user does; the finished process."""
-    command = ["bash" if script.endswith(".sh") else sys.executable, script, *map(str, arguments)]
-    environment = os.environ | {"PYTHON": sys.executable} | environment
+    command = ["bash" if script.endswith(".sh") else python, script, *map(str, arguments)]
+    environment = os.environ | {"PYTHON": python} | environment
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=LONGEST)
 
 
 @pytest.fixture(scope="session")
-def run(forks):
-    """As finish(), a stage in a fork of a process that is there."""
-
-    def call(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-        if not script.startswith("0"):
-            return finish(script, *arguments, **environment)
-        return forks([script, *map(str, arguments)], os.environ | environment)
-
-    return call
+def run(python):
+    """As finish(), stages in forks."""
+    return partial(finish, python=python)
 
 
 @pytest.fixture(scope="session")
-def run_two(forks):
+def run_two(python):
     """A script in two processes, as a launcher would start them; the finished launch."""
-
-    def call(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment
-        return forks([script, *map(str, arguments)], environment, processes=2)
-
-    return call
+    return partial(finish, python=python, RANKS="2", ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
 
 
 @pytest.fixture(scope="session")
