@@ -1,3 +1,4 @@
+import contextlib
 import importlib
 import json
 import os
@@ -40,22 +41,29 @@ def stage():
     return lambda name: importlib.import_module(name)
 
 
-@pytest.fixture(scope="session")
-def python():
+@contextlib.contextmanager
+def forking_python():
     """What runs a stage as Python would, but in a fork of a process that has imported what it needs."""
     with tempfile.TemporaryDirectory() as folder:
         address, command = Path(folder, "socket"), Path(folder, "python")
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {ROOT}/tests/fork.py {address} "$@"\n')
         command.chmod(0o755)
-        server = subprocess.Popen(
-            [sys.executable, "tests/forks.py", address], cwd=ROOT, start_new_session=True
-        )
-        while not address.exists():
-            assert server.poll() is None
-            time.sleep(0.01)
-        yield str(command)
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        words = [sys.executable, "tests/forks.py", address]
+        server = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+        try:
+            while not address.exists():
+                assert server.poll() is None
+                time.sleep(0.01)
+            yield str(command)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+@pytest.fixture(scope="session")
+def python():
+    with forking_python() as command:
+        yield command
 
 
 def finish(
@@ -65,6 +73,13 @@ def finish(
     command = ["bash" if script.endswith(".sh") else python, script, *map(str, arguments)]
     environment = os.environ | {"PYTHON": python} | environment
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=LONGEST)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """End a command of fork.py, and so its fork, as SIGKILL does."""
+    process.kill()
+    process.wait()
+    time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")
@@ -115,9 +130,7 @@ def tiny_model(tmp_path_factory):
         if kind not in made:
             try:
                 made[kind] = tiny.make_model(kind, tmp_path_factory.mktemp(kind))
-            except (
-                ImportError
-            ) as error:  # before transformers 5.20 or so Idefics3's image processor asks for it
+            except ImportError as error:  # before transformers 5.20 or so of Idefics3's image processor
                 if "Torchvision" in str(error):
                     pytest.skip(f"{kind}: this version of transformers needs torchvision for it")
                 raise

@@ -36,14 +36,15 @@ def main() -> None:
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
     gc.freeze()  # else each fork copies all of it when it collects
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    answering = set()
     while True:
         connection, _ = listener.accept()
-        if not os.fork():
+        if not (process := os.fork()):
             listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             return answer(connection)
         connection.close()
+        answering.add(process)
+        answering -= {process for process in answering if os.waitpid(process, os.WNOHANG)[0]}
 
 
 def answer(connection: socket.socket) -> None:
