@@ -128,15 +128,6 @@ def recipes(folder: Path) -> dict[str, str]:
     return {str(path): path.read_text() for path in folder.rglob("*recipe.json")}
 
 
-def test_a_second_call_only_skips(small_run, run):
-    before = recipes(FOLDER)
-    again = run("run_rounds.sh", RUN="test-loop", **SMALL)
-    lines = again.stdout.split("\n\n")[0].splitlines()
-    assert again.returncode == 0 and lines and all(line.startswith("skip ") for line in lines), again.stdout
-    assert not again.stderr and "report: runs/test-loop/report.html" in again.stdout
-    assert recipes(FOLDER) == before and len(before) == 25
-
-
 @pytest.mark.parametrize("output", ["round_1/samples.jsonl", "final/verified.jsonl", "orm/model"])
 def test_the_same_stage_by_hand_has_nothing_to_do(small_run, output):
     """The recipe of a run's stage, its code included, is that of the command that it names."""
@@ -174,21 +165,27 @@ def test_a_run_folder_that_was_moved_is_gone_on_with(small_run, run, tmp_path):
     assert image.resolve() == (ROOT / "toy" / "images").resolve() / image.name
 
 
-def test_force_makes_anew_what_depends_on_a_setting_and_nothing_else(small_run, run):
+def test_a_second_call_only_skips_and_force_makes_anew_what_depends_on_a_setting(small_run, run):
     """Another acceptance of reflections: only the last steps; what they read, byte for byte as it was."""
     folder = ROOT / "runs" / "test-force"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(FOLDER, folder)
-    before = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
-    changed = SMALL | {"REFLECT_ACCEPT": "both", "RUN": "test-force"}
+    before, same = recipes(folder), SMALL | {"RUN": "test-force"}
     try:
-        done = run("run_rounds.sh", FORCE="1", **changed)
+        again = run("run_rounds.sh", **same)
+        lines = again.stdout.split("\n\n")[0].splitlines()
+        assert again.returncode == 0 and lines, again.stderr
+        assert all(line.startswith("skip ") for line in lines), again.stdout
+        assert not again.stderr and "report: runs/test-force/report.html" in again.stdout
+        assert recipes(folder) == before and len(before) == 25
+        texts = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
+        done = run("run_rounds.sh", FORCE="1", REFLECT_ACCEPT="both", **same)
         assert done.returncode == 0, done.stderr
         made = re.findall(r"^\+ python .*--output runs/test-force/(\S+)", done.stdout, re.MULTILINE)
         assert made == ["final/verified.jsonl", "final/model", "final/eval", "final/eval/errors.jsonl"]
-        edited = [path.relative_to(folder) for path, text in before.items() if path.read_bytes() != text]
+        edited = [path.relative_to(folder) for path, text in texts.items() if path.read_bytes() != text]
         assert {path.parts[0] for path in edited} <= {"final", "ledger.jsonl"}
-        again = run("run_rounds.sh", **changed)
+        again = run("run_rounds.sh", REFLECT_ACCEPT="both", **same)
         assert again.returncode == 0 and "+ python" not in again.stdout
     finally:
         shutil.rmtree(folder, ignore_errors=True)
