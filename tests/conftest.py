@@ -1,12 +1,15 @@
+import contextlib
+import fcntl
 import importlib
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell begins what 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = [str(ROOT), str(ROOT / "toy"), str(ROOT / "tests")]
 # files whose tests share a slow set-up: each stays with one process
-TOGETHER = {"test_loop.py", "test_evaluate.py", "test_report.py", "test_decontaminate.py"}
+TOGETHER = {"test_evaluate.py", "test_report.py", "test_decontaminate.py"}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -39,76 +42,78 @@ def stage():
     return lambda name: importlib.import_module(name)
 
 
+@contextlib.contextmanager
+def forking_python():
+    """What runs a stage as Python would, but in a fork of a process that has imported what it needs."""
+    with tempfile.TemporaryDirectory() as folder:
+        address, command = Path(folder, "socket"), Path(folder, "python")
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {ROOT}/tests/fork.py {address} "$@"\n')
+        command.chmod(0o755)
+        words = [sys.executable, "tests/forks.py", address]
+        server = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+        try:
+            while not address.exists():
+                assert server.poll() is None
+                time.sleep(0.01)
+            yield str(command)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
 @pytest.fixture(scope="session")
-def forks():
-    """Run a stage in a fork of a process that has imported what it needs (forks.py)."""
-    server = None
-
-    def call(
-        words: list[str], environment: dict[str, str], processes: int = 1
-    ) -> subprocess.CompletedProcess:
-        nonlocal server
-        if server is None or server.poll() is not None:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            command = [sys.executable, "tests/forks.py"]
-            server = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
-        with tempfile.TemporaryDirectory() as folder:
-            files = {"output": f"{folder}/output", "errors": f"{folder}/errors"}
-            command = {"words": words, "environment": environment, "processes": processes} | files
-            server.stdin.write(json.dumps(command) + "\n")
-            server.stdin.flush()
-            if not select.select([server.stdout], [], [], LONGEST)[0]:
-                os.killpg(server.pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(words, LONGEST)
-            answer = server.stdout.readline()
-            assert answer, "the process that forks has ended"
-            said = [Path(name).read_text(encoding="utf-8") for name in files.values()]
-        return subprocess.CompletedProcess(words, int(answer), *said)
-
-    yield call
-    if server and server.poll() is None:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+def python():
+    with forking_python() as command:
+        yield command
 
 
-def finish(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+def finish(
+    script: str, *arguments: object, python: str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess:
     """Run a script of the project as a user does; the finished process."""
-    command = ["bash" if script.endswith(".sh") else sys.executable, script, *map(str, arguments)]
-    environment = os.environ | {"PYTHON": sys.executable} | environment
+    command = ["bash" if script.endswith(".sh") else python, script, *map(str, arguments)]
+    environment = os.environ | {"PYTHON": python} | environment
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=LONGEST)
 
 
-@pytest.fixture(scope="session")
-def run(forks):
-    """As finish(), a stage in a fork of a process that is there."""
-
-    def call(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-        if not script.startswith("0"):
-            return finish(script, *arguments, **environment)
-        return forks([script, *map(str, arguments)], os.environ | environment)
-
-    return call
+def kill(process: subprocess.Popen) -> None:
+    """End a command of fork.py, and so its fork, as SIGKILL does."""
+    process.kill()
+    process.wait()
+    time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")
-def run_two(forks):
+def run(python):
+    """As finish(), stages in forks."""
+    return partial(finish, python=python)
+
+
+@pytest.fixture(scope="session")
+def run_two(python):
     """A script in two processes, as a launcher would start them; the finished launch."""
-
-    def call(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment
-        return forks([script, *map(str, arguments)], environment, processes=2)
-
-    return call
+    return partial(finish, python=python, RANKS="2", ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
 
 
 @pytest.fixture(scope="session")
 def small_run(run):
-    """The whole loop on a very small budget, as runs/test-loop; the finished process."""
+    """The whole loop on a very small budget, as runs/test-loop, made by one of the workers; the finished
+    process. It is read, not changed.
+    """
     from kill_runs import BUDGET
 
-    shutil.rmtree(ROOT / "runs" / "test-loop", ignore_errors=True)
-    yield run("run_rounds.sh", RUN="test-loop", **BUDGET)
-    shutil.rmtree(ROOT / "runs" / "test-loop", ignore_errors=True)
+    runs, session = ROOT / "runs", os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    runs.mkdir(exist_ok=True)
+    with (runs / "test-loop.json").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        made, done = json.loads(file.read() or "[null, null]")
+        if made != session:
+            shutil.rmtree(runs / "test-loop", ignore_errors=True)
+            done = vars(run("run_rounds.sh", RUN="test-loop", **BUDGET))
+            file.truncate(0)
+            file.write(json.dumps([session, done]))
+    return subprocess.CompletedProcess(**done)
 
 
 @pytest.fixture(scope="session")
@@ -137,9 +142,7 @@ def tiny_model(tmp_path_factory):
         if kind not in made:
             try:
                 made[kind] = tiny.make_model(kind, tmp_path_factory.mktemp(kind))
-            except (
-                ImportError
-            ) as error:  # before transformers 5.20 or so Idefics3's image processor asks for it
+            except ImportError as error:  # before transformers 5.20 or so of Idefics3's image processor
                 if "Torchvision" in str(error):
                     pytest.skip(f"{kind}: this version of transformers needs torchvision for it")
                 raise

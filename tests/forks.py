@@ -1,65 +1,105 @@
-"""A process that has imported what stages import, and runs each command in a fork: seconds less a command.
+"""A process that has imported what stages import, and runs each command in a fork: seconds less a stage.
 
-Reads a line of JSON a command: words (without the interpreter), environment, output and errors (files to
-write), and the number of processes that a launcher would start. Answers with a line that holds the exit code.
+    python tests/forks.py SOCKET
+
+A command (tests/fork.py) has its caller's folder, environment and files, and ends when its caller does; with
+RANKS in the environment it is as many forks as a launcher would start.
 """
 
+import atexit
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import runpy
+import select
 import signal
+import socket
 import sys
+import threading
+import traceback
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parent.parent)
+import mathse
 from mathse.launch import free_port, stage_end
 
 
 def main() -> None:
+    """Answer each call in a fork of this process, which forks what is called."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(sys.argv[1])
+    listener.listen(64)
     with stage_end():  # its settings stand before torch is imported
-        import mathse.generate.engine
-        import mathse.train.fit  # noqa: F401
-
-        gc.freeze()  # else each fork copies and frees all of it when it ends
-    for line in sys.stdin:
-        command = json.loads(line)
-        if command["processes"] > 1:
-            command["environment"] |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        started = set()
-        for rank in range(command["processes"]):
-            if not (process := os.fork()):
-                prepare(command, rank)
-                sys.argv = command["words"]
-                return runpy.run_path(os.path.abspath(sys.argv[0]), run_name="__main__")
-            started.add(process)
-        print(end_of(started), flush=True)
+        for module in pkgutil.walk_packages(mathse.__path__, "mathse."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    gc.freeze()  # else each fork copies all of it when it collects
+    answering = set()
+    while True:
+        connection, _ = listener.accept()
+        if not (process := os.fork()):
+            listener.close()
+            return answer(connection)
+        connection.close()
+        answering.add(process)
+        answering -= {process for process in answering if os.waitpid(process, os.WNOHANG)[0]}
 
 
-def prepare(command: dict, rank: int) -> None:
+def answer(connection: socket.socket) -> None:
+    """Run what is called, and send its exit code; of several ranks 1 if one fails, which ends the others."""
+    files = socket.recv_fds(connection, 1, 3)[1]
+    call = json.loads(connection.makefile().readline())
+    ranks, running, code = int(call["environment"].pop("RANKS", 1)), {}, 0
+    call["environment"] |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
+    for rank in range(ranks):
+        if not (process := os.fork()):
+            connection.close()
+            return be(rank, ranks, files, **call)
+        running[os.pidfd_open(process)] = process
+    while running:
+        ended = select.select([connection, *running], [], [])[0]
+        for file in running.keys() & {*ended}:
+            status = os.waitpid(running.pop(file), 0)[1]
+            code = code or os.waitstatus_to_exitcode(status)
+        for file in running if code or connection in ended else ():
+            signal.pidfd_send_signal(file, signal.SIGTERM if code else signal.SIGKILL)
+    if connection not in ended:
+        connection.sendall(b"%d" % (code if ranks == 1 else code != 0))
+    os._exit(0)
+
+
+def be(rank: int, ranks: int, files: list[int], words: list[str], folder: str, environment: dict) -> None:
+    """Become what is called."""
+    os.chdir(folder)
     os.environ.clear()
-    os.environ.update(command["environment"])
-    if command["processes"] > 1:
+    os.environ.update(environment)
+    if ranks > 1:
         import torch
 
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": command["processes"]}
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
         os.environ.update({name: str(number) for name, number in names.items()})
         torch.set_num_threads(1)  # as a launcher's OMP_NUM_THREADS would
-    for stream, name in enumerate((os.devnull, command["output"], command["errors"])):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), stream)
-
-
-def end_of(started: set[int]) -> int:
-    """The exit code of a process; of several 1, as of a launcher, if one fails, which ends the others."""
-    alone, first = len(started) == 1, 0
-    while started:
-        process, status = os.wait()
-        started.discard(process)
-        if status and not first:
-            first = os.waitstatus_to_exitcode(status)
-            for other in started:
-                os.kill(other, signal.SIGTERM)
-    return first if alone else int(first != 0)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    if words[0] == "-m":
+        path = Path(*words.pop(1).split("."))
+        words[0] = str((path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).absolute())
+    sys.argv, code = words, 0
+    try:
+        runpy.run_path(os.path.abspath(words[0]), run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # as Python ends, but for freeing all memory, which copies it: 0.4 s
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -20,16 +20,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BUDGET = {
-    "LIMIT": "20",
-    "ROUNDS": "1",
-    "SAMPLES": "2",
-    "DISTILL": "13",
-    "SAMPLE_FLAGS": "--max-tokens 96",
-    "EVALUATE_FLAGS": "--max-tokens 96",
-    "FINETUNE_FLAGS": "--epochs 1",
-    "DISTILL_FLAGS": "--epochs 4",
+    "LIMIT": "20", "ROUNDS": "1", "SAMPLES": "2", "DISTILL": "13", "SAMPLE_FLAGS": "--max-tokens 96",
+    "EVALUATE_FLAGS": "--max-tokens 96", "FINETUNE_FLAGS": "--epochs 1", "DISTILL_FLAGS": "--epochs 4",
     "ORM_FLAGS": "--epochs 1",
-}
+}  # fmt: skip
 HANG = 900  # seconds after which a call is taken to hang
 
 
@@ -39,10 +33,8 @@ def begin(name: str, budget: dict[str, str]) -> subprocess.Popen:
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"PYTHON": sys.executable, "RUN": name} | budget
     with (folder / "log").open("ab") as log:
-        command = ["bash", "run_rounds.sh"]
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        same = {"cwd": ROOT, "env": environment, "stdout": log, "stderr": log, "start_new_session": True}
+        return subprocess.Popen(["bash", "run_rounds.sh"], **same)
 
 
 def begun(name: str) -> list[str]:
@@ -62,19 +54,12 @@ def seconds_of(name: str) -> dict[str, float]:
 
 
 def kill_every_step(
-    name: str,
-    budget: dict[str, str],
-    seconds: dict[str, float],
-    rng: random.Random,
-    twice: int,
-    limit: int = 1 << 30,
+    name: str, budget: dict, seconds: dict[str, float], rng: random.Random, twice: int, limit: int = 1 << 30
 ) -> Counter:
     """Run to the end, killing every step once, `twice` of them twice, at a moment within its seconds:
     kills by step.
     """
-    left = Counter(seconds.keys())
-    left.update(rng.sample(sorted(seconds), twice))
-    kills = Counter()
+    left, kills = Counter([*seconds, *rng.sample(sorted(seconds), twice)]), Counter()
     while True:
         process, seen, start = begin(name, budget), len(begun(name)), time.monotonic()
         killed = False
@@ -105,12 +90,11 @@ def contents(name: str) -> dict[str, list]:
     for path in sorted(folder.rglob("*.jsonl")):
         rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
         if path.name == "train_log.jsonl":
-            files[str(path.relative_to(folder))] = [[row["step"], round(row["loss"], 5)] for row in rows]
+            found = [[row["step"], round(row["loss"], 5)] for row in rows]
         else:
             fields = ("id", "sample", "origin", "status", "answer_check", "orm_check")
-            files[str(path.relative_to(folder))] = sorted(
-                [str(row.get(field)) for field in fields] for row in rows
-            )
+            found = sorted([str(row.get(field)) for field in fields] for row in rows)
+        files[str(path.relative_to(folder))] = found
     return files
 
 
@@ -132,10 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--kills", type=int, default=100, help="in all, over several runs (default %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="draws the moments (default %(default)s)")
+    add = parser.add_argument
+    add("--kills", type=int, default=100, help="in all, over several runs (default %(default)s)")
+    add("--seed", type=int, default=0, help="draws the moments (default %(default)s)")
     args = parser.parse_args()
     rng, kills, number, bad = random.Random(args.seed), Counter(), 0, 0
     for name in ("kill-none", "kill-1"):

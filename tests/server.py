@@ -12,10 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def completion(text: str | None, finish: str = "stop") -> dict:
-    return {
-        "choices": [{"message": {"content": text}, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 3},
-    }
+    choice = {"message": {"content": text}, "finish_reason": finish}
+    return {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
 
 
 # What a server may do instead of answering: (status, content, headers); RESET, HANG and CUT are done by the
@@ -64,9 +62,8 @@ class Server:
                     self.close_connection = True
                     return
                 self.send_response(200 if status == CUT else status)
-                for name, value in {"Content-Length": str(len(body) + 99 * (status == CUT))}.items() | (
-                    headers() if callable(headers) else headers
-                ).items():
+                more = headers() if callable(headers) else headers
+                for name, value in ({"Content-Length": str(len(body) + 99 * (status == CUT))} | more).items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
@@ -86,12 +83,8 @@ class Server:
                 status, content, headers = outer.behave(number, body)
                 with lock:
                     outer.running -= 1
-                    if (
-                        status == 200
-                        and isinstance(content, dict)
-                        and content.get("choices")
-                        and content["choices"][0]["finish_reason"] != "error"
-                    ):
+                    given = content.get("choices") if isinstance(content, dict) and status == 200 else None
+                    if given and given[0]["finish_reason"] != "error":
                         outer.answered.append(body)
                 if status == HANG:
                     time.sleep(60)
@@ -128,11 +121,8 @@ def teaching(teacher):
 
     def behave(number, body):
         parts = body["messages"][-1]["content"]
-        pictures = [
-            base64.b64decode(part["image_url"]["url"].split(",", 1)[1])
-            for part in parts
-            if part["type"] == "image_url"
-        ]
+        urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        pictures = [base64.b64decode(url.split(",", 1)[1]) for url in urls]
         answer = teacher.answer(text_of(body), pictures, body["seed"])
         return (200, completion(answer), {}) if answer else (404, {"error": "unknown problem"}, {})
 

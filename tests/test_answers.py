@@ -11,26 +11,6 @@ from mathse.answers import check_answer, check_rows, find_answer, is_stated, rev
 
 CLOSING = "The answer to this problem is"
 C, W, U = "correct", "wrong", "undecided"
-SPANS = {
-    "The answer to this problem is 7.": ("7", "sentence"),
-    "First \\boxed{4}. No, that is wrong: we forgot a side. So it is \\boxed{6}.": ("6", "boxed"),
-    "The answer is 3.\nChecking again, a corner is missing.\nThe answer to this problem is 4.": (
-        "4",
-        "sentence",
-    ),
-    "The answer to this problem is 4. Wait, that is wrong.": (None, "none"),
-    "So \\boxed{\\frac{1}{\\sqrt{2}}} follows.": ("\\frac{1}{\\sqrt{2}}", "boxed"),
-    "So \\boxed{\\frac{1}{\\sqrt{2}": (None, "none"),
-    "The answer to this problem is": (None, "none"),
-    "**Answer:** $12$": ("$12$", "answer-line"),
-    "The answer is:\n\n$$\n\\frac{3}{4}\n$$": ("\\frac{3}{4}", "answer-line"),
-    "解：面积为 6。故答案为：6。": ("6", "answer-line"),
-    "综上，故选：C．": ("C", "choice"),
-    "The answer is not 5. The answer is 6 because two sides are equal.": ("6", "answer-line"),
-    "": (None, "none"),
-    "I can not see the picture": (None, "none"),
-}
-
 # Responses that do not state 5: it is denied, supposed, taken back, another's, or a part of something.
 NOT_FIVE = """
 -\\boxed{5} ; $x \\neq \\boxed{5}$ ; not \\boxed{5} ; $\\sqrt{\\boxed{5}}$ ; $\\boxed{5}\\pi$
@@ -61,57 +41,21 @@ The incorrect option is B. ; We can eliminate option B. ; 错误的是B ; 所以
 """
 
 HOSTILE = [
-    "\\boxed{" + "x = (y = " * 14 + "}",
-    "A " + "not (x = 1, " * 12 + ".",
-    "a " + "rather than (x = 1, " * 10,
-    "\\log_{1.00000001} 2",
-    "is " * 260 + " z9#",
-    "is a " * 150 + " 5",
-    "的" * 780 + " z9#",
-    "9^9^9^9",
-    "9^{9^{9^{9^{9}}}}",
-    "\\boxed{10^{10^{10^{10}}}}",
-    "\\boxed{(((((2^{100})^{100})^{100})^{100})^{100})}",
-    "9" * 300,
-    "9" * 1_000_000,
-    "\\boxed{" * 10_000,
-    "{" * 100_000 + "}" * 7,
-    "The answer is " + "(" * 10_000 + "1" + ")" * 10_000,
-    "(" * 150 + "1" + ")" * 150,
-    "\\frac{" * 60 + "1" + "}{2}" * 60,
-    "\\sqrt{" * 50 + "2" + "}" * 50,
-    "The answer is " * 20_000,
-    "answer " + " " * 100_000,
-    "\\boxed{\x00\x1b[2J\ud800\x0c}",
-    "\\boxed{" + "x+" * 500_000 + "1}",
-    "1" + ",000" * 90,
-    "\\boxed{factorial(99999999)}",
-    "99999999!",
-    "\\boxed{99999999!!!!}",
-    "__import__('os').system('kill 0')",
-    "\\boxed{\\sum_{n=1}^{10^{12}} \\frac{\\sin n}{n^n}}",
-    "\\boxed{x^{99999}-1=(x-1)^{88888}}",
-    "\\boxed{\\int_0^{\\infty} e^{x^{x^{x}}} dx}",
-    "a" * 399,
-    "≈" * 300,
-    "1 or " * 79,
-    "(1)" * 130,
-    "\\text{" * 60,
-    "\\pm" * 100,
-    "#" * 8000,
-    "answer to " * 800,
-    "; ".join("\\sqrt{2}" for _ in range(40)),
-    "\n" * 50_000,
-    "_" * 390,
-    "0:0:0:0:0",
-    "亿" * 9000,
-    "百",
-    "【答案】" * 3000,
-    "√" * 290 + "2",
-    "sin " * 80 + "x",
-    "\\binom{4000}{2000}^{4000}",
-    "(2^4000)^4000^(4000)",
-]
+    "\\boxed{" + "x = (y = " * 14 + "}", "A " + "not (x = 1, " * 12 + ".",
+    "a " + "rather than (x = 1, " * 10, "\\log_{1.00000001} 2", "is " * 260 + " z9#", "is a " * 150 + " 5",
+    "的" * 780 + " z9#", "9^9^9^9", "9^{9^{9^{9^{9}}}}", "\\boxed{10^{10^{10^{10}}}}",
+    "\\boxed{(((((2^{100})^{100})^{100})^{100})^{100})}", "9" * 300, "9" * 1_000_000, "\\boxed{" * 10_000,
+    "{" * 100_000 + "}" * 7, "The answer is " + "(" * 10_000 + "1" + ")" * 10_000,
+    "(" * 150 + "1" + ")" * 150, "\\frac{" * 60 + "1" + "}{2}" * 60, "\\sqrt{" * 50 + "2" + "}" * 50,
+    "The answer is " * 20_000, "answer " + " " * 100_000, "\\boxed{\x00\x1b[2J\ud800\x0c}",
+    "\\boxed{" + "x+" * 500_000 + "1}", "1" + ",000" * 90, "\\boxed{factorial(99999999)}", "99999999!",
+    "\\boxed{99999999!!!!}", "__import__('os').system('kill 0')",
+    "\\boxed{\\sum_{n=1}^{10^{12}} \\frac{\\sin n}{n^n}}", "\\boxed{x^{99999}-1=(x-1)^{88888}}",
+    "\\boxed{\\int_0^{\\infty} e^{x^{x^{x}}} dx}", "a" * 399, "≈" * 300, "1 or " * 79, "(1)" * 130,
+    "\\text{" * 60, "\\pm" * 100, "#" * 8000, "answer to " * 800, "; ".join("\\sqrt{2}" for _ in range(40)),
+    "\n" * 50_000, "_" * 390, "0:0:0:0:0", "亿" * 9000, "百", "【答案】" * 3000, "√" * 290 + "2",
+    "sin " * 80 + "x", "\\binom{4000}{2000}^{4000}", "(2^4000)^4000^(4000)",
+]  # fmt: skip
 
 
 # What is revealed of an answer: reference, options, explanation, response, whether it is.
@@ -141,20 +85,34 @@ REVEALED = [
     ("C", ABC, "C is not what the steps lead to.", "It is 35. The answer is B.", False),
     ("AB", ABC, "It is 33.", "The answer is C.", True),
 ]
-# How an answer was found: response, closing, (extracted, rule), whether it is stated as one.
+# How an answer was found: response, what is found, its rule, and the closing form where it is not CLOSING.
 FOUND = [
-    ("If x is 3, then <answer>9</answer>", CLOSING, ("9", "tag"), True),
-    ("<ANSWER>7</ANSWER>", CLOSING, ("7", "tag"), True),
-    ("The answer to this problem is 3.\n<answer>9</answer>", CLOSING, ("9", "tag"), True),
-    ("<answer>9</answer>\nThe answer to this problem is 3.", CLOSING, ("3", "sentence"), True),
-    ('{"answer": "7"}', CLOSING, ("7", "field"), True),
-    ("Final result: 12 cm", "Final result:", ("12 cm", "sentence"), True),
-    ("We add.\n=> 12", "=>", ("12", "sentence"), True),
-    ("The answer is 5. Final result: 12", "", ("5", "answer-line"), True),
-    ("The image of the gold coin shows 5.", CLOSING, ("5", "conclusion"), False),
-    ("So there are 24 apples in total.", CLOSING, ("24 apples in total", "conclusion"), False),
-    ("42", CLOSING, ("42", "bare"), False),
-    ("**Answers:**\n- x = 2\n- y = 3", CLOSING, ("x = 2, y = 3", "answer-line"), True),
+    ("The answer to this problem is 7.", "7", "sentence"),
+    ("First \\boxed{4}. No, that is wrong: we forgot a side. So it is \\boxed{6}.", "6", "boxed"),
+    (f"The answer is 3.\nChecking again, a corner is missing.\n{CLOSING} 4.", "4", "sentence"),
+    ("The answer to this problem is 4. Wait, that is wrong.", None, "none"),
+    ("So \\boxed{\\frac{1}{\\sqrt{2}}} follows.", "\\frac{1}{\\sqrt{2}}", "boxed"),
+    ("So \\boxed{\\frac{1}{\\sqrt{2}", None, "none"),
+    ("The answer to this problem is", None, "none"),
+    ("**Answer:** $12$", "$12$", "answer-line"),
+    ("The answer is:\n\n$$\n\\frac{3}{4}\n$$", "\\frac{3}{4}", "answer-line"),
+    ("解：面积为 6。故答案为：6。", "6", "answer-line"),
+    ("综上，故选：C．", "C", "choice"),
+    ("The answer is not 5. The answer is 6 because two sides are equal.", "6", "answer-line"),
+    ("", None, "none"),
+    ("I can not see the picture", None, "none"),
+    ("If x is 3, then <answer>9</answer>", "9", "tag"),
+    ("<ANSWER>7</ANSWER>", "7", "tag"),
+    ("The answer to this problem is 3.\n<answer>9</answer>", "9", "tag"),
+    ("<answer>9</answer>\nThe answer to this problem is 3.", "3", "sentence"),
+    ('{"answer": "7"}', "7", "field"),
+    ("Final result: 12 cm", "12 cm", "sentence", "Final result:"),
+    ("We add.\n=> 12", "12", "sentence", "=>"),
+    ("The answer is 5. Final result: 12", "5", "answer-line", ""),
+    ("The image of the gold coin shows 5.", "5", "conclusion"),
+    ("So there are 24 apples in total.", "24 apples in total", "conclusion"),
+    ("42", "42", "bare"),
+    ("**Answers:**\n- x = 2\n- y = 3", "x = 2, y = 3", "answer-line"),
 ]
 
 
@@ -163,15 +121,11 @@ def check(response: str, problem: object, finish: str = "stop") -> str | None:
     return check_answer(response, problem, finish)["answer_check"]
 
 
-@pytest.mark.parametrize("response", SPANS)
-def test_find_answer(response):
-    assert find_answer(response, CLOSING) == SPANS[response]
-
-
-@pytest.mark.parametrize("response, closing, found, stated", FOUND)
-def test_an_answer_is_stated_or_concluded(response, closing, found, stated):
-    assert find_answer(response, closing) == found
-    assert is_stated(found[1]) == stated
+@pytest.mark.parametrize("case", FOUND, ids=lambda case: case[0][-20:])
+def test_an_answer_is_found_and_stated_or_concluded(case):
+    response, found, rule, *closing = case
+    assert find_answer(response, *(closing or [CLOSING])) == (found, rule)
+    assert is_stated(rule) == (rule not in ("none", "conclusion", "bare"))
 
 
 def test_tables():
@@ -249,21 +203,10 @@ def test_import_is_cheap():
 
 # set: the least share of right verdicts, the most false accepts
 BARS = {
-    "own a": (0.95, 0),
-    "own b": (0.90, 1),
-    "own c": (0.98, 1),
-    "own d": (0.98, 0),
-    "own e": (0.99, 1),
-    "own f": (0.99, 0),
-    "own g": (0.99, 1),
-    "own h": (0.965, 0),
-    "own i": (0.965, 2),
-    "own j": (0.98, 0),
-    "own k": (0.945, 1),
-    "own l": (0.91, 0),
-    "development": (0.99, 0),
-    "reported": (1.0, 0),
-}
+    "own a": (0.95, 0), "own b": (0.90, 1), "own c": (0.98, 1), "own d": (0.98, 0), "own e": (0.99, 1),
+    "own f": (0.99, 0), "own g": (0.99, 1), "own h": (0.965, 0), "own i": (0.965, 2), "own j": (0.98, 0),
+    "own k": (0.945, 1), "own l": (0.91, 0), "development": (0.99, 0), "reported": (1.0, 0),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BARS)

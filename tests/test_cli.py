@@ -18,9 +18,8 @@ SCRIPTS += ["-m mathse.problems", "-m mathse.report", "toy/problems.py", "toy/te
 def test_help_needs_no_torch(script):
     done = finish(*script.split(), "--help", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and "default" in done.stdout
-    assert not re.search(r"\|\s+torch$", done.stderr, re.MULTILINE) and re.search(
-        r"\|\s+argparse$", done.stderr, re.MULTILINE
-    )
+    imported = re.findall(r"\|\s+(\S+)$", done.stderr, re.MULTILINE)
+    assert "torch" not in imported and "argparse" in imported
 
 
 @pytest.fixture
@@ -34,12 +33,8 @@ def problem(**changes) -> dict:
 
 
 BAD = [
-    ("01_sample.py", "--input p.jsonl --model no/such/folder", "--model: no/such/folder: no such folder"),
     ("01_sample.py", "--input p.jsonl --model toy", "no config.json"),
     ("01_sample.py", "--input p.jsonl --model http://127.0.0.1:9/v1#m", "cannot be reached"),
-    ("01_sample.py", "--input p.jsonl --model http://127.0.0.1:9/v1", "an endpoint is written"),
-    ("01_sample.py", "--input p.jsonl --model toy/base --samples 4", "--samples: more than one"),
-    ("01_sample.py", "--input no.jsonl --model toy/base", "no.jsonl: no such file"),
     ("01_sample.py", "--input p.jsonl", "the following arguments are required: --model"),
     ("02_verify.py", "--input p.jsonl", "--model: needed for --accept both"),
     ("02_verify.py", "--input p.jsonl --accept answer", "sample: missing"),
@@ -49,21 +44,13 @@ BAD = [
     ("04_finetune.py", "--input p.jsonl --model toy/base", "sample: missing"),
     ("04_finetune.py", "--input p.jsonl --model toy/base --init previous", "--previous: needed"),
     ("04_finetune.py", "--input p.jsonl --model http://127.0.0.1:9/v1#m", "an endpoint cannot be fine-tuned"),
-    (
-        "04_finetune.py",
-        "--input p.jsonl --model toy/base --log-with nothing",
-        "--log-with: nothing: not installed here",
-    ),
+    ("04_finetune.py", "--input p.jsonl --model toy/base --log-with x", "--log-with: x: not installed here"),
     ("01_sample.py", "--input p.jsonl --model solutions", "no problem has a `solution`"),
     ("01_sample.py", "--input p.jsonl --model toy/base --draw 1.0", "argument --draw: 1.0: must be"),
     ("05_evaluate.py", "--test p.jsonl", "both are needed"),
     ("05_evaluate.py", "--test nobench:p --model toy/base", "nobench:p: no such file"),
     ("05_evaluate.py", "--test mathvision:none --model toy/base", "no folder none"),
-    (
-        "05_evaluate.py",
-        "--test p.jsonl --model toy/base --against none",
-        "--against: none: no metrics.json in it",
-    ),
+    ("05_evaluate.py", "--test p.jsonl --model toy/base --against no", "--against: no: no metrics.json"),
     ("05_evaluate.py", "--test p.jsonl --model toy/base --prompt benchmark", "has no prompt of its own"),
     ("-m", "mathse.problems --input hf:train", "a hub data set is written"),
 ]
@@ -78,41 +65,20 @@ def test_bad_flags(run, tmp_path, image, script, flags, message):
 
 
 def test_answers_alone_need_no_model(run, tmp_path, image):
-    draft = {
-        "draft_of": {"verified_in": "../round_1/verified.jsonl", "origin": "round-1", "sample": 0}
-    }  # relative to the file that holds it
+    told = {"verified_in": "../round_1/verified.jsonl", "origin": "round-1", "sample": 0}
     said = [("The answer to this problem is 1.", "stop"), ("The answer to this problem is 2.", "stop")]
     said += [("Hm.", "stop"), ("The answer", "length")]
-    rows = [problem(sample=k, response=text, finish=finish) | draft for k, (text, finish) in enumerate(said)]
-    write_rows(tmp_path / "s.jsonl", rows)
-    done = run(
-        "02_verify.py",
-        "--input",
-        tmp_path / "s.jsonl",
-        "--output",
-        tmp_path / "sub" / "v.jsonl",
-        "--accept",
-        "answer",
-    )
+    rows = [problem(sample=k, response=text, finish=end, draft_of=told) for k, (text, end) in enumerate(said)]
+    output = tmp_path / "sub" / "v.jsonl"
+    flags = ["--input", write_rows(tmp_path / "s.jsonl", rows), "--output", output, "--accept", "answer"]
+    done = run("02_verify.py", *flags)
     assert done.returncode == 0, done.stderr
-    verified = read_rows(tmp_path / "sub" / "v.jsonl")
+    verified = read_rows(output)
     assert [row["status"] for row in verified] == ["correct", "wrong", "undecided", "undecided"]
-    assert (tmp_path / "sub" / verified[0]["images"][0]).resolve() == (tmp_path / "x.png").resolve()
-    assert verified[0]["draft_of"] == {
-        "verified_in": "../../round_1/verified.jsonl",
-        "origin": "round-1",
-        "sample": 0,
-    }
-    again = run(
-        "02_verify.py",
-        "--input",
-        tmp_path / "s.jsonl",
-        "--output",
-        tmp_path / "sub" / "v.jsonl",
-        "--accept",
-        "answer",
-    )
-    assert again.stdout.startswith("skip ")
+    assert (output.parent / verified[0]["images"][0]).resolve() == (tmp_path / "x.png").resolve()
+    # relative to the file that holds it
+    assert verified[0]["draft_of"] == told | {"verified_in": "../../round_1/verified.jsonl"}
+    assert run("02_verify.py", *flags).stdout.startswith("skip ")
 
 
 def test_a_folder_of_the_project_is_no_hub_id_from_elsewhere(tmp_path, image):
@@ -149,8 +115,8 @@ def test_a_dry_run_counts_the_files_that_are_there(run, tmp_path, image):
 SHELLS = {  # how a shell calls a command, {}
     "an ASCII terminal": "PYTHONIOENCODING=ascii {}",
     "no locale": "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {}",
-    "a reader that leaves": "{} | (exec <&-; sleep 4)",
-    "a reader of errors that leaves": "{} 2>&1 > /dev/null | (exec <&-; sleep 4)",
+    "a reader that leaves": "{} | true",
+    "a reader of errors that leaves": "{} 2>&1 > /dev/null | true",
     "closed outputs": "{} <&- >&- 2>&-",
     "no home": "env -u HOME {}",
     "a home that takes no files": "HOME=/proc {}",
@@ -162,10 +128,9 @@ def test_a_command_goes_on_wherever_it_speaks(tmp_path, case):
     """A line names an answer that is not read, with letters that not every terminal has."""
     row = {"id": "Größe ∑", "question": "1 + 1?", "images": [], "answer": "eine Ähre"}
     write_rows(tmp_path / "p.jsonl", [row | {"id": f"{row['id']} {k}"} for k in range(3)])
-    call = (
-        f"{sys.executable} -m mathse.problems --input {tmp_path}/p.jsonl --output {tmp_path}/Größe/out.jsonl"
-    )
-    shell = ["bash", "-o", "pipefail", "-c", SHELLS[case].format(call)]
+    files = f"--input {tmp_path}/p.jsonl --output {tmp_path}/Größe/out.jsonl"
+    call = SHELLS[case].format(f"{sys.executable} -m mathse.problems {files}")
+    shell = ["bash", "-o", "pipefail", "-c", call]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert len(read_rows(tmp_path / "Größe" / "out.jsonl")) == 3  # and nothing that was meant for people

@@ -233,32 +233,31 @@ def test_a_rank_that_is_killed_keeps_the_rows_so_far(toy_world, tmp_path, run):
     assert output.read_text() == (tmp_path / "one.jsonl").read_text()
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_all_stages_write_the_same_by_one_rank_and_by_several(toy_world, tmp_path, run, ranks):
-    problems = read_rows(toy_world / "train.jsonl")[:6]
-    said = "It is {}.\nThe answer to this problem is {}."
-    rows = [
-        row | {"prompt": "Q", "sample": k, "response": said.format(k, k), "finish": "stop"}
-        for row in problems
-        for k in range(2)
-    ]
-    for row in rows:
-        row["images"] = [str(toy_world / image) for image in row["images"]]
+def test_all_stages_write_the_same_by_one_rank_and_by_several(toy_world, tmp_path, run):
+    said, rows = "It is {}.\nThe answer to this problem is {}.", []
+    for row in read_rows(toy_world / "train.jsonl")[:6]:
+        row |= {
+            "images": [str(toy_world / image) for image in row["images"]],
+            "prompt": "Q",
+            "finish": "stop",
+        }
+        rows += [row | {"sample": k, "response": said.format(k, k)} for k in range(2)]
     wrong = {"status": "wrong", "error_step": "It is", "error_analysis": "no"}
     samples = write_rows(tmp_path / "samples.jsonl", rows)
     drafts = write_rows(tmp_path / "drafts.jsonl", [row | wrong for row in rows])
+    problems = write_rows(tmp_path / "p.jsonl", rows[::2])
     cases = {
-        "01_sample.py": ["--input", samples.parent / "p.jsonl", "--samples", 3, "--temperature", 1],
+        "01_sample.py": ["--input", problems, "--samples", 3, "--temperature", 1],
         "02_verify.py": ["--input", samples, "--accept", "both"],
         "03_reflect.py": ["--input", drafts, "--drafts", "2"],
         "05_evaluate.py": ["--test", toy_world / "test.jsonl", "--limit", "6"],
     }
-    write_rows(tmp_path / "p.jsonl", [row | {"sample": 0} for row in rows[::2]])
     for script, flags in cases.items():
-        made = []
-        for count in (1, ranks):
-            output = tmp_path / f"{script}-{count}"
-            done = run(script, *flags, *LOCAL, "--output", output, "--processes", count)
+        made = set()
+        for ranks in (1, 2, 3):
+            output = tmp_path / f"{script}-{ranks}"
+            done = run(script, *flags, *LOCAL, "--output", output, "--processes", ranks)
             assert done.returncode == 0, done.stderr[-3000:]
-            made.append((output / "predictions.jsonl" if output.is_dir() else output).read_text())
-        assert made[0] == made[1] and made[0].count("\n") >= 6, script
+            made.add((output / "predictions.jsonl" if output.is_dir() else output).read_text())
+        (text,) = made
+        assert text.count("\n") >= 6, script

@@ -60,29 +60,31 @@ def test_a_model_is_served_and_its_server_ended(run, toy_world, folder):
     for body in bodies:  # all that a folder's habits could change
         assert body["top_k"] == -1 and body["repetition_penalty"] == 1.0 and body["min_p"] == 0.0
     assert len({row["response"] for row in rows if row["id"] == rows[0]["id"]}) > 1
+    assert run(*flags(toy_world, folder, *SAMPLED)).stdout.startswith("skip ")
+    local = [flag for flag in flags(toy_world, folder, *SAMPLED) if flag not in ("--serve", FAKE)]
+    done = run(*local)  # served and local are not mixed
+    assert done.returncode == 2 and "serve was" in done.stderr
 
 
-def test_reflections_and_evaluations_are_served_too(run, toy_world, folder):
+def test_all_stages_are_served(run, toy_world, folder):
+    """Verdicts keep to a schema."""
     told = {"prompt": "Q", "sample": 0, "response": "It is 0.", "finish": "stop", "status": "wrong"}
     rows = read_rows(toy_world / "train.jsonl")[:4]
     rows = [row | told | {"images": [str(toy_world / name) for name in row["images"]]} for row in rows]
-    wrong = write_rows(folder / "wrong.jsonl", rows)
-    outputs = folder / "out/reflected.jsonl", folder / "out/eval/predictions.jsonl"
-    reflect = ["03_reflect.py", "--input", wrong, "--output", outputs[0]]
-    evaluate = [
-        "05_evaluate.py",
-        "--test",
-        toy_world / "test.jsonl",
-        "--limit",
-        4,
-        "--output",
-        outputs[1].parent,
-    ]
-    for command, output in zip((reflect, evaluate), outputs):
-        done = run(*command, "--model", "toy/base", "--serve", FAKE)
+    wrong, out = write_rows(folder / "wrong.jsonl", rows), folder / "out"
+    commands = {  # the last one's bodies are looked at
+        out / "reflected.jsonl": ["03_reflect.py", "--input", wrong],
+        out / "predictions.jsonl": ["05_evaluate.py", "--test", toy_world / "test.jsonl", "--limit", 4],
+        out / "verified.jsonl": ["02_verify.py", "--input", wrong],
+    }
+    for output, command in commands.items():
+        place = out if "05_evaluate.py" in command else output
+        done = run(*command, "--output", place, "--model", "toy/base", "--serve", FAKE)
         assert done.returncode == 0, done.stderr
         assert "serve: answers after" in done.stdout
         assert [row["finish"] for row in read_rows(output)] == ["stop"] * 4
+    assert all(body["response_format"]["type"] == "json_schema" for body in seen(folder)[-4:])
+    assert {row["orm_check"] for row in read_rows(out / "verified.jsonl")} <= {"correct", "wrong"}
     assert not any(map(is_alive, processes_of(folder)))
 
 
@@ -95,26 +97,6 @@ def test_greedy_samples_are_told(run, toy_world, folder):
     assert "all samples of 6 of 6 problems are one text" in done.stdout
 
 
-def test_verdicts_keep_to_a_schema(run, toy_world, folder):
-    done = run(*flags(toy_world, folder))
-    assert done.returncode == 0, done.stderr
-    before = len(seen(folder))
-    verify = ["02_verify.py", "--input", folder / "out/samples.jsonl", "--output", folder / "v.jsonl"]
-    done = run(*verify, "--model", "toy/base", "--serve", FAKE)
-    assert done.returncode == 0, done.stderr
-    asked = seen(folder)[before:]
-    assert len(asked) == 6 and all(body["response_format"]["type"] == "json_schema" for body in asked)
-    assert {row["orm_check"] for row in read_rows(folder / "v.jsonl")} <= {"correct", "wrong"}
-
-
-def test_served_and_local_are_not_mixed(run, toy_world, folder):
-    assert run(*flags(toy_world, folder, *SAMPLED)).returncode == 0
-    assert "skip" in run(*flags(toy_world, folder, *SAMPLED)).stdout
-    local = [flag for flag in flags(toy_world, folder, *SAMPLED) if flag not in ("--serve", FAKE)]
-    done = run(*local)
-    assert done.returncode == 2 and "serve was" in done.stderr
-
-
 def test_a_server_that_dies_is_started_once_more(run, toy_world, folder):
     whole = run(*flags(toy_world, folder, "--output", folder / "whole.jsonl", *SAMPLED, "--concurrency", 2))
     assert whole.returncode == 0, whole.stderr
@@ -122,10 +104,8 @@ def test_a_server_that_dies_is_started_once_more(run, toy_world, folder):
     assert done.returncode == 0, done.stderr
     assert "the server died; it is started anew" in done.stdout
     key = ("id", "sample", "response", "finish")
-    rows = [
-        sorted([row[name] for name in key] for row in read_rows(path))
-        for path in (folder / "whole.jsonl", folder / "out/samples.jsonl")
-    ]
+    files = (folder / "whole.jsonl", folder / "out/samples.jsonl")
+    rows = [sorted([row[name] for name in key] for row in read_rows(path)) for path in files]
     assert rows[0] == rows[1] and len(rows[0]) == 24
     assert not any(map(is_alive, processes_of(folder)))
 
@@ -162,8 +142,7 @@ def test_a_server_that_does_not_come_up_is_one_line(run, toy_world, folder):
 
 
 @pytest.mark.parametrize(
-    "more",
-    [("--serve", "vllm serve {model}"), ("--serve", FAKE, "--model", "http://127.0.0.1:1/v1#x")],
+    "more", [("--serve", "vllm serve {model}"), ("--serve", FAKE, "--model", "http://127.0.0.1:1/v1#x")]
 )
 def test_what_cannot_be_served_is_refused(run, toy_world, folder, more):
     done = run(*flags(toy_world, folder, *more))

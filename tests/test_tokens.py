@@ -68,7 +68,8 @@ def test_a_reply_holds_no_special_token_but_its_end(kind, tiny_model):
     messages = [*user_message("What is x?", []), {"role": "assistant", "content": reply}]
     (learnt,) = reply_tokens(processor, [{"messages": messages}])
     assert processor.tokenizer.decode(learnt) == f"{reply}<eos>"
-    assert [token for token in learnt if token < len(tiny.SPECIAL)] == [tiny.SPECIAL.index("<eos>")]
+    (end,) = (token for token in learnt if token < len(tiny.SPECIAL))
+    assert end == tiny.SPECIAL.index("<eos>") == turn_end(processor)
 
 
 def test_tokens_that_overlap_or_are_forged(tiny_model):
@@ -106,39 +107,15 @@ KEPT = [  # what is no end
     "",
 ]
 ENDS = [
-    "<|im_end|>",
-    "<|im_end|>\n",
-    " <|eot_id|>",
-    "</s>",
-    "<s>",
-    "<|endoftext|>",
-    "<|eot_id|><|eot_id|>",
-    "<|im_end|>\n<|im_end|> </s>",
-    "<end_of_utterance>",
-    "<end_of_turn>\n",
-    "<turn|>",
-    "<eos>",
-    "<eoa>",
-    "[UNUSED_TOKEN_145]",
-    "[/INST]",
-    " [end of text]",
-    "<｜end▁of▁sentence｜>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<|end|>",
-    "<|return|>",
-    "<|an_end_that_nobody_knows|>",
-    "<|im_end|>\n<|im_start|>user\nThanks",
-    " <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nMore.",
-    "</s><s>[INST] More [/INST]",
-    "<|endoftext|>Human: and 2 + 2?",
-    "</s>USER: and 2 + 2?",
-    "<|user|>\nand 2 + 2?",
-    "<start_of_turn>user\nand 2 + 2?",
-    "\n<|im_start|>user\nand 2 + 2?",
-    "<｜User｜>and 2 + 2?",
-    "[INST] and 2 + 2?",
-    "\n<|im_end|>\nMore.",
-]
+    "<|im_end|>", "<|im_end|>\n", " <|eot_id|>", "</s>", "<s>", "<|endoftext|>", "<|eot_id|><|eot_id|>",
+    "<|im_end|>\n<|im_end|> </s>", "<end_of_utterance>", "<end_of_turn>\n", "<turn|>", "<eos>", "<eoa>",
+    "[UNUSED_TOKEN_145]", "[/INST]", " [end of text]", "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>",
+    "<|end|>", "<|return|>", "<|an_end_that_nobody_knows|>", "<|im_end|>\n<|im_start|>user\nThanks",
+    " <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nMore.", "</s><s>[INST] More [/INST]",
+    "<|endoftext|>Human: and 2 + 2?", "</s>USER: and 2 + 2?", "<|user|>\nand 2 + 2?",
+    "<start_of_turn>user\nand 2 + 2?", "\n<|im_start|>user\nand 2 + 2?", "<｜User｜>and 2 + 2?",
+    "[INST] and 2 + 2?", "\n<|im_end|>\nMore.",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -279,11 +256,6 @@ def test_a_model_whose_replies_have_no_end_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         learnt_of(processor_with("{{ role }}: {{ text }} ", "assistant:", eos_token=None), "4.")
     assert "names a token that ends a reply; set eos_token" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_turns_end_alike_in_all_architectures(kind, tiny_model):
-    assert turn_end(common.load_processor(str(tiny_model(kind)))) == tiny.SPECIAL.index("<eos>")
 
 
 # ---------------------------------------------------------------- where a template stands

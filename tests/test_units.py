@@ -40,12 +40,10 @@ def test_images_stand_where_the_questions_marks_are(stage):
     assert [part["type"] for part in parts] == ["text", "image", "text", "image", "text"]
 
 
+IN_FRONT = "[][]Is image 1 larger than image 2?"
 TEMPLATES = {  # how a chat template writes a message's parts -> what a model reads of ASKED
     "in place": ("".join, "Is [] larger than []?"),
-    "images in front": (
-        lambda parts: "".join(sorted(parts, key="[]".__ne__)),
-        "[][]Is image 1 larger than image 2?",
-    ),
+    "images in front": (lambda parts: "".join(sorted(parts, key="[]".__ne__)), IN_FRONT),
 }
 
 
@@ -92,32 +90,8 @@ def recipe_of(path, **flags) -> Recipe:
     return Recipe(path, "01_sample.py", argparse.Namespace(force=False, **flags))
 
 
-def close(output: Output) -> None:
-    """As when its process is killed."""
-    output.file.close()
-    output.recipe.lock.close()
-
-
-def test_output_resumes_after_a_torn_line(tmp_path):
-    path = tmp_path / "out.jsonl"
-    rows = [{"id": name, "images": []} for name in "abc"]
-    output = Output(recipe_of(path))
-    for row in rows[:2]:
-        output.write(row)
-    close(output)
-    with (tmp_path / "out.jsonl.part" / "rank_0.jsonl").open("ab") as file:
-        file.write(b'{"id": "c", "ima')
-    again = Output(recipe_of(path))
-    assert again.done == {records.row_key(row) for row in rows[:2]}
-    again.write(rows[2])
-    again.finish(records.row_key(row) for row in rows)
-    assert [row["id"] for row in read_rows(path)] == list("abc") and not (
-        tmp_path / "out.jsonl.part"
-    ).exists()
-
-
 def test_an_output_is_in_the_order_of_its_keys_whoever_wrote_it(tmp_path):
-    """Parts of two processes, a failed row that was tried again, a row that stands twice."""
+    """Parts of two processes, a failed row that was tried again, a row that stands twice, a torn line."""
     rows = [{"id": name, "images": [], "finish": "stop"} for name in "abcd"]
     first = Output(recipe_of(tmp_path / "one.jsonl"))
     for row in reversed(rows):
@@ -128,21 +102,16 @@ def test_an_output_is_in_the_order_of_its_keys_whoever_wrote_it(tmp_path):
     second.write(rows[0] | {"finish": "error"})
     part = tmp_path / "two.jsonl.part"
     write_rows(part / "rank_1.jsonl", [rows[3], rows[1], rows[2], rows[1] | {"finish": "error"}])
-    close(second)
+    second.file.close()  # as when its process is killed
+    second.recipe.lock.close()
+    with (part / "rank_0.jsonl").open("ab") as file:
+        file.write(b'{"id": "a", "ima')
     again = Output(recipe_of(tmp_path / "two.jsonl"))
     assert again.done == {records.row_key(row) for row in rows[1:]}
     again.write(rows[0])
     again.finish(map(records.row_key, rows))
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
-
-
-def test_unfinished_output_keeps_its_part(tmp_path):
-    output = Output(recipe_of(tmp_path / "out.jsonl"))
-    output.write({"id": "a", "images": []})
-    with pytest.raises(SystemExit) as ended:
-        output.finish([records.row_key({"id": "a"}), records.row_key({"id": "b"})])
-    assert ended.value.code == 3
-    assert not (tmp_path / "out.jsonl").exists() and (tmp_path / "out.jsonl.part").exists()
+    assert not part.exists()
 
 
 def test_an_empty_folder_is_no_output(tmp_path):
@@ -154,32 +123,14 @@ def test_an_empty_folder_is_no_output(tmp_path):
     assert recipe.is_done()
 
 
-def test_a_second_writer_is_refused(tmp_path, capsys):
-    first = Output(recipe_of(tmp_path / "out.jsonl"))
-    with pytest.raises(SystemExit):
-        Output(recipe_of(tmp_path / "out.jsonl"))
-    assert "is being written by another process" in capsys.readouterr().err
-    first.finish([])
-
-
 @pytest.mark.parametrize("status", ["correct", "wrong"])
 @pytest.mark.parametrize("step", ['Step 1: "a" is 5°.', "Step 2: 三角形 \\frac{1}{2}"])
 def test_what_an_orm_is_taught_begins_as_02_foresees(stage, status, step):
-    row = {
-        "question": "?",
-        "images": [],
-        "response": 'Step 1: "a" is 5°.\nStep 2: 三角形 \\frac{1}{2}\nEnd.',
-    }
-    row |= {"status": status, "error_step": step, "error_analysis": "It is not."}
+    row = {"question": "?", "images": [], "response": f"{step}\nEnd.", "status": status}
+    row |= {"error_step": step, "error_analysis": "It is not."}
     made = stage("04_finetune").training_row(row, argparse.Namespace(orm=True, binary=False))
     taught = made["messages"][-1]["content"]
     assert stage("02_verify").parse_verdict(taught)["verdict"] == status
-
-
-SOLUTION = """Step 1: The picture shows sides 3 and 4.
-Step 2: 3 + 4 = 8.
-Step 3: 8 * 2 = 16.
-The answer to this problem is 16."""
 
 
 GOOD = '{"status": "WRONG", "error_step": "Step 2: 3 + 4 = 8", "error_analysis": "3 + 4 is not 8."}'
@@ -286,20 +237,14 @@ def test_annotations_that_contradict_the_answer_check_are_dropped(stage, check_c
         for request in requests:
             asked.append(request.row["id"])
             step, analysis = ("1", "No.") if asked[-1] in says else (None, None)
-            verdict = {
-                "status": says.get(asked[-1], "CORRECT"),
-                "error_step": step,
-                "error_analysis": analysis,
-            }
-            yield Reply(request.row, 0, json.dumps(verdict))
+            verdict = {"status": says.get(asked[-1], "CORRECT"), "error_step": step}
+            yield Reply(request.row, 0, json.dumps(verdict | {"error_analysis": analysis}))
 
     found = {row["id"]: row for row in stage("02_verify").annotate(args, iter(rows), generate)}
     assert [found[row["id"]]["status"] for row in rows] == statuses
     assert set(asked) == ({"wrong", "praised"} | ({"right", "luck"} if check_correct else set()))
-    assert (
-        "contradicts the answer check" in found["praised"]["reason"]
-        and found["wrong"]["error_analysis"] == "No."
-    )
+    assert "contradicts the answer check" in found["praised"]["reason"]
+    assert found["wrong"]["error_analysis"] == "No."
     told = {name: row.get("teacher_check") for name, row in found.items()}
     right = ("correct", "wrong") if check_correct else (None, None)
     assert told == {"right": right[0], "luck": right[1], "wrong": "wrong", "praised": "correct"}
@@ -307,19 +252,10 @@ def test_annotations_that_contradict_the_answer_check_are_dropped(stage, check_c
 
 def test_drafts_do_not_hang_on_the_order_of_the_rows(stage, tmp_path):
     """Replies arrive in another order each time, and after a kill in yet another one."""
-    rows = [
-        {
-            "id": f"p{k // 4}",
-            "sample": k % 4,
-            "question": "Q",
-            "prompt": "Q",
-            "images": [],
-            "response": f"r{k % 3} {k}" if k % 5 else "same",
-            "status": "wrong",
-            "error_step": "s" if k % 3 else None,
-        }
-        for k in range(48)
-    ]
+    rows, same = [], {"question": "Q", "prompt": "Q", "images": [], "status": "wrong"}
+    for k in range(48):
+        said = {"response": f"r{k % 3} {k}" if k % 5 else "same", "error_step": "s" if k % 3 else None}
+        rows.append({"id": f"p{k // 4}", "sample": k % 4} | same | said)
     chosen = []
     for seed in range(3):
         random.Random(seed).shuffle(rows)
@@ -351,87 +287,59 @@ def test_a_draw_that_could_mean_two_things_is_refused(text):
 def test_the_first_mistake_of_a_toy_solution():
     right = "Step 1: The picture shows a rectangle with sides 7 and 5.\nStep 2: The area is 7 * 5 = 35.\n"
     right += "The answer to this problem is B."
-    assert (
-        toy.first_mistake(right, right) is toy.first_mistake(right, right.replace("is B.", "is 35.")) is None
-    )
-    assert toy.first_mistake(right, right.replace("is B.", "is A."))[0] == "The answer to this problem is A."
-    assert toy.first_mistake(right, right.replace("= 35", "= 36")) == (
-        "Step 2: The area is 7 * 5 = 36.",
-        "7 * 5 is not 36.",
-    )
-    assert toy.first_mistake(right, right.replace("is B.", "is 36."))[0].endswith("is 36.")
+
+    def mistake(old: str, new: str) -> tuple[str, str] | None:
+        return toy.first_mistake(right, right.replace(old, new))
+
+    assert mistake("B", "B") is mistake("is B.", "is 35.") is None
+    assert mistake("is B.", "is A.")[0] == "The answer to this problem is A."
+    assert mistake("= 35", "= 36") == ("Step 2: The area is 7 * 5 = 36.", "7 * 5 is not 36.")
+    assert mistake("is B.", "is 36.")[0].endswith("is 36.")
 
 
 @pytest.mark.parametrize("name", list(toy.FAMILIES))
 def test_toy_families(name):
-    rng = random.Random(name)
+    rng, family = random.Random(name), toy.FAMILIES[name]
     for _ in range(200):
         record, numbers, canvas = toy.make_problem(name, rng)
         options = record.get("options", [])
-        assert toy.parse_numbers(record) == {
-            key: value
-            for key, value in numbers.items()
-            if "{" + key + "}" in toy.FAMILIES[name].facts + toy.FAMILIES[name].question
-        }
+        told = {key for key in numbers if "{" + key + "}" in family.facts + family.question}
+        assert toy.parse_numbers(record) == {key: numbers[key] for key in told}
         assert not options or (record["answer"] in options and len(set(options)) == 4)
-        wrong, line = toy.wrong_solution(toy.FAMILIES[name], numbers, options, "The picture shows", rng)
-        right_lines, wrong_lines = record["solution"].split("\n"), wrong.split("\n")
-        assert (
-            wrong_lines[:line] == right_lines[:line]
-            and wrong_lines[line] != right_lines[line]
-            and wrong_lines[-1] != right_lines[-1]
-        )
+        wrong, line = toy.wrong_solution(family, numbers, options, "The picture shows", rng)
+        rights, wrongs = record["solution"].split("\n"), wrong.split("\n")
+        assert wrongs[:line] == rights[:line] and wrongs[line] != rights[line] and wrongs[-1] != rights[-1]
         assert canvas.image.size == (112, 112)
 
 
 def test_teacher_answers_the_three_prompts(toy_world, stage):
     import teacher
 
-    rows = read_rows(toy_world / "train.jsonl")
-    server = teacher.Teacher([toy_world / "train.jsonl"], wrong=0.0, seed=0)
-    row = rows[0]
+    feedback, reflect = stage("02_verify").FEEDBACK_PROMPT, stage("03_reflect").REFLECT_PROMPT
+    row, *_ = read_rows(toy_world / "train.jsonl")
     picture = [(toy_world / row["images"][0]).read_bytes()]
     question = chat.question_text(row)
-    assert server.answer(chat.fill(common.SOLVE_PROMPT, question=question), picture, 0) == row["solution"]
-    wrong, line = toy.wrong_solution(
-        toy.FAMILIES[row["subject"]],
-        toy.parse_numbers(row),
-        row.get("options", []),
-        "The picture shows",
-        random.Random(1),
-    )
-    prompt = chat.fill(
-        stage("02_verify").FEEDBACK_PROMPT, question=question, answer=row["answer"], response=wrong
-    )
-    verdict = json.loads(server.answer(prompt, picture, 0))
+
+    def asked(prompt: str, wrong: float = 0.0, **texts: str) -> str | None:
+        server = teacher.Teacher([toy_world / "train.jsonl"], wrong=wrong, seed=0)
+        return server.answer(chat.fill(prompt, question=question, **texts), picture, 0)
+
+    assert asked(common.SOLVE_PROMPT) == row["solution"] != asked(common.SOLVE_PROMPT, wrong=1.0)
+    family, numbers, options = toy.FAMILIES[row["subject"]], toy.parse_numbers(row), row.get("options", [])
+    wrong, line = toy.wrong_solution(family, numbers, options, "The picture shows", random.Random(1))
+    verdict = json.loads(asked(feedback, answer=row["answer"], response=wrong))
     assert verdict["status"] == "WRONG" and verdict["error_step"] == wrong.split("\n")[line]
-    prompt = chat.fill(
-        stage("03_reflect").REFLECT_PROMPT,
-        question=question,
-        response=wrong,
-        error_step="x",
-        error_analysis="y",
-    )
-    assert server.answer(prompt, picture, 0) == row["solution"]
-    assert server.answer("What is this?", picture, 0) is None
+    assert asked(reflect, response=wrong, error_step="x", error_analysis="y") == row["solution"]
+    assert asked("What is this?") is None
     # a picture's number, a sum's result and the operation changed: each is another type of error
-    number = re.compile(r"\d+")
     lines = row["solution"].split("\n")
     changed = {
-        "vision": (0, number.sub("99", lines[0].removeprefix("Step 1:"), count=1)),
+        "vision": (0, re.sub(r"\d+", "99", lines[0].removeprefix("Step 1:"), count=1)),
         "calculation": (1, re.sub(r"= \d+", "= 9999", lines[1])),
         "reasoning": (1, "Step 2: It is 1 + 1 = 2."),
+        None: (0, "I see nothing."),
     }
-    changed["nothing"] = None
-    for kind, change in changed.items():
-        response = "I see nothing."
-        if change:
-            response = "\n".join([*lines[: change[0]], change[1], *lines[change[0] + 1 :]])
-        texts = {"question": question, "answer": row["answer"], "response": response}
-        prompt = chat.fill(stage("02_verify").FEEDBACK_PROMPT, **texts)
-        told = json.loads(server.answer(prompt, picture, 0))
-        assert told["status"] == "WRONG" and told["error_type"] == (kind if change else None), kind
-    always_wrong = teacher.Teacher([toy_world / "train.jsonl"], wrong=1.0, seed=0)
-    assert (
-        always_wrong.answer(chat.fill(common.SOLVE_PROMPT, question=question), picture, 0) != row["solution"]
-    )
+    for kind, (place, text) in changed.items():
+        response = "\n".join([*lines[:place], text, *lines[place + 1 :]]) if kind else text
+        told = json.loads(asked(feedback, answer=row["answer"], response=response))
+        assert told["status"] == "WRONG" and told["error_type"] == kind, kind
