@@ -20,13 +20,11 @@ from mathse.answers.check import (
     check_rows,
     check_version,
     is_readable,
-    option_values,
     reference_letters,
     reference_text,
     reveals,
     same_value,
     same_vote,
-    states_value,
     votes,
 )
 from mathse.answers.find import find_answer, is_stated

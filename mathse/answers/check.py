@@ -66,14 +66,10 @@ def check_rows(rows: Iterable[dict], closing: str = "", stated_only: bool = Fals
         yield row | result
 
 
-def as_text(answer: object) -> str:
-    """A reference answer as a text; of a list, whose parts are all asked for, as a response states it."""
-    return "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
-
-
 def reference_text(answer: object) -> str:
     """A reference answer without its data set's wrapping: <answer>, ####, \\boxed, "The answer is"."""
-    text = re.sub(r"^\[(['\"])(.*)\1\]$", r"\2", as_text(answer))
+    text = "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
+    text = re.sub(r"^\[(['\"])(.*)\1\]$", r"\2", text)
     if "boxed" not in text and read(spell(text)) is not None:
         return text
     span, rule = find_answer(text)
@@ -153,7 +149,7 @@ def option_values(options: list) -> list[str]:
 
 def reference_letters(problem: dict) -> set[str]:
     """The letters of the options that the reference answer names, or an empty set."""
-    texts, answer = option_values(problem["options"]), as_text(problem["answer"]).strip()
+    texts, answer = option_values(problem["options"]), reference_text(problem["answer"]).strip()
     wanted = {name for name, option in zip(LETTERS, problem["options"]) if str(option).strip() == answer}
     return wanted or letters_in(spell(answer), texts)
 
