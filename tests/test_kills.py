@@ -23,7 +23,7 @@ def test_a_run_that_is_killed_in_its_steps_ends_as_one_that_is_not(small_run):
     known = [ROOT / "runs" / "test-loop" / "problems.jsonl", ROOT / "toy" / "test.jsonl"]
     server = Server(faulty(teaching(teacher.Teacher(known, wrong=0.1, seed=0))), seconds=0.0)
     budget = kill_runs.BUDGET | {"TEACHER": server.spec, "OPENAI_API_KEY": KEY}
-    budget |= {"ENDPOINT_FLAGS": "--timeout 3 --concurrency 4"}
+    budget |= {"ENDPOINT_FLAGS": "--timeout 6 --concurrency 4"}
     folder = ROOT / "runs" / "test-kill"
     shutil.rmtree(folder, ignore_errors=True)
     try:
