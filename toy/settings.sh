@@ -16,7 +16,6 @@ SAMPLE_FLAGS="--max-tokens 128 --batch-size 256 ${SAMPLE_FLAGS:-}"
 VERIFY_FLAGS="--batch-size 256 ${VERIFY_FLAGS:-}"
 EVALUATE_FLAGS="--max-tokens 128 --batch-size 256 ${EVALUATE_FLAGS:-}"
 ANNOTATE_FLAGS="--check-correct ${ANNOTATE_FLAGS:-}"
-# --freeze vision --epochs 2 takes 0.7 of the time; the ORM then accepts less (82.7 % in the end, seed 0)
 FINETUNE_FLAGS="--epochs 3 --lr 1e-3 --batch-size 16 --micro-batch 16 --per-problem 1 ${FINETUNE_FLAGS:-}"
 DISTILL_FLAGS="--epochs 10 ${DISTILL_FLAGS:-}"  # M0's rows are few
 # the base can check sums and descriptions: a high learning rate would make it forget that
