@@ -100,9 +100,10 @@ def requests(args: argparse.Namespace, missing: dict[str, list[int]]) -> Iterato
 
 def own_solutions(requests: Iterable[Request]) -> Iterator[Reply]:
     """Each problem's own solution, closed as a model would close it."""
+    from mathse.answers import reference_text  # not to start a stage that has nothing to do
+
     for request in requests:
-        text, answer = request.row["solution"].strip(), request.row["answer"]
-        answer = "; ".join(map(str, answer)) if isinstance(answer, list) else answer
+        text, answer = request.row["solution"].strip(), reference_text(request.row["answer"])
         text = text if CLOSING in text else f"{text}\n{CLOSING} {answer}."
         yield from (Reply(request.row, number, text, seed=None) for number in request.seeds)
 

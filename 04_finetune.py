@@ -244,7 +244,7 @@ def main() -> None:
 
         check_tracker(args.log_with)
     recipe = Recipe(args.output, __file__, args, ("input", source), WITHOUT, is_folder=True)
-    recipe.refuse_inside("train_file", [args.train_file or args.input[0]])
+    recipe.refuse_inside("train_file", [args.train_file] if args.train_file else [])
     if args.dry_run is not None:
         return recipe.stands()
     if recipe.is_done():

@@ -88,8 +88,8 @@ for ((i = 1; i <= ROUNDS; i++)); do                                             
   verify "round_$i" samples.jsonl verified.jsonl "$ACCEPT" "${judge[@]}"                          # 6-9
   if [[ $REFLECT == every ]]; then correct "round_$i" reflected_verified.jsonl; fi
   student "round_$i"                                                                              # 10
-  if [[ ! $ORM && $ORM_UPDATE == every && ($i != "$ROUNDS" || $REFLECT$REFLECT_ACCEPT =~ final(orm|both)) ]]
-  then
+  [[ $i != "$ROUNDS" || $REFLECT$REFLECT_ACCEPT =~ final(orm|both) ]] || break  # the ORM has done its work
+  if [[ ! $ORM && $ORM_UPDATE == every ]]; then
     teach "round_$i" verified.jsonl annotated.jsonl; train_orm "orm_$i" ${ORM_UPDATE_FLAGS:-}
   fi
 done

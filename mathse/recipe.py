@@ -90,8 +90,8 @@ class Recipe:
         if processes()[0] == 0:
             print(f"skip {self.output}", flush=True)
             if self.part.is_dir():  # begun with another recipe, and given up
-                hold(self.part)
-                remove(self.part)
+                with hold(self.part):
+                    remove(self.part)
         return True
 
     def stands(self) -> bool:
@@ -299,7 +299,8 @@ def fingerprint(spec: str, output: Path | None = None) -> str | None:
         return content_of(place)
     if place and place.is_dir():
         files = [path for path in sorted(place.rglob("*")) if path.is_file() and is_content(path, place)]
-        files = [path for path in files if not str(path.absolute()).startswith(beginnings(output, place))]
+        own = beginnings(output, place)
+        files = [path for path in files if not f"{path.absolute()}/".startswith(own)]
         return digest(json.dumps([(str(path.relative_to(place)), content_of(path)) for path in files]))
     return None if spec.count("/") > 1 and ":" not in spec else spec
 
@@ -309,7 +310,9 @@ def beginnings(output: Path | None, folder: Path) -> tuple[str, ...]:
     place = output and output.absolute()
     if not place or folder.absolute() not in place.parents:
         return ()
-    return (str(place if place.parent == folder.absolute() else place.parent),)
+    if place.parent != folder.absolute():
+        return (f"{place.parent}/",)
+    return tuple(f"{place}{end}" for end in ("/", ".part", ".recipe.json", ".replaced", ".serve.log"))
 
 
 def is_content(path: Path, folder: Path) -> bool:

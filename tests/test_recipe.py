@@ -301,6 +301,11 @@ def test_a_folder_is_its_content(tmp_path):
             path.write_text("new")
         assert recipe.fingerprint(str(tmp_path / "model"), place) == before
         assert recipe.fingerprint(str(tmp_path / "model"), tmp_path / "elsewhere") != before
+    alike, output = tmp_path / "model" / "eval.json", tmp_path / "model" / "eval"  # an input all the same
+    alike.write_text("one")
+    before = recipe.fingerprint(str(tmp_path / "model"), output)
+    alike.write_text("other")
+    assert recipe.fingerprint(str(tmp_path / "model"), output) != before
 
 
 def test_large_weights_are_told_apart_by_blocks(tmp_path, monkeypatch):
