@@ -517,7 +517,10 @@ def test_images_in_an_archive(tmp_path):
 def test_an_adapter_reads_its_own_column_of_images(tmp_path, capsys, monkeypatch, reads):
     (tmp_path / "a.png").write_bytes(coded())
     (tmp_path / "own.csv").write_text("id,question,answer,img\n7,1 + 1?,2,a.png\n")
-    adapter = lambda row: {"id": "7", "question": "?", "answer": "2", "images": reads and row[reads]}  # noqa: E731
+
+    def adapter(row: dict) -> dict:
+        return {"id": "7", "question": "?", "answer": "2", "images": reads and row[reads]}
+
     monkeypatch.setitem(BENCHMARKS, "own", Benchmark(adapter, [("own.csv",)], {}))
     if reads == "img":
         assert read(f"own:{tmp_path}", tmp_path)[0]["images"] == [str(tmp_path / "a.png")]
