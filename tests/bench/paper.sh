@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # docs/PAPER.md: the paper's tables, redrawn in the toy world by several runs with different seeds.
 #   bash tests/bench/paper.sh 0 1 2 3 4      # goes on where it stopped
-# Each core takes a seed at a time; where fewer seeds than cores are left, one after the other gets all cores.
+# All runs come first, then their arms. Each core takes a seed at a time; where fewer seeds than cores are left,
+# one after the other gets all cores.
 # runs/paper-SEED is the default run; arms have their steps in runs/paper-SEED/arms, or runs of their own.
 set -euo pipefail
 exec 3>&2
@@ -72,23 +73,25 @@ arms() {  # arms SEED
     VERIFY_FLAGS="--agree 0.5"
 }
 
-seed() {  # seed SEED: the run and its arms
-  local log=runs/paper-$1/log number=$1
+run() { loop "paper-$1"; }
+step() {  # step run|arms SEED
+  local log=runs/paper-$2/log number=$2
   trap '[[ $? == 0 ]] || tail -5 '"$log"' >&3' EXIT
-  mkdir -p "runs/paper-$1"
-  { loop "paper-$1"; arms "$1"; } >> "$log" 2>&1
-  echo "seed $1 is done"
+  mkdir -p "runs/paper-$2"; "$1" "$2" >> "$log" 2>&1
+  echo "seed $2: $1 done"
 }
 seeds=("${@:-0}")
 read -ra cores <<< "$("$PYTHON" -c 'import os; print(*os.sched_getaffinity(0))')"
-for ((first = 0; first < ${#seeds[@]}; first += ${#cores[@]})); do
-  turn=("${seeds[@]:first:${#cores[@]}}")
-  for place in "${!turn[@]}"; do
-    if ((${#turn[@]} < ${#cores[@]})); then (seed "${turn[place]}")
-    else (taskset -cp "${cores[place]}" $BASHPID > /dev/null; seed "${turn[place]}") & fi
+for what in run arms; do
+  for ((first = 0; first < ${#seeds[@]}; first += ${#cores[@]})); do
+    turn=("${seeds[@]:first:${#cores[@]}}")
+    for place in "${!turn[@]}"; do
+      if ((${#turn[@]} < ${#cores[@]})); then (step "$what" "${turn[place]}")
+      else (taskset -cp "${cores[place]}" $BASHPID > /dev/null; step "$what" "${turn[place]}") & fi
+    done
+    status=0
+    while [[ $(jobs -p) ]]; do wait -n || status=$?; done
+    ((status == 0)) || exit "$status"
   done
-  status=0
-  while [[ $(jobs -p) ]]; do wait -n || status=$?; done
-  ((status == 0)) || exit "$status"
 done
 paper page docs/PAPER.md $(printf 'runs/paper-%s ' "${seeds[@]}")
