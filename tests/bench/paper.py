@@ -15,7 +15,7 @@ from statistics import mean
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from mathse.answers import check_answer
-from mathse.records import row_key, written_rows
+from mathse.records import ERROR_TYPES, row_key, written_rows
 from mathse.report.metrics import label
 from mathse.report.statistics import CHANGES, bootstrap
 
@@ -30,11 +30,15 @@ ORMS += [("/arms/orm_binary", "the status alone (`--binary`)", "85.4 / 99.9 / 92
 ORMS += [("/pace/round_1", "step and analysis, `PAIRS=1`", "")]
 ORMS += [("/arms/orm_refreshed", "the same, as it judges the last round (`ORM_UPDATE=every`)", "")]
 ARMS = {"-plain": "once", "-pairs": "once, `PAIRS=1`", "-every": "every round", "": "every round, `PAIRS=1`"}
-TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")
 
 
 def rows_of(*paths: str) -> list[dict]:
     return [row for path in paths for row in written_rows(Path(path))]
+
+
+def having(runs: list[str], *files: str) -> list[str]:
+    """The runs that have these files: an arm may have been run with the first seeds alone."""
+    return [run for run in runs if all(Path(f"{run}{file}.jsonl").is_file() for file in files)]
 
 
 def scores(runs: list[str], stage: str) -> dict[str, list[int]]:
@@ -51,7 +55,8 @@ def accuracy(runs: list[str], stage: str) -> str:
 
 
 def change(runs: list[str], before: str, after: str) -> str:
-    """The mean difference of two stages over seeds and problems, with its interval."""
+    """The mean difference of two stages over problems and the seeds that have both, with its interval."""
+    runs = having(runs, f"{before}/eval/predictions", f"{after}/eval/predictions")
     early, late = scores(runs, before), scores(runs, after)
     return interval([mean(late[name]) - mean(early[name]) for name in early])
 
@@ -102,7 +107,8 @@ def arms_table(runs: list[str], heads: str, *arms: tuple[str, str, str, str]) ->
     rows = []
     for text, stage, before, paper in arms:
         step = change(runs, before, stage) if before else ""
-        size = len(rows_of(*(f"{run}{stage}/train.jsonl" for run in runs))) / len(runs)
+        trained = [rows_of(f"{run}{stage}/train.jsonl") for run in having(runs, f"{stage}/train")]
+        size = mean(map(len, trained)) if trained else 0
         rows.append([text, accuracy(runs, stage), step, f"{size:,.0f}", paper])
     return table(heads.replace("|", "| right (each seed) | change | rows |", 1), rows)
 
@@ -121,14 +127,14 @@ def errors_table(runs: list[str]) -> str:
     for stage in STAGES[1:]:
         told = rows_of(*(f"{run}/{stage}/eval/errors.jsonl" for run in runs))
         counts = Counter(row["error_type"] for row in told if row["answer_check"] == "wrong")
-        rows.append([label(stage), *(counts[kind] for kind in (*TYPES, None))])
-    return table(" | ".join(["stage", *TYPES, "unclassified"]), rows)
+        rows.append([label(stage), *(counts[kind] for kind in (*ERROR_TYPES, None))])
+    return table(" | ".join(["stage", *ERROR_TYPES, "unclassified"]), rows)
 
 
 def orm_rows(runs: list[str]) -> Iterable[list[object]]:
     first = None
     for file, text, paper in ORMS:
-        found = verdicts(runs, file, by_steps=True)
+        found = verdicts(having(runs, file), file, by_steps=True)
         cells, parts = balanced(found)
         step = interval([parts[problem] - first[problem] for problem in parts]) if first else ""
         first = first or parts
@@ -164,8 +170,8 @@ def hidden_share(runs: list[str]) -> str:
 def page(output: str, *runs: str) -> None:
     """Fill paper.md."""
     evolved, taught = change(runs, "/round_0", "/round_3"), change(runs, "/arms/teacher", "/round_3")
-    befores = ["", *(f"/{stage}" for stage in STAGES)]
-    stages = [(label(stage), f"/{stage}", befores[n], PAPER.get(stage, "")) for n, stage in enumerate(STAGES)]
+    before = dict(zip(STAGES[1:], (f"/{stage}" for stage in STAGES)))
+    stages = [(label(stage), f"/{stage}", before.get(stage), PAPER.get(stage, "")) for stage in STAGES]
     orms = list(orm_rows(runs))
     reflected = rows_of(*(f"{run}/arms/both/verified.jsonl" for run in runs))
     accepted = [row["orm_check"] == "correct" for row in reflected if row["answer_check"] == "correct"]
@@ -175,26 +181,32 @@ def page(output: str, *runs: str) -> None:
     same = [("all from the teacher", "/arms/teacher", "", "58.00")]
     same += [("self-evolving", "/round_3", "/arms/teacher", "62.35")]
     hidden = [(label(stage), f"-hidden/{stage}", f"/{stage}", "") for stage in STAGES[1:5]]
-    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    text = text.format(
-        seeds=" ".join(run.rpartition("-")[2] for run in runs),
-        problems=len(scores(runs, "/base")),
-        stages=arms_table(runs, "stage | paper: CogVLM2 / Qwen2-VL / InternVL2.5 (rows)", *stages),
-        evolved=evolved,
-        evolved_effect=effect(evolved),
-        transitions=transitions_table(runs),
-        errors=errors_table(runs),
-        reflections=arms_table(runs, "reflection | paper, CogVLM2", *reflections),
-        accepted=f"{sum(accepted):,} of {len(accepted):,}",
-        gated=change(runs, "/final", "/arms/both"),
-        same=arms_table(runs, "rows | paper, CogVLM2, 240k", *same),
-        same_effect=effect(taught),
-        orms=table("ORM | accepts / rejects / mean | change from the first | paths | paper: ORM-2K", orms),
-        orm_effect=effect(orms[1][2], sign=-1),
-        students=students_table(runs),
-        pace=pace_table(runs),
-        hidden=arms_table(runs, "stage | ", *hidden),
-        hidden_share=hidden_share(runs),
+    text = (
+        Path(__file__)
+        .with_suffix(".md")
+        .read_text(encoding="utf-8")
+        .format(
+            seeds=" ".join(run.rpartition("-")[2] for run in runs),
+            problems=len(scores(runs, "/base")),
+            stages=arms_table(runs, "stage | paper: CogVLM2 / Qwen2-VL / InternVL2.5 (rows)", *stages),
+            evolved=evolved,
+            evolved_effect=effect(evolved),
+            transitions=transitions_table(runs),
+            errors=errors_table(runs),
+            reflections=arms_table(runs, "reflection | paper, CogVLM2", *reflections),
+            accepted=f"{sum(accepted):,} of {len(accepted):,}",
+            gated=change(runs, "/final", "/arms/both"),
+            same=arms_table(runs, "rows | paper, CogVLM2, 240k", *same),
+            same_effect=effect(taught),
+            orms=table(
+                "ORM | accepts / rejects / mean | change from the first | paths | paper: ORM-2K", orms
+            ),
+            orm_effect=effect(orms[1][2], sign=-1),
+            students=students_table(runs),
+            pace=pace_table(runs),
+            hidden=arms_table(runs, "stage | ", *hidden),
+            hidden_share=hidden_share(runs),
+        )
     )
     Path(output).write_text(text, encoding="utf-8")
 
