@@ -319,45 +319,12 @@ def test_a_stage_that_is_not_evaluated_yet_is_left_out(run_folder, tmp_path):
     assert found["pool"]["first_solved"]["final"] == 1  # but its responses are
 
 
-def test_a_moved_run_is_skipped_and_reports_the_same(reported, tmp_path, priced):
+def test_a_moved_run_reports_the_same(reported, tmp_path, priced):
     folder = shutil.copytree(reported[0], tmp_path / "else" / "try")
-    again = call("-m", "mathse.report", folder)
-    assert again.stdout.startswith(f"skip {folder / 'report.html'}\n")
-    assert again.stdout.split("\n", 1)[1] == reported[1].stdout.replace(str(reported[0]), str(folder))
     before = {name: (folder / name).read_bytes() for name in ("report.html", "metrics.json", "ledger.jsonl")}
-    for name in before:
-        (folder / name).unlink()
-    report(folder)
+    again = call("-m", "mathse.report", folder)
+    assert again.stdout == reported[1].stdout.replace(str(reported[0]), str(folder))
     assert {name: (folder / name).read_bytes() for name in before} == before
-
-
-def test_it_is_made_anew_when_something_changed(reported, tmp_path, priced, monkeypatch, capsys):
-    folder = shutil.copytree(reported[0], tmp_path / "again")
-    monkeypatch.setattr("mathse.report.page.draw_figures", lambda *data: {})  # it takes seconds
-
-    def skipped():
-        report(folder)
-        return capsys.readouterr().out == f"skip {folder / 'report.html'}\n"
-
-    assert skipped()
-    (folder / "config.json").write_text(json.dumps({"settings": SETTINGS | {"SEED": "12345"}}))
-    assert not skipped() and "12345" in (folder / "report.html").read_text()
-    (folder / "ledger.jsonl").unlink()
-    assert not skipped() and (folder / "ledger.jsonl").is_file()
-    write_rows(folder / "final" / "train.jsonl", [{"id": "p0", "sample": 0}])
-    assert not skipped() and skipped()
-    monkeypatch.setenv("PRICE_IN", "3")
-    assert not skipped()
-
-
-def test_skipping_imports_nothing_large(reported):
-    code = (
-        "import sys; from pathlib import Path; from mathse.report.__main__ import report;"
-        "report(Path(sys.argv[1]));"
-        "print(sorted({'matplotlib', 'torch', 'jinja2', 'numpy', 'pandas', 'pyarrow'} & sys.modules.keys()))"
-    )
-    done = call("-c", code, reported[0])
-    assert done.stdout.splitlines() == [f"skip {reported[0] / 'report.html'}", "[]"], done.stderr
 
 
 def test_a_run_in_which_all_is_zero(tmp_path):

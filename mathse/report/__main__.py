@@ -18,25 +18,16 @@ from mathse.cli import Parser
 from mathse.jsonl import write_json
 from mathse.launch import stage_end
 from mathse.records import fail
-from mathse.report.metrics import collect, files_of, folders_of, label, made_from, read_json
+from mathse.report.metrics import collect, folders_of, label, read_json
+from mathse.report.page import write_page
 from mathse.report.statistics import percent, points
-
-OUTPUTS = ("metrics.json", "ledger.jsonl", "report.html")
 
 
 def report(run: Path) -> dict:
-    """Write the run's metrics, ledger and page, unless they are made from the same; returns the metrics."""
+    """Write the run's metrics, ledger and page; returns the metrics."""
     settings = read_json(run / "config.json").get("settings", {})  # none of a folder that was made by hand
     folders = folders_of(run, settings)
-    files = files_of(run, folders)
-    digest = made_from(run, files)
-    metrics = read_json(run / "metrics.json")
-    if metrics.get("made_from") == digest and all((run / name).is_file() for name in OUTPUTS):
-        print(f"skip {run / 'report.html'}")
-        return metrics
-    from mathse.report.page import write_page  # takes a second, with matplotlib
-
-    metrics = collect(run, folders, files) | {"made_from": digest}
+    metrics = collect(run, folders)
     write_page(run, metrics, settings, folders)
     write_json(run / "metrics.json", metrics)
     return metrics

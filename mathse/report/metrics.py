@@ -3,22 +3,19 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
+
+import pyarrow.json
 
 from mathse.cli import price
 from mathse.generate.endpoint import read_spent
 from mathse.jsonl import line_of, replace
-from mathse.recipe import content_of, digest, read_recipe
+from mathse.recipe import content_of, read_recipe
 from mathse.records import ERROR_TYPES, MAX_LINE, fail, is_endpoint, written_rows
 from mathse.report.statistics import CHECK, compare_all, differing, predictions
 
 MOST_ROUNDS = 999  # that are looked for where no settings tell
 VERIFIED = ("verified.jsonl", "reflected_verified.jsonl")
-READ = (  # of a stage's folder
-    "*verified.jsonl", "train.jsonl", "model/train_log.jsonl", "eval/*.json*", "blank/*.json*",
-    "*recipe.json", "*/*recipe.json",
-)  # fmt: skip
 NAMES = {"base": "base", "round_0": "+ distilled", "final": "+ reflection", "orm": "ORM"}
 STEPS = {
     "01_sample.py": "sampling", "02_verify.py": "verifying", "03_reflect.py": "reflecting",
@@ -54,28 +51,15 @@ def label(stage: str) -> str:
     return NAMES.get(stage) or stage.replace("round_", "+ round ").replace("orm_", "ORM after round ")
 
 
-def files_of(run: Path, folders: Iterable[Path]) -> list[Path]:
-    """The files that the report is made from, the recipes of all complete outputs among them."""
-    paths = [run / "config.json", run / "problems.jsonl", run / "spent.tsv", *run.glob("*.recipe.json")]
-    paths += [path for folder in folders for pattern in READ for path in folder.glob(pattern)]
-    return sorted(path for path in {*paths} if path.is_file() and path.parent.suffix != ".part")
-
-
-def made_from(run: Path, files: Iterable[Path]) -> str:
-    """A digest of all that the report is made from: files, prices, this package and what draws the page."""
-    contents = [(str(path.relative_to(run)), content_of(path)) for path in files]
-    code = [content_of(path) for path in sorted(Path(__file__).parent.iterdir()) if path.is_file()]
-    versions = [version(name) for name in ("jinja2", "matplotlib", "pandas")]
-    return digest(json.dumps([contents, code, price("PRICE_IN"), price("PRICE_OUT"), versions]))
-
-
-def what_it_took(run: Path, files: Iterable[Path]) -> dict[str, dict]:
+def what_it_took(run: Path, folders: Iterable[Path]) -> dict[str, dict]:
     """{stage: {"steps": seconds by step, "tokens": {"local" or "endpoint": {"prompt", "new"}}}}, by recipes.
 
     All ORMs are "orm", the run's own files "run".
     """
     taken = defaultdict(lambda: {"steps": Counter(), "tokens": {"local": Counter(), "endpoint": Counter()}})
-    for path in (path for path in files if path.name.endswith("recipe.json")):
+    places = [run, *folders, *(place for folder in folders for place in folder.iterdir())]
+    complete = [place for place in places if place.suffix != ".part"]
+    for path in sorted(path for place in complete for path in place.glob("*recipe.json")):
         recipe, name = read_recipe(path) or {}, path.relative_to(run).parts[0]
         spent = taken["run" if path.parent == run else "orm" if name.startswith("orm") else name]
         script = recipe.get("stage", "")
@@ -95,16 +79,15 @@ def read_columns(path: Path, *names: str):
     """A data frame of columns of a JSONL file that a stage wrote, a row a line. Without rows if there is no
     such file; a line that is no row ends the command.
     """
-    import pyarrow  # takes half a second, not to say `skip`
-    from pyarrow.json import ParseOptions, ReadOptions, read_json
-
     schema = pyarrow.schema([(name, "string" if name in TEXTS else "double") for name in names])
     if not path.is_file() or not path.stat().st_size:
         return schema.empty_table().to_pandas()
-    reading = ReadOptions(use_threads=False, block_size=MAX_LINE)  # threads would hold more blocks in memory
-    options = ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    reading = pyarrow.json.ReadOptions(
+        use_threads=False, block_size=MAX_LINE
+    )  # threads would hold more blocks in memory
+    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     try:
-        return read_json(str(path), reading, options).to_pandas()
+        return pyarrow.json.read_json(str(path), reading, options).to_pandas()
     except ValueError as error:
         fail(f"{path}: not rows as a stage writes them ({error}); make it anew")
 
@@ -140,13 +123,13 @@ def error_types(folder: Path) -> dict[str, dict]:
 # ---------------------------------------------------------------- the whole
 
 
-def collect(run: Path, folders: list[Path], files: list[Path]) -> dict:
-    """The metrics of a run from its files; ledger.jsonl is written. No stage evaluated ends the command."""
+def collect(run: Path, folders: list[Path]) -> dict:
+    """The metrics of a run; ledger.jsonl is written. No stage evaluated ends the command."""
     evaluated = [folder for folder in folders if (folder / "eval" / "metrics.json").is_file()]
     if not evaluated:
         fail(f"{run}: no stage has been evaluated in it yet")
     answers = [predictions(folder / "eval", *CHECK, "subject") for folder in evaluated]
-    taken = what_it_took(run, files)
+    taken = what_it_took(run, folders)
     stages = [
         stage_of(folder, before, after) | taken[folder.name]
         for folder, before, after in zip(evaluated, [{}, *answers], answers)
