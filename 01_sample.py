@@ -62,7 +62,7 @@ def read_problems(args: argparse.Namespace, check: bool) -> Iterator[dict]:
     """The problems of all files, up to --limit; of their own solutions, those that an answer can confirm."""
     rows = islice((row for path in args.input for row in read_rows(path, check=check)), args.limit or None)
     for row in rows:
-        if args.model != SOLUTIONS or (is_text(row.get("solution")) and row["answer"] is not None):
+        if args.model != SOLUTIONS or (is_text(row.get("solution")) and row.get("answer") is not None):
             yield {name: value for name, value in row.items() if name not in KEY_FIELDS}
 
 

@@ -52,7 +52,8 @@ is right. Reply with strict JSON only:
 The explanation must not reveal the right final answer."""
 
 # An edit of these concerns the other half of this stage alone: no teacher is asked again because of decide().
-VERIFYING = ("decide", "agreeing", "decided", "judged", "verify")
+# A function of yours that one half alone calls is one more of its names.
+VERIFYING = ("decide", "agreeing", "decided", "judged", "verify", "judge_prompt")
 ANNOTATING = ("FEEDBACK_PROMPT", "annotated", "annotate")
 NEEDED = ("id", "question", "sample", "response", "finish")
 WORDS = {"CORRECT": "correct", "WRONG": "wrong", "INCORRECT": "wrong"}
@@ -136,7 +137,7 @@ def parse_verdict(reply: str) -> dict:
         verdict = "undecided"
     if verdict != "wrong":
         step = analysis = kind = None
-    kind = kind if kind in ERROR_TYPES else None
+    kind = next((name for name in ERROR_TYPES if name in (kind or "").lower()), None)
     return {"verdict": verdict, "error_step": step, "error_analysis": analysis, "error_type": kind}
 
 

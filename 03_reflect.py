@@ -25,7 +25,7 @@ from mathse.chat import fill, question_text, user_message
 from mathse.generate import Generator, Request
 from mathse.jsonl import expected_length
 from mathse.launch import stage_end
-from mathse.records import VERDICT_FIELDS, derive_seed, read_rows, relative, row_key, same_text
+from mathse.records import VERDICT_FIELDS, derive_seed, read_rows, relative, row_key
 from mathse.stage import run_stage
 
 REFLECT_PROMPT = f"""You are an expert mathematics teacher. A student's solution of the problem below \
@@ -57,7 +57,7 @@ class Draft(NamedTuple):
     file: str
     key: str
     length: int
-    text: str
+    text: int  # its hash, blank space aside
 
 
 def parse_args() -> argparse.Namespace:
@@ -86,7 +86,7 @@ def choose_drafts(args: argparse.Namespace, check: bool) -> dict[str, tuple[int,
             if row["status"] == "correct":
                 solved.add(row["id"])
             elif row["status"] == "wrong" and row.get("answer_check") != "correct":
-                found = row_key(row), expected_length(row), same_text(row["response"])
+                found = row_key(row), expected_length(row), hash(" ".join(row["response"].split()))
                 draft = Draft(not row.get("error_step"), rounds_back, row["sample"], file, *found)
                 wrong[row["id"]].append(draft)
     chosen = {}

@@ -47,6 +47,7 @@ from mathse.train.plan import TrainingRows, remove_unneeded
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.05, 1.0
 SUBJECT_RATIO = 4  # see balanced()
 SHINGLES = 64  # see shingles()
+OF_ORMS = ("judge_prompt", "balanced", "SUBJECT_RATIO")  # their edit concerns no student
 WITHOUT = "train_file micro_batch recompute save_steps log_with processes model previous".split()
 
 
@@ -165,7 +166,7 @@ def training_row(row: dict, args: Namespace) -> dict:
     prompt, reply, more = row.get("prompt"), row["response"], {}
     if args.orm:
         prompt, more = judge_prompt(row), {"status": row["status"]}
-        told = (row["error_step"], row["error_analysis"]) if row["status"] == "wrong" else ()
+        told = (row.get("error_step"), row["error_analysis"]) if row["status"] == "wrong" else ()
         status = "WRONG" if told else "CORRECT"
         reply = json.dumps({"status": status}) if args.binary else verdict_text(status, *told)
     said = {"role": "assistant", "content": harmless(reply)}
@@ -243,7 +244,8 @@ def main() -> None:
         from mathse.train.fit import check_tracker
 
         check_tracker(args.log_with)
-    recipe = Recipe(args.output, __file__, args, ("input", source), WITHOUT, is_folder=True)
+    unused = () if args.orm else OF_ORMS
+    recipe = Recipe(args.output, __file__, args, ("input", source), WITHOUT, unused=unused, is_folder=True)
     recipe.refuse_inside("train_file", [args.train_file] if args.train_file else [])
     if args.dry_run is not None:
         return recipe.stands()

@@ -27,7 +27,7 @@ from mathse.generate import Generator, Request
 from mathse.images import blank_image
 from mathse.jsonl import expected_length, write_json
 from mathse.launch import processes, stage_end
-from mathse.problems import RULES, SPLITS, load_problems, parse_fields
+from mathse.problems import RULES, SPLITS, open_source, parse_fields
 from mathse.recipe import digest, fingerprint
 from mathse.records import derive_seed, fail, row_key
 from mathse.report.comparison import print_change, print_scores
@@ -110,18 +110,18 @@ def conditions_of(args: Namespace) -> dict:
 def test_problems(args: Namespace) -> Iterator[dict]:
     """The problems of all test sets, each with the name of its benchmark."""
     for spec, (name, rows) in open_tests(args).items():
-        for row in rows:
+        for _, row in rows:
             if args.prompt == "benchmark" and not row.get("query"):
                 remedy = "has no prompt of its own (field query); use --prompt solve"
                 fail(f"--prompt: benchmark: {spec}: {row['id']}: {remedy}")
             yield row | {"benchmark": name}
 
 
-def open_tests(args: Namespace) -> dict[str, tuple[str, Iterator[dict]]]:
-    """{spec: (name, problems)}; a test set that does not exist ends the command."""
+def open_tests(args: Namespace) -> dict[str, tuple[str, Iterator[tuple[str, dict]]]]:
+    """{spec: (name, its problems with their places)}; a test set that does not exist ends the command."""
     tests, fields = {}, parse_fields(args.fields)
     for spec in args.test:
-        name, rows = load_problems(spec, args.output / "images", fields, args.limit)
+        name, rows = open_source(spec, args.output / "images", fields, args.limit)
         if any(name == other for other, _ in tests.values()):
             fail(f"--test: {spec}: a second test set called {name}; evaluate it in a call of its own")
         tests[spec] = name, rows
@@ -155,8 +155,9 @@ def predict(args: Namespace, generate: Generator, missing: dict[str, list[int]])
 
 
 def write_metrics(args: Namespace) -> None:
-    """metrics.json from the predictions; nothing if it is made from the same."""
-    target, made_from = args.output / "metrics.json", fingerprint(str(args.output / PREDICTIONS))
+    """metrics.json from the predictions; nothing if it is made from the same, by the same recipe."""
+    target, made = args.output / "metrics.json", (PREDICTIONS, f"{PREDICTIONS}.recipe.json")
+    made_from = [fingerprint(str(args.output / name)) for name in made]
     if target.is_file() and json.loads(target.read_text(encoding="utf-8")).get("made_from") == made_from:
         return
     figures = {}

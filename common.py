@@ -63,11 +63,8 @@ def setup_kernels(threads: int = 0) -> tuple[str, object, str]:
         device, dtype, name = f"cuda:{number}", torch.bfloat16, torch.cuda.get_device_name()
         attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
     if processes()[0] == 0:
-        kind = str(dtype).removeprefix("torch.")
-        print(
-            f"kernels: {device} ({name}), {kind}, attention {attention}, torch {torch.__version__}",
-            flush=True,
-        )
+        kind, version = str(dtype).removeprefix("torch."), torch.__version__
+        print(f"kernels: {device} ({name}), {kind}, attention {attention}, torch {version}", flush=True)
     return device, dtype, attention
 
 
@@ -84,8 +81,8 @@ def load_processor(spec: str, trust_remote_code: bool = False):
         names["video_processor"] = names["image_processor"]
     try:
         processor = AutoProcessor.from_pretrained(spec, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        fail(f"--model: {spec}: its processor cannot be loaded: {str(error).splitlines()[0]}")
+    except Exception as error:  # remote code may raise anything
+        fail(f"--model: {spec}: its processor cannot be loaded: {' '.join(str(error).split())[:300]}")
     if not hasattr(processor, "tokenizer"):
         found = f"has a {type(processor).__name__} alone, no processor of images and texts"
         remedy = "give a checkpoint in transformers' own form, or an endpoint that serves it"

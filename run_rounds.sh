@@ -47,9 +47,9 @@ reflect() {  # reflect STAGE OUTPUT FLAGS...
   stage 03_reflect.py --input "${D_SFT[@]}" "${@:3}" --output "$run/$1/$2" "${asked[@]}"
 }
 correct() {  # correct STAGE OUTPUT: the reflector thinks again about what is still wrong
-  local by=$REFLECTOR
+  local by=$REFLECTOR who=${REFLECTOR##*[/#]}
   case $REFLECTOR in TEACHER) by=$teacher ;; student) by=$M ;; esac
-  reflect "$1" reflected.jsonl --model "$by" --origin "reflection-${REFLECTOR,,}"
+  reflect "$1" reflected.jsonl --model "$by" --origin "reflection-${who,,}"
   verify "$1" reflected.jsonl "$2" "$REFLECT_ACCEPT" "${judge[@]}"
 }
 finetune() {  # finetune STAGE FLAGS...

@@ -6,15 +6,13 @@ import json
 import math
 import os
 import re
-import sys
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from mathse.images import MAX_PIXELS
-from mathse.launch import processes
-from mathse.records import fail, is_endpoint, shown
+from mathse.records import fail, is_endpoint, shown, tell
 
 # For the dry run: what a prompt holds beside its image, and the length of a reply, in tokens. Assumed, not
 # measured.
@@ -75,9 +73,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every command that writes an output."""
     add = parser.add_argument_group("output").add_argument
     add("--force", action="store_true", help="make an output of another recipe anew; the same one is skipped")
-    plan = (
-        "check, print model calls, tokens and cost, and end; ROWS: input rows, if no file tells (default 0)"
-    )
+    plan = "check, print calls, tokens and cost, and end; ROWS: input rows, if no file tells (default 0)"
     add("--dry-run", type=whole(0), nargs="?", const=0, metavar="ROWS", help=plan)
 
 
@@ -95,9 +91,8 @@ def add_generation_flags(parser: argparse.ArgumentParser, max_tokens: int) -> No
     add("--max-pixels", type=whole(0), default=MAX_PIXELS, help=largest)
     together = "replies that a rank decodes together, local models (default %(default)s)"
     add("--batch-size", type=whole(1), default=64, help=together)
-    add(
-        "--processes", type=whole(1), metavar="RANKS", help="of a local model (default: one a GPU, or a core)"
-    )
+    ranks = "of a local model (default: one a GPU, or one a core)"
+    add("--processes", type=whole(1), metavar="RANKS", help=ranks)
     add("--seed", type=whole(0), default=0, help="the run's seed (default %(default)s)")
     add("--retry-errors", action="store_true", help="try the failed rows of a complete output again")
     add("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
@@ -109,9 +104,7 @@ def add_generation_flags(parser: argparse.ArgumentParser, max_tokens: int) -> No
     add("--timeout", type=real(0, 1e8, above=True), default=600.0, help=waited)
     asked = "stop after N requests, tries included, with exit code 3 (default %(default)s: no limit)"
     add("--max-requests", type=whole(0), default=0, metavar="N", help=asked)
-    paid = (
-        "stop when so much is spent, with exit code 3, by PRICE_IN and PRICE_OUT (default %(default)s: never)"
-    )
+    paid = "stop when so much is spent by PRICE_IN and PRICE_OUT, with exit code 3 (default: never)"
     add("--max-cost", type=real(), default=0.0, help=paid)
     add("--spent", help="file that adds up the requests and tokens of several calls: the limits hold for all")
 
@@ -239,10 +232,7 @@ def watch_references(rows: Iterable, what: str) -> Iterator:
         if not is_readable(row):
             unread.append(f"{shown(row['id'])}: {shown(row['answer'])}")
         yield told
-    if unread and processes()[0] == 0:
+    if unread:
         first = "; ".join(unread[:3]) + ("; …" if len(unread) > 3 else "")
         effect = "of them only a response with the same text is right, all others stay undecided"
-        print(
-            f"{what}: {len(unread)} of {total} answers are not read as values: {effect} ({first})",
-            file=sys.stderr,
-        )
+        tell(f"{what}: {len(unread)} of {total} answers are not read as values: {effect} ({first})")

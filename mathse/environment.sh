@@ -1,7 +1,11 @@
 # Sourced by run_rounds.sh and tests/run.sh. Sets PYTHON: the one given, that of an active environment that has
 # the packages, or that of .venv, which is made from requirements.txt.
-has_packages() {
-  python3 -c 'from importlib.util import find_spec; exit(not all(map(find_spec, ("torch", "transformers"))))'
+has_packages() {  # those of the first part of requirements.txt
+  python3 - 2> /dev/null <<< '
+import re
+from importlib.metadata import version
+needed = open("requirements.txt").read().partition("# Tests")[0]
+list(map(version, re.findall(r"^[\w-]+", needed, re.MULTILINE)))'
 }
 if [[ -z ${PYTHON:-} && -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]] && has_packages; then PYTHON=python3; fi
 if [[ -z ${PYTHON:-} ]]; then

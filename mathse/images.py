@@ -1,4 +1,4 @@
-"""Images: check, open, send, save, in one way for files, bytes and decoded ones. Nothing here imports the
+"""Images: check, open, send, save, in one way for files and bytes. Nothing here imports the
 rest of the package."""
 
 import base64
@@ -26,7 +26,7 @@ BASE64 = re.compile(
 STARTS = (PNG, b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")  # of files that hold an image
 PICTURE_NAME = re.compile(r"[^\n]{1,500}\.(png|jpe?g|gif|webp|bmp|tiff?|ppm)", re.IGNORECASE)
 TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # by EXIF's orientation
-Source = str | Path | bytes | Image.Image
+Source = str | Path | bytes
 
 
 def image_problem(path: Path) -> str | None:
@@ -50,8 +50,6 @@ def read(source: Source, work: Callable) -> object:
     if isinstance(source, (str, Path)) and (problem := path_problem(str(source))):
         raise OSError(problem)
     try:
-        if isinstance(source, Image.Image):
-            return work(source)
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
@@ -83,7 +81,7 @@ def path_problem(path: str) -> str | None:
 def bare_png(source: Source) -> bytes | None:
     """A PNG without texts and colour profile, and without what pixels do not need if its checksum is wrong:
     Pillow refuses what no viewer minds. None if there is nothing to leave out."""
-    if isinstance(source, Image.Image) or not (isinstance(source, bytes) or os.access(source, os.R_OK)):
+    if not isinstance(source, bytes) and not os.access(source, os.R_OK):
         return None
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         data = file.read() if file.read(len(PNG)) == PNG else b""
@@ -171,14 +169,12 @@ def is_picture(value: object) -> bool:
     if isinstance(value, str):
         return bool(PICTURE_NAME.fullmatch(value) or BASE64.fullmatch(value))
     is_stored = isinstance(value, dict) and "bytes" in value and "path" in value
-    return (
-        is_stored or isinstance(value, Image.Image) or isinstance(value, bytes) and value.startswith(STARTS)
-    )
+    return is_stored or isinstance(value, bytes) and value.startswith(STARTS)
 
 
 def save_image(value: object, folder: Path, find: Callable[[str], str] = os.path.abspath) -> str:
     """Save an image of a data set's row under its hash, once; return its path, or that of the file it names,
-    found by find(path). An image is decoded, bytes, base64 text, or {"bytes", "path"} as `datasets` has it.
+    found by find(path). An image is bytes, base64 text, or {"bytes", "path"} as `datasets` has it.
 
     Raises ValueError if `value` is none.
     """
@@ -192,14 +188,11 @@ def save_image(value: object, folder: Path, find: Callable[[str], str] = os.path
             value = base64.b64decode((found[1] or found[2]).translate({45: "+", 95: "/"}))
         except ValueError:
             raise ValueError("base64 text that breaks off") from None
-    if isinstance(value, (bytearray, memoryview)):
-        value = bytes(value)
-    if not isinstance(value, (bytes, Image.Image)):
+    if not isinstance(value, bytes):
         raise ValueError(f"a {type(value).__name__} is not an image")
     if value == b"":
         raise ValueError("an image without bytes and path")
-    data, ending = (value, ".img") if isinstance(value, bytes) else (png(open_image(value, 0)), ".png")
-    return write_once(folder / (hashlib.sha256(data).hexdigest()[:24] + ending), data)
+    return write_once(folder / f"{hashlib.sha256(value).hexdigest()[:24]}.img", value)
 
 
 def blank_image(path: str, folder: Path) -> str:

@@ -68,8 +68,9 @@ class Output:
     def write(self, row: dict) -> None:
         """Append a row to this rank's file. Raises OSError if the disk is full, with the file as before."""
         if self.file is None:
-            self.file = (self.folder / f"rank_{processes()[0]}.jsonl").open("a+b", buffering=0)
-            drop_torn_line(self.file)
+            path = self.folder / f"rank_{processes()[0]}.jsonl"
+            drop_torn_line(path)
+            self.file = path.open("ab", buffering=0)
         row = relative_images(row, self.path.parent)
         left = memoryview(line_of(row))
         before = os.fstat(self.file.fileno()).st_size
@@ -99,8 +100,8 @@ class Output:
         """The rows written so far by all ranks, image paths relative to the output."""
         yield from (json.loads(line) for line in read_lines(self.index().values()))
 
-    def finish(self, keys: Iterable[str], settle: Callable | None = None, **spent: object) -> None:
-        """Join the rows with these keys, in this order. `spent` goes into the recipe.
+    def finish(self, keys: Iterable[str], settle: Callable | None = None) -> None:
+        """Join the rows with these keys, in this order.
 
         `settle`: the rows of a problem, which follow each other -> these rows with what they decide together.
         Rows that are missing were not asked for because an endpoint stopped the stage: exit code 3.
@@ -110,7 +111,7 @@ class Output:
             index, keys = self.index(), list(keys)
             missing = sum(key not in index for key in keys)
             if missing:
-                self.recipe.pause(**spent)
+                self.recipe.pause()
                 print(f"{self.folder}: {len(keys) - missing} of {len(keys)} rows are written", flush=True)
                 sys.exit(3)
             joined, tokens = self.folder / "joined", [0, 0]
@@ -119,7 +120,7 @@ class Output:
                 for row in settled(rows, settle) if settle else rows:
                     file.write(line_of(row))
                     tokens = [total + new for total, new in zip(tokens, tokens_of(row))]
-            self.recipe.complete(joined, rows=len(keys), tokens=tokens, **spent)
+            self.recipe.complete(joined, rows=len(keys), tokens=tokens)
         meet()
 
 
@@ -147,9 +148,10 @@ def hold(folder: Path):
     return file
 
 
-def drop_torn_line(file) -> None:
+def drop_torn_line(path: Path) -> None:
     """Cut off what stands behind the last whole line: a kill or a full disk left it."""
-    file.truncate(max((end for _, end, _ in lines_of(file)), default=0))
+    with path.open("a+b") as file:
+        file.truncate(max((end for _, end, _ in lines_of(file)), default=0))
 
 
 def lines_of(file) -> Iterator[tuple[int, int, dict]]:

@@ -155,7 +155,7 @@ def rank_count(asked: int | None, most: int, spec: str | None, copies: int) -> i
 
 def cores() -> int:
     """The cores that this process may use: by its affinity, and by the quota of its container."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0))
     for quota, period in (limit.split() for limit in cgroup_values("cpu.max")):
         if quota != "max":
             count = min(count, int(quota) // int(period))
@@ -168,9 +168,8 @@ def free_memory() -> int:
     free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
     used = zip(*map(cgroup_values, ("memory.max", "memory.current", "memory.stat")))
     for limit, current, stat in used:
-        cached = int(
-            re.search(r"^inactive_file (\d+)", stat, re.MULTILINE)[1]
-        )  # given back when it is needed
+        # given back when it is needed
+        cached = int(re.search(r"^inactive_file (\d+)", stat, re.MULTILINE)[1])
         if limit != "max":
             free = min(free, int(limit) - int(current) + cached)
     return max(0, free)

@@ -60,20 +60,23 @@ class Recipe:
         self.path = self.output / "recipe.json" if is_folder else Path(f"{output}.recipe.json")
         self.force, self.retry_errors = args.force, getattr(args, "retry_errors", False)
         given = {name: getattr(args, name) for name in inputs if getattr(args, name)}
-        for name, value in given.items():
-            self.refuse_inside(name, value if isinstance(value, list) else [value])
+        given = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+        for name, specs in given.items():
+            self.refuse_inside(name, specs)
         decide = vars(args).keys() - WITHOUT_EFFECT - {*inputs} - {*without}
         flags = {name: getattr(args, name) for name in sorted(decide)}
         self.content = {
             "stage": name_of(script),
             "flags": {name: str(flag) if isinstance(flag, Path) else flag for name, flag in flags.items()},
-            "inputs": {name: fingerprints(value, self.output) for name, value in given.items()},
+            "inputs": {name: [self.input(str(spec)) for spec in specs] for name, specs in given.items()},
             "constants": {name: digest(text) for name, text in (constants or {}).items()},
         }
-        self.content["constants"][f"the code of {name_of(script)} or common.py"] = code_digest(
-            Path(script), unused
-        )
+        code = f"the code of {name_of(script)} or common.py"
+        self.content["constants"][code] = code_digest(Path(script), unused)
         self.begun = time.monotonic()
+
+    def input(self, spec: str) -> dict:
+        return {"name": spec, "content": fingerprint(spec, self.output)}
 
     def refuse_inside(self, name: str, specs: list) -> None:
         """End the command if an input is the output or lies in it: --force would remove it."""
@@ -159,37 +162,29 @@ class Recipe:
             begun = None
         retry = self.output.is_file() and standing is not None and not self.differences(standing)
         before = begun or (standing if retry else None) or {}
-        taken = {name: before.get(name, 0) for name in ("seconds", "requests", "cost")}
-        command = shlex.join(["python", *name_of(sys.argv[0]).split(), *last_of_each(sys.argv[1:])])
+        command = shlex.join(["python", *name_of(sys.argv[0]).split(), *sys.argv[1:]])
         why = "  # again, for rows that failed" if retry else "  # anew" if self.output.exists() else ""
         print(f"+ {command}{why}", flush=True)
         self.made = {"command": command} | self.content | {"folder": os.path.realpath(self.output.parent)}
-        self.made |= provenance() | taken
+        self.made |= provenance() | {"seconds": before.get("seconds", 0)}
         write_json(self.part / "recipe.json", self.made)
         if retry:
             self.output.replace(self.part / "earlier.jsonl")
 
-    def spend(self, requests: int = 0, cost: float = 0.0) -> None:
-        self.made["seconds"] = round(self.made["seconds"] + time.monotonic() - self.begun, 1)
-        self.made["requests"] += requests
-        self.made["cost"] = round(self.made["cost"] + cost, 6)
-        self.begun = time.monotonic()
-
-    def pause(self, **spent: float) -> None:
+    def pause(self) -> None:
         """Note what a call took that ends before the output is complete."""
-        self.spend(**spent)
+        self.made["seconds"] = round(self.made["seconds"] + time.monotonic() - self.begun, 1)
         write_json(self.part / "recipe.json", self.made)
 
-    def complete(self, joined: Path, requests: int = 0, cost: float = 0.0, **results: object) -> None:
+    def complete(self, joined: Path, **results: object) -> None:
         """Put the finished file, or folder, in its place, with its recipe. `results`: what was made."""
-        self.spend(requests, cost)
         self.made |= results
+        self.pause()
         if joined != self.part:
             replace(joined, self.output)  # a kill now leaves OUT.part, from which it is joined again
             write_json(self.path, self.made)
             remove(self.part)
             return
-        write_json(self.part / "recipe.json", self.made)
         os.sync()
         replaced = Path(f"{self.output}.replaced")
         remove(replaced)
@@ -222,17 +217,6 @@ def name_of(script: str) -> str:
     return f"-m mathse.{path.parent.name}" if path.name == "__main__.py" else path.name
 
 
-def last_of_each(words: list[str]) -> list[str]:
-    """A command's words with each flag once, as the last one holds."""
-    flags = {"": []}
-    for word in words:
-        name = word if word.startswith("--") else next(reversed(flags))
-        if word == name:
-            flags.pop(name, None)
-        flags.setdefault(name, []).append(word)
-    return [word for group in flags.values() for word in group]
-
-
 def read_recipe(path: Path) -> dict | None:
     """A recipe, or None if there is none or it is torn."""
     with contextlib.suppress(OSError, ValueError):
@@ -249,8 +233,8 @@ def digest(text: str) -> str:
 
 
 def code_digest(script: Path, unused: Iterable[str] = ()) -> str:
-    """A digest of a stage's file, without the names in `unused`, and of what it takes from common.py, by
-    whatever way: comments, layout and docstrings aside.
+    """A digest of a stage's file and of what it takes from common.py, by whatever way, without the names in
+    `unused`: comments, layout and docstrings aside.
     """
     stage, common = ast.parse(script.read_text("utf-8")), ast.parse(COMMON.read_text("utf-8"))
     stage.body = [node for node in stage.body if not {*names_defined(node)} & {*unused}]
@@ -258,7 +242,7 @@ def code_digest(script: Path, unused: Iterable[str] = ()) -> str:
     parts, waiting = {"": stage}, [stage]
     while waiting:
         names = {*re.findall(r"'(\w+)'", ast.dump(waiting.pop()))}  # common.X, too
-        new = names & defined.keys() - parts.keys()
+        new = (names & defined.keys()) - parts.keys() - {*unused}
         parts |= {name: defined[name] for name in new}
         waiting += [defined[name] for name in new]
     return digest("\n".join(plain_code(parts[name]) for name in sorted(parts)))
@@ -273,18 +257,9 @@ def names_defined(node: ast.stmt) -> list[str]:
 def plain_code(tree: ast.AST) -> str:
     """Code as text, without comments, layout and docstrings."""
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
-            and ast.get_docstring(node) is not None
-        ):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
             node.body = node.body[1:]
     return ast.dump(tree)
-
-
-def fingerprints(value: object, output: Path) -> list[dict]:
-    """[{"name", "content"}] of what a flag names: one spec or a list of them."""
-    specs = value if isinstance(value, list) else [value]
-    return [{"name": str(spec), "content": fingerprint(str(spec), output)} for spec in specs]
 
 
 def fingerprint(spec: str, output: Path | None = None) -> str | None:

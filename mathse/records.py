@@ -66,12 +66,7 @@ class Row(Struct):
     response: str = ""
     finish: Literal["stop", "length", "error"] = "stop"
     status: Literal["correct", "wrong", "undecided"] = "correct"
-    precision: (
-        Annotated[int, Meta(ge=0)]
-        | Annotated[float, Meta(ge=0)]
-        | Annotated[str, Meta(pattern=r"^\d+$")]
-        | None
-    ) = None
+    precision: Annotated[int, Meta(ge=0)] | None = None
     messages: Annotated[list[Message], Meta(min_length=2)] = []
 
 
@@ -110,11 +105,6 @@ def row_key(row: dict) -> str:
 def derive_seed(*parts: object) -> int:
     """A seed of 31 bits from names, never from order: (run seed, round, problem id, sample)."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big") >> 1
-
-
-def same_text(text: str) -> str:
-    """A digest by which two responses are the same text, blank space aside. The same in every process."""
-    return hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1 << 10)
@@ -297,9 +287,8 @@ def check_row(
 
 
 def is_an_option(row: dict) -> bool:
-    from mathse.answers import (
-        reference_letters,  # not at once: it takes longer than a stage that has nothing to do
-    )
+    # not at once: it takes longer than a stage that has nothing to do
+    from mathse.answers import reference_letters
 
     return bool(reference_letters(row))
 

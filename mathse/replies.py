@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 import json_repair
 
-MAX_OBJECT = (
-    6000  # characters from the first object on, for json-repair takes the square of them: 2 s at worst
-)
+MAX_OBJECT = 6000  # characters from the first object on: json-repair takes 2 s at worst, with their square
 REPLY_SCHEMA = {  # of an ORM's verdicts: a server that takes one keeps replies to it
     "type": "object",
     "properties": {

@@ -17,7 +17,7 @@ from mathse.generate import Generator, Reply, Request, open_model
 from mathse.jsonl import Output, keys_of_rank
 from mathse.launch import launch, processes, rank_count
 from mathse.recipe import Recipe
-from mathse.records import row_key, written_rows
+from mathse.records import is_endpoint, row_key, written_rows
 
 LEAST_ROWS = 16  # for each rank: fewer are not worth another
 COPIES = 4  # of the weights in a rank's memory: in fp32, of a file in bf16, with what it computes
@@ -33,9 +33,8 @@ def counted(rows: Iterable[dict]) -> Iterator[str]:
         texts[row["id"], row.get("benchmark")].append(hash(row["response"]))
         reason = reason or (row["finish"] == "error" and row.get("reason"))
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
-    yield f"{counts.total():,} rows: {kinds or 'nothing to do'}" + (
-        f"; first error: {reason}" if reason else ""
-    )
+    failed = f"; first error: {reason}" if reason else ""
+    yield f"{counts.total():,} rows: {kinds or 'nothing to do'}{failed}"
     several = [found for found in texts.values() if len(found) > 1]
     same = sum(len({*found}) == 1 for found in several)
     if len(several) >= 3 and same >= 0.9 * len(several):
@@ -68,6 +67,8 @@ def run_stage(
     these keys, with the numbers of their samples. For a dry run: `count(N)`: keys of N input rows; `calls`:
     model calls a row. `settle`: see Output.finish(). `summary(rows)`: lines about all rows.
     """
+    if is_endpoint(args.model or ""):
+        unused = ("load", *unused)  # what loads a model decides nothing
     recipe = Recipe(output or args.output, script, args, inputs, {"batch_size", *without}, constants, unused)
     if args.dry_run is not None:
         made = count(input_rows(args)) * samples
@@ -79,7 +80,6 @@ def run_stage(
     lengths = lengths or keys(False)
     missing = {key: [k for k in range(samples) if sample_key(key, k) not in written.done] for key in lengths}
     missing = {key: numbers for key, numbers in missing.items() if numbers}
-    spent: dict = {}
 
     def work() -> None:
         mine = {key: missing[key] for key in keys_of_rank(lengths) if key in missing}
@@ -90,7 +90,6 @@ def run_stage(
         for row in tqdm(rows(generate, mine), **bar, disable=True if processes()[0] else None):
             written.write(row)
         if generate:
-            spent.update(generate.spent())
             generate.close()
 
     local = args.model if load and not args.serve else None
@@ -100,7 +99,7 @@ def run_stage(
 
         print(f"ranks: {ranks}", flush=True)
     launch(ranks, work)
-    written.finish([sample_key(key, k) for key in lengths for k in range(samples)], settle, **spent)
+    written.finish([sample_key(key, k) for key in lengths for k in range(samples)], settle)
     if processes()[0] == 0:
         print(f"{written.path}: " + "\n  ".join(summary(written_rows(written.path))), flush=True)
 

@@ -252,10 +252,8 @@ def test_what_is_spent_is_told(monkeypatch, tmp_path):
     for call in (1, 2):
         server = Server(lambda number, body: FAULTS["500"] if number < 5 else good(number, body), seconds=0.0)
         generate = open_model(server.spec, flags(spent=spent), load)
-        assert generate.spent() == {"requests": 0, "cost": 0.0}
         assert len(list(generate(questions(10)))) == 10
-        assert generate.spent()["requests"] == generate.work["requests"] == 15
-        assert generate.spent()["cost"] == pytest.approx(10 * (7 * 1000 + 3 * 10000) / 1e6)
+        assert generate.budget.cost() == pytest.approx(call * 10 * (7 * 1000 + 3 * 10000) / 1e6)
         assert read_spent(spent) == (15 * call, [70 * call, 30 * call])
 
 
@@ -349,7 +347,7 @@ def test_tokens_that_are_not_counted_are_estimated(usage, tokens, tmp_path, monk
     generate = open_model(server.spec, flags(max_pixels=50 * 28 * 28), load)
     (reply,) = generate(questions(1, [str(tmp_path / "x.png")]))
     assert (reply.prompt_tokens, reply.tokens) == tokens
-    assert generate.spent()["cost"] == tokens[0]
+    assert generate.budget.cost() == tokens[0]
 
 
 def test_a_text_that_was_cut_off_is_estimated_at_the_limit():

@@ -24,7 +24,13 @@ DATA = ROOT.parent / "shared" / "data"
 
 
 def load(name, folder):
-    return list(problems.load_problems(f"{name}:{folder}", folder)[1])
+    return read(f"{name}:{folder}", folder)[1]
+
+
+def read(spec: str, folder, **fields) -> tuple[str, list[dict]]:
+    """(name, problems) of a source, its images saved in a folder."""
+    name, rows = problems.open_source(spec, folder, fields, 0)
+    return name, [row for _, row in rows]
 
 
 def blank(path):
@@ -122,20 +128,6 @@ def test_every_version_of_a_mathverse_problem_has_its_choices(folder, case):
     said = [row | {"response": f"The answer to this problem is {text}."} for text in ("5", "4 cm", "B")]
     checks = [result["answer_check"] for result in check_rows(said)]
     assert checks == ["correct", "wrong", "correct"]
-
-
-def test_mathvl_rows(folder):
-    one = {"id": "1", "image": "x.png", "question": "如图，求面积。", "answer": "B", "options": ["2", "4"]}
-    rows = [
-        one | {"type": "choice", "subject": "面积", "grade": "初二"},
-        {"id": "2", "image": ["x.png", "x.png"], "question": "填空", "answer": "25; 0.5", "type": "blank"},
-        {"id": "3", "image": None, "question": "1 + 1 = ?", "answer": 2},
-    ]
-    write_rows(folder / "test.jsonl", rows)
-    one, two, three = load("mathvl", folder)
-    assert (one["id"], one["options"]) == ("mathvl/1", ["2", "4"])
-    assert (one["source"], one["level"]) == ("choice", "初二")
-    assert len(two["images"]) == 2 and three["images"] == []
 
 
 def test_the_benchmarks_own_prompt(folder, run):
@@ -268,11 +260,10 @@ def test_a_folder_of_parquet_files(folder):
         image = {"bytes": (folder / "x.png").read_bytes(), "path": "x.png"}
         path = folder / "set" / "data" / f"train-0000{number}-of-00002.parquet"
         make_table(path, question=[f"{number}?"], answer=[number], image=[image])
-    name, rows = problems.load_problems(str(folder / "set"), folder / "images", {"images": ["image"]})
-    rows = list(rows)
+    name, rows = read(str(folder / "set"), folder / "images", images=["image"])
     assert name == "set" and [(row["question"], row["answer"]) for row in rows] == [("0?", 0), ("1?", 1)]
     assert len({row["images"][0] for row in rows}) == 1
-    name, rows = problems.load_problems(str(folder / "set"), folder, {"images": []})  # without, on purpose
+    name, rows = read(str(folder / "set"), folder, images=[])  # without, on purpose
     assert [row["images"] for row in rows] == [[], []]
 
 
@@ -299,10 +290,10 @@ BAD_SOURCES = {
                         "none of testmini.json, testmini.jsonl, test.json in it; give the folder"),
     "broken line": (source("mathvision", "test.jsonl", "{"), "test.jsonl:1: not a JSON object"),
     "broken file": (source("mathvista", "testmini.json", "{"), "testmini.json: not JSON"),
-    "a list of numbers": (source("mathvista", "testmini.json", [1, 2]), "json: a int instead of a row"),
+    "a list of numbers": (source("mathvista", "testmini.json", [1, 2]), "json:1: a int instead of a row"),
     "a field of the source is missing": (source("mathvision", "test.jsonl", {"id": "1"}),
                                          ":1: KeyError('question'): the row is not in the source's own form"),
-    "no question": (source("mathvl", "test.jsonl", {"id": "1", "image": "x.png", "answer": "1"}), ":1: Key"),
+    "no question": (source("mathvision", "test.jsonl", {"id": "1", "image": "x.png"}), ":1: KeyError"),
     "a field of another type": (source("mathvista", "testmini.json", [{"precision": "x"}]), ":1: ValueError"),
     "metadata is null": (source("mathverse", "testmini.json", [VERSE | {"metadata": None}]), ":1: TypeError"),
     "missing image": (source("mathvision", "test.jsonl", MATHV | {"image": "no.png"}), ":1: images: "),
@@ -313,7 +304,7 @@ BAD_SOURCES = {
 def test_bad_sources(folder, capsys, case):
     make, words = BAD_SOURCES[case]
     spec = make(folder)
-    refused(capsys, lambda: list(problems.load_problems(spec, folder / "images")[1]), words)
+    refused(capsys, lambda: read(spec, folder / "images"), words)
 
 
 def test_an_unknown_field_is_refused(capsys):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import read_rows, write_rows
+from conftest import ROOT, read_rows, write_rows
 from server import Server, completion, good
 
 from mathse import recipe
@@ -41,7 +41,7 @@ def test_the_same_recipe_is_skipped(verify, samples):
     assert verify().returncode == 0
     made = json.loads((samples.parent / "v.jsonl.recipe.json").read_text())
     assert made["stage"] == "02_verify.py" and made["flags"]["accept"] == "answer" and made["rows"] == 4
-    names = {"command", "versions", "git_commit", "seconds", "tokens", "requests", "cost", "folder"}
+    names = {"command", "versions", "git_commit", "seconds", "tokens", "folder"}
     assert names <= made.keys()
     output = samples.parent / "v.jsonl"
     without_effect = (), ("--timeout", 2, "--force"), ("--temperature", 1, "--max-tokens", 9)  # no model
@@ -83,7 +83,7 @@ def test_an_unfinished_output_is_not_gone_on_with_by_another_recipe(samples, run
     done = run("01_sample.py", *flags, "--top-p", 0.5, "--force")
     assert done.returncode == 0 and server.count == 6 and len(read_rows(tmp_path / "s.jsonl")) == 4
     made = json.loads((tmp_path / "s.jsonl.recipe.json").read_text())
-    assert made["requests"] == 4 and made["tokens"] == [28, 12]
+    assert made["tokens"] == [28, 12]
 
 
 def test_the_same_model_at_another_address_is_the_same(samples, run, tmp_path):
@@ -167,9 +167,17 @@ def test_an_edit_of_what_a_call_does_not_use_is_none(tmp_path, monkeypatch):
     assert before[0] == after[0] and before[1] != after[1]
 
 
-def test_the_halves_of_02_are_names_of_its_own(stage):
-    module = stage("02_verify")
-    assert all(hasattr(module, name) for name in module.VERIFYING + module.ANNOTATING)
+def test_an_edit_of_the_orms_prompt_asks_no_teacher_again(stage, tmp_path, monkeypatch):
+    module, common = stage("02_verify"), tmp_path / "common.py"
+    halves = module.VERIFYING, module.ANNOTATING, stage("04_finetune").OF_ORMS
+    assert all(hasattr(module, name) for name in halves[0] + halves[1])
+    monkeypatch.setattr(recipe, "COMMON", common)
+    found = []
+    for words in ("Check every step", "Check each step"):
+        common.write_text((ROOT / "common.py").read_text().replace("Check every step", words))
+        calls = zip(("02_verify.py", "02_verify.py", "04_finetune.py"), halves)
+        found.append([recipe.code_digest(ROOT / script, unused) for script, unused in calls])
+    assert [one == other for one, other in zip(*found)] == [True, False, True]
 
 
 def test_an_edited_stage_is_refused_in_words(verify, samples, tmp_path):
@@ -219,11 +227,6 @@ def test_a_dry_run_refuses_what_would_be_refused(verify, samples):
     assert verify("--limit", 2, "--dry-run", "--force").returncode == 0
     samples.unlink()  # an earlier stage makes it again
     assert verify("--dry-run", 7).returncode == 0
-
-
-def test_a_recorded_command_has_each_flag_once():
-    words = "--input a b --lr 1 --orm --epochs 3 --lr 2 --input c --lr 3".split()
-    assert recipe.last_of_each(words) == "--orm --epochs 3 --input c --lr 3".split()
 
 
 def test_force_removes_nothing_that_no_stage_made(verify, samples, run):

@@ -60,7 +60,9 @@ def write_table(folder, kind: str, rows: list[dict]) -> str:
 
 
 def read(spec: str, folder, fields: str = "") -> list[dict]:
-    return [*problems.load_problems(spec, folder / "images", problems.parse_fields(fields))[1]]
+    return [
+        row for _, row in problems.open_source(spec, folder / "images", problems.parse_fields(fields), 0)[1]
+    ]
 
 
 NAN, ALL, TYPED, FILES = float("nan"), "jsonl parquet csv hf", "jsonl parquet hf", "jsonl parquet csv"

@@ -4,7 +4,7 @@ Writes: train.jsonl and test.jsonl (id, question, images, answer, options, solut
 images/*.png.
 
     python toy/problems.py --output toy
-    python toy/problems.py --output /tmp/more --train 5000 --test 500 --seed 7
+    python toy/problems.py --output /tmp/more --train 1500 --test 500 --seed 7
 
 A family (FAMILIES) is one kind of problem: how its numbers are drawn, what its picture shows ("facts"), its
 question, and its worked solution as a list of calculations. From these come problems with pictures, the
@@ -26,10 +26,12 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path[:0] = [str(Path(__file__).parent.parent)]
 from common import CLOSING
 from mathse.cli import Parser, whole
+from mathse.records import fail
 
 CELL, CELLS = 16, 7  # pixels a cell, cells a side: pictures of 112 x 112 pixels
 OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 MULTIPLE_CHOICE_SHARE = 0.25
+REPEATS = 10_000  # pictures drawn before, one after the other: then a family has no more
 
 
 # ---------------------------------------------------------------- pictures
@@ -395,13 +397,17 @@ def main() -> None:
     (args.output / "images").mkdir(parents=True, exist_ok=True)
     # The test file is drawn first: its problems do not change with the number of training problems.
     for split, count in (("test", args.test), ("train", args.train)):
-        rows = []
+        rows, repeats = [], 0
         while len(rows) < count:
             name = names[len(rows) % len(names)]
             record, _, canvas = make_problem(name, rng)
             if (picture := canvas.image.tobytes()) in seen:  # also not with another question
+                repeats += 1
+                if repeats == REPEATS:
+                    fail(f"--{split}: {count}: there are no more pictures of {name}; ask for fewer problems")
                 continue
             seen.add(picture)
+            repeats = 0
             path = f"images/{split}_{len(rows):05d}.png"
             canvas.image.save(args.output / path)
             rows.append({"id": f"toy/{split}/{len(rows):05d}", "images": [path]} | record)

@@ -2,15 +2,14 @@
 the prompts of the loop.
 
 It is asked exactly as GPT-4o would be (01: solve, 02 --annotate: feedback, 03: reflect), finds the problem by
-question and image, and answers from its solution; for problems of the toy world it also sees which step of a
-response fails, and why. A seeded share of its solutions is wrong, so that verification matters.
+question and image, answers from its solution, and sees which step of a response fails, and why. A seeded
+share of its solutions is wrong, so that verification matters.
 
     python toy/teacher.py --problems toy/train.jsonl --port 8001
     python 01_sample.py --input toy/train.jsonl --output d0.jsonl --model http://127.0.0.1:8001/v1#teacher
 """
 
 import base64
-import functools
 import hashlib
 import importlib
 import json
@@ -18,8 +17,6 @@ import os
 import random
 import re
 import sys
-import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
@@ -27,8 +24,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import problems as toy
 
-from common import CLOSING, SOLVE_PROMPT
-from mathse.answers import reference_text
+from common import SOLVE_PROMPT
 from mathse.chat import question_text
 from mathse.cli import Parser, real, whole
 from mathse.images import open_image
@@ -50,11 +46,10 @@ class Teacher:
     """Answers a prompt with images; the share `wrong` of its solutions is wrong, by `seed` and problem."""
 
     def __init__(self, paths: list[Path], wrong: float, seed: int):
-        self.wrong, self.seed, self.problems, self.by_question = wrong, seed, {}, {}
+        self.wrong, self.seed, self.problems = wrong, seed, {}
         for row in chain.from_iterable(map(read_rows, paths)):
-            text, images = question_text(row), [Path(image).read_bytes() for image in row["images"]]
-            self.problems[problem_key(text, images)] = row
-            self.by_question.setdefault(text, row)
+            images = [Path(image).read_bytes() for image in row["images"]]
+            self.problems[problem_key(question_text(row), images)] = row
         verify, reflect = map(importlib.import_module, ("02_verify", "03_reflect"))
         self.patterns = {"solve": prompt_pattern(SOLVE_PROMPT)}
         self.patterns["feedback"] = prompt_pattern(verify.FEEDBACK_PROMPT)
@@ -64,43 +59,28 @@ class Teacher:
         """The reply, or None for an unknown prompt or problem."""
         matches = ((kind, pattern.match(text)) for kind, pattern in self.patterns.items())
         kind, fields = next(((kind, match) for kind, match in matches if match), (None, None))
-        row = self.find(fields["question"], images) if kind else None
+        row = self.problems.get(problem_key(fields["question"], images)) if kind else None
         if row is None:
             return None
         if kind == "feedback":
             return self.feedback(row, fields["response"])
         return self.solution(row, random.Random(f"{self.seed} {row['id']} {kind} {request_seed}"))
 
-    def find(self, question: str, images: list[bytes]) -> dict | None:
-        row = self.problems.get(problem_key(question, images))
-        if row is None and len(self.by_question) == len(self.problems):
-            return self.by_question.get(question)  # scaled-down images: the question alone tells
-        return row
-
     def solution(self, row: dict, rng: random.Random) -> str:
         """The worked solution; in a seeded share of cases one that is wrong."""
-        steps, answer = (row.get("solution") or "").strip(), reference_text(row["answer"])
         if rng.random() >= self.wrong:
-            return steps if CLOSING in steps else f"{steps}\n{CLOSING} {answer}.".strip()
-        options = row.get("options") or []
-        if family := toy.FAMILIES.get(row.get("subject")):
-            numbers = toy.parse_numbers(row)
-            return toy.wrong_solution(family, numbers, options, "The picture shows", rng)[0]
-        other = next((option for option in options if option != row["answer"]), f"not {answer}")
-        return f"{steps.replace(answer, other)}\n{CLOSING} {other}."
+            return row["solution"]
+        family, options = toy.FAMILIES[row["subject"]], row.get("options") or []
+        return toy.wrong_solution(family, toy.parse_numbers(row), options, "The picture shows", rng)[0]
 
     def feedback(self, row: dict, response: str) -> str:
         """The first step that differs from the worked solution, and what is wrong with it."""
-        right = row.get("solution") or ""
         told = dict.fromkeys(("error_step", "error_analysis", "error_type", "improvement_suggestion"))
-        mistake = toy.first_mistake(right, response)
+        mistake = toy.first_mistake(row["solution"], response)
         if mistake is None:
             return json.dumps({"status": "CORRECT"} | told)
-        step, analysis = mistake
-        _, kind = toy.diagnosis(step, right)
-        if row.get("subject") not in toy.FAMILIES:
-            analysis, kind = "This does not follow from what the image shows.", None
-        told = dict(zip(told, (step, analysis, kind, "Look at this step again.")))
+        _, kind = toy.diagnosis(mistake[0], row["solution"])
+        told = dict(zip(told, (*mistake, kind, "Look at this step again.")))
         return json.dumps({"status": "WRONG"} | told)
 
 
@@ -112,41 +92,38 @@ def text_and_images(content: str | list[dict]) -> tuple[str, list[bytes]]:
     return text, [base64.b64decode(url.split(",", 1)[1]) for url in urls]
 
 
-def handler(teacher: Callable[[], Teacher]) -> type:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        def reply(self, status: int, content: dict) -> None:
-            body = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def reply(self, status: int, content: dict) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
-        def do_GET(self) -> None:
-            self.reply(200, {"object": "list", "data": [{"id": "teacher", "object": "model"}]})
+    def do_GET(self) -> None:
+        self.reply(200, {"object": "list", "data": [{"id": "teacher", "object": "model"}]})
 
-        def do_POST(self) -> None:
-            try:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                text, images = text_and_images(body["messages"][-1]["content"])
-                answer = teacher().answer(text, images, body.get("seed") or 0)
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                return self.reply(400, {"error": {"message": f"{type(error).__name__}: {error}"}})
-            if answer is None:
-                return self.reply(404, {"error": {"message": "unknown prompt or problem"}})
-            read, written = len(text) // 4 + 85 * len(images), max(1, len(answer) // 4)
-            message = {"role": "assistant", "content": answer}
-            content = {"object": "chat.completion", "model": "teacher"}
-            content["choices"] = [{"index": 0, "message": message, "finish_reason": "stop"}]
-            content["usage"] = {"prompt_tokens": read, "completion_tokens": written}
-            self.reply(200, content)
+    def do_POST(self) -> None:
+        try:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text, images = text_and_images(body["messages"][-1]["content"])
+            answer = self.server.teacher.answer(text, images, body.get("seed") or 0)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            return self.reply(400, {"error": {"message": f"{type(error).__name__}: {error}"}})
+        if answer is None:
+            return self.reply(404, {"error": {"message": "unknown prompt or problem"}})
+        read, written = len(text) // 4 + 85 * len(images), max(1, len(answer) // 4)
+        message = {"role": "assistant", "content": answer}
+        content = {"object": "chat.completion", "model": "teacher"}
+        content["choices"] = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        content["usage"] = {"prompt_tokens": read, "completion_tokens": written}
+        self.reply(200, content)
 
-        def log_message(self, *arguments) -> None:
-            pass
-
-    return Handler
+    def log_message(self, *arguments) -> None:
+        pass
 
 
 def serve_in_background(server: ThreadingHTTPServer, parent: int) -> None:
@@ -156,9 +133,8 @@ def serve_in_background(server: ThreadingHTTPServer, parent: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):  # whoever reads our output need not wait for us
         os.dup2(null, stream)
-    server.service_actions = lambda: (
-        Path(f"/proc/{parent}").exists() or os._exit(0)
-    )  # at each turn of its loop
+    # at each turn of its loop
+    server.service_actions = lambda: Path(f"/proc/{parent}").exists() or os._exit(0)
 
 
 def main() -> None:
@@ -171,23 +147,18 @@ def main() -> None:
     add("--wrong", type=real(0, 1), default=0.1, help=share)
     add("--seed", type=whole(0), default=0, help="draws which ones are wrong (default %(default)s)")
     args = parser.parse_args()
-    files = [path for path in args.problems if path.is_file() and path.suffix != ".parquet"]
-    read, lock = functools.cache(lambda: Teacher(files, args.wrong, args.seed)), threading.Lock()
-
-    def teacher() -> Teacher:  # read at the first request, so that a run which asks nothing does not wait
-        with lock:
-            return read()
-
+    if not (files := [path for path in args.problems if path.is_file()]):
+        fail(f"--problems: {args.problems[0]}: no such file; python toy/problems.py makes toy/train.jsonl")
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", args.port), handler(teacher))
+        server = ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
     except OSError as error:
         fail(f"--port: {args.port}: {error.strerror}; choose another")
     address = f"http://127.0.0.1:{server.server_port}/v1#teacher"
     if args.background:
         print(address, flush=True)
         serve_in_background(server, args.background)
-    else:
-        teacher()
+    server.teacher = Teacher(files, args.wrong, args.seed)  # meanwhile requests wait
+    if not args.background:
         print(f"teacher of {', '.join(map(str, args.problems))} on {address}", flush=True)
     server.serve_forever()
 

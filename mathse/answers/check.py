@@ -15,6 +15,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # name the choices of a problem
 TRUTH, BEFORE_LETTER = pattern("truth"), pattern("before letter", behind=",? ?")
 ASKS_PERCENT, ASKS_ORDER = pattern("asks percent"), pattern("asks order")
 NEGATIVE = pattern("denial", "doubt", "not chosen")
+VALUE = pattern("value")  # in whatever spelling: 0.5 is 1/2
 CHOOSES = re.compile(words("chooses") + "|[:=]")
 BOLD = re.compile(r"\*\*(.+?)\*\*")
 RIGHT, WRONG, CALLED = words("right"), words("wrong"), words("called a choice")
@@ -114,14 +115,6 @@ def votes(answers: Iterable[tuple[object, str | None]], options: list | None = N
     return list(groups.values())
 
 
-VALUE = pattern("value")
-
-
-def states_value(text: str, answer: str) -> bool:
-    """Whether a text holds the value of an answer somewhere, in whatever spelling: 0.5 is 1/2."""
-    return any(same_value(match[0], answer) for match in VALUE.finditer(text))
-
-
 def reveals(explanation: str, row: dict) -> bool:
     """Whether an explanation states the right answer, in any spelling, where question and response do not.
     For a choice: the right option's text, or its letter, called a choice."""
@@ -135,7 +128,8 @@ def reveals(explanation: str, row: dict) -> bool:
         """The values and letters that a text holds."""
         literal = {value for value in values if re.search(rf"(?<![\w.]){re.escape(value)}(?!\w|\.\d)", text)}
         called = {letter for letter in letters if re.search(CALLED.replace("LETTER", letter), text)}
-        return literal | called | {value for value in values - literal if states_value(text, value)}
+        said = [match[0] for match in VALUE.finditer(text)]
+        return literal | called | {value for value in values if any(same_value(one, value) for one in said)}
 
     return bool(stated(explanation) - stated(f"{row['response']} {row['question']}"))
 

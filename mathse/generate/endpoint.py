@@ -20,7 +20,6 @@ import re
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -105,14 +104,10 @@ class Endpoint(Generator):
         self.spec = spec
         self.args = args
         self.concurrency = args.concurrency or CONCURRENCY
-        self.work = Counter()
         self.stop = threading.Event()  # nothing more is asked
         self.budget = Budget(args)
         self.connection = Connection(spec, args.timeout, self.concurrency)
         self.parameters = Parameters(spec.partition("#")[2], args, schema, self.connection.is_vllm)
-
-    def spent(self) -> dict:
-        return self.budget.spent()
 
     def close(self) -> None:
         self.connection.client.close()
@@ -222,7 +217,6 @@ class Endpoint(Generator):
                 return Outcome("split", left=job.singly())
             if self.stop.is_set() or not self.budget.take():
                 return Outcome("stopped")
-            self.work["requests"] += 1
             outcome = self.try_once(job, fields | {"messages": messages}, deadline)
             if outcome.kind == "adapted":
                 continue
@@ -450,15 +444,9 @@ class Budget:
             Path(args.spent).parent.mkdir(parents=True, exist_ok=True)
             self.file = open(args.spent, "a+b", buffering=0)
             self.requests, self.tokens = read_spent(args.spent)
-        self.before = self.requests, self.cost()
 
     def cost(self) -> float:
         return sum(count * each for count, each in zip(self.tokens, self.prices)) / 1e6
-
-    def spent(self) -> dict:
-        """Requests and cost of this call."""
-        with self.lock:
-            return {"requests": self.requests - self.before[0], "cost": self.cost() - self.before[1]}
 
     def reached(self) -> str | None:
         """The limit that is reached, in words."""

@@ -41,15 +41,14 @@ class Served(Endpoint):
         self.command = filled(args.serve, spec, self.port)
         self.lock = threading.Lock()
         atexit.register(self.end)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that atexit ends the server
+        for number in (signal.SIGTERM, signal.SIGHUP):  # so that atexit ends the server
+            if signal.getsignal(number) == signal.SIG_DFL:  # under nohup no terminal is missed
+                signal.signal(number, lambda number, _: sys.exit(128 + number))
         name = self.start()
         free = {"max_requests": 0, "max_cost": 0, "spent": None}
         free["concurrency"] = args.concurrency or SERVED_CONCURRENCY
         args = argparse.Namespace(**vars(args) | free)
         super().__init__(f"http://127.0.0.1:{self.port}/v1#{name}", args, schema)
-
-    def spent(self) -> dict:
-        return {}
 
     def close(self) -> None:
         super().close()

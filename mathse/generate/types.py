@@ -1,6 +1,5 @@
 """What the stages ask a model, and what it answers: the same for local models and endpoints."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -40,14 +39,8 @@ class Reply:
 class Generator:
     """An open model: requests in, a reply for each of their samples out, as it finishes, in any order."""
 
-    work: Counter  # what was done
-
     def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
         raise NotImplementedError
-
-    def spent(self) -> dict:
-        """What a recipe notes: requests sent to an endpoint and their cost; of a local model nothing."""
-        return {}
 
     def close(self) -> None:
         """Free what it holds, before another model is opened; a local model is gone with the stage."""

@@ -6,6 +6,6 @@ python -m mathse.problems --help
 from mathse.problems.benchmarks import SPLITS
 from mathse.problems.columns import parse_fields
 from mathse.problems.official import RULES
-from mathse.problems.sources import load_problems
+from mathse.problems.sources import open_source
 
-__all__ = ["RULES", "SPLITS", "load_problems", "parse_fields"]
+__all__ = ["RULES", "SPLITS", "open_source", "parse_fields"]

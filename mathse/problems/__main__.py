@@ -16,7 +16,6 @@ Writes: problems.jsonl       id, question, images, answer, optional options, pre
 """
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +48,6 @@ def parse_args() -> argparse.Namespace:
     add("--contaminated", choices=["drop", "warn"], default="drop", help=left_out)
     add("--fields", default="", help='columns of tables, for example "question=problem images=image"')
     add("--limit", type=whole(0), default=0, help="first N of each source (default %(default)s: all)")
-    threads = "threads that decode images (default %(default)s: one a core)"
-    add("--workers", type=whole(1), default=os.cpu_count(), help=threads)
     add_output_flags(parser)
     return parser.parse_args()
 
@@ -61,12 +58,12 @@ def open_problems(spec: str, args: argparse.Namespace, folder: Path) -> Source:
     return name, watch_references(rows, spec)
 
 
-def hashed(rows: Iterator, what: str, workers: int) -> Iterator[tuple[dict, list[ImageHash]]]:
+def hashed(rows: Iterator, what: str) -> Iterator[tuple[dict, list[ImageHash]]]:
     """Problems with the hashes of their images, beside a progress bar."""
-    return hash_images(tqdm(rows, desc=what, unit="row", disable=None), workers)
+    return hash_images(tqdm(rows, desc=what, unit="row", disable=None))
 
 
-def write_problems(rows: Iterator, held_out: HeldOut, output: Output, workers: int) -> dict[str, str]:
+def write_problems(rows: Iterator, held_out: HeldOut, output: Output) -> dict[str, str]:
     """Write every problem that earlier calls did not, after the listing of a contaminated one.
 
     Returns {key: id} of all problems, in order.
@@ -79,7 +76,7 @@ def write_problems(rows: Iterator, held_out: HeldOut, output: Output, workers: i
             if row_key(row) not in output.done:
                 yield where, row
 
-    for row, hashes in hashed(missing(), "problems", workers):
+    for row, hashes in hashed(missing(), "problems"):
         if matches := held_out.matches(row, hashes):
             also = [f"{match['test_set']}: {match['test_id']}" for match in matches[1:]]
             # `benchmark` tells the listing from the problem, also by its key
@@ -102,8 +99,8 @@ def main() -> None:
         return
     output, listing_path = Output(recipe), args.output.parent / LISTING
     try:
-        tested = ((name, *found) for name, rows in tests for found in hashed(rows, name, args.workers))
-        ids = write_problems(problems, HeldOut(tested), output, args.workers)
+        tested = ((name, *found) for name, rows in tests for found in hashed(rows, name))
+        ids = write_problems(problems, HeldOut(tested), output)
         listings = [row for row in output.rows() if row.pop("benchmark", None) == LISTING]
         contaminated = {row["id"] for row in listings} if args.contaminated == "drop" else set()
         kept = [key for key, name in ids.items() if name not in contaminated]

@@ -127,27 +127,6 @@ def with_choices(rows: Iterator[tuple[str, dict]]) -> Iterator[tuple[str, dict]]
         yield where, row | {"choices": known[row["problem_index"]]}
 
 
-def mathvl(row: dict) -> dict:
-    """A row of MathVL-test, which is not public, in a form of ours: test.jsonl, one problem a line,
-
-    {"id": "1", "image": "images/1.png", "question": "...", "answer": "B", "options": ["...", "..."],
-     "type": "choice", "subject": "...", "grade": "..."}
-
-    options, type (choice, blank ...), subject (of knowledge) and grade are optional. Several blanks or
-    letters are one answer: "25; 0.5", "AC".
-    """
-    return {
-        "id": f"mathvl/{row['id']}",
-        "question": row["question"],
-        "images": row["image"],
-        "answer": row["answer"],
-        "options": row.get("options") or [],
-        "subject": row.get("subject"),
-        "level": row.get("grade"),
-        "source": row.get("type"),
-    }
-
-
 class Benchmark(NamedTuple):
     adapter: Callable[[dict], dict]
     files: list[tuple[str, ...]]  # in its folder, any table: the first of each tuple that is there is read
@@ -176,9 +155,6 @@ BENCHMARKS = {
         hub=(("testmini", "testmini"), ("testmini_text_only", "testmini_text_only")),
         complete=with_choices,
     ),
-    "mathvl": Benchmark(
-        mathvl, [("test.jsonl", "problems.jsonl")], {"subject": "subject", "type": "source", "grade": "level"}
-    ),
 }
 SPLITS = {name: benchmark.splits for name, benchmark in BENCHMARKS.items()}
-SPLITS[None] = {"subject": "subject", "source": "source"}  # of any other test set
+SPLITS[None] = {"subject": "subject", "source": "source", "level": "level"}  # of any other test set

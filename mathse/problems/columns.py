@@ -260,7 +260,7 @@ def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -
     options, answer = problem["options"] or [], problem["answer"]
     index = next(filter(None, map(INDEX.fullmatch, fields.get("answer", []))), None)
     if index and options and answer is not None:
-        number = int(answer) - bool(index[2])
+        number = int(float(answer)) - bool(index[2])
         if not 0 <= number < len(options):
             fail(f"{where}: answer: {answer} counts none of the options {shown(options)}; mend the row")
         problem["answer"] = options[number]

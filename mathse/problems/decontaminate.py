@@ -54,13 +54,13 @@ def hash_image(path: str) -> ImageHash | None:
     return ImageHash(path, digest, np.asarray(grey.resize((HASH_SIDE, HASH_SIDE), Image.BICUBIC)).ravel())
 
 
-def hash_images(rows: Iterable[tuple[str, dict]], workers: int) -> Iterator[tuple[dict, list[ImageHash]]]:
+def hash_images(rows: Iterable[tuple[str, dict]]) -> Iterator[tuple[dict, list[ImageHash]]]:
     """Problems with their places -> problems with the hashes of their images (not of blank ones), in order.
 
     Threads decode: Pillow releases the GIL. An image that cannot be decoded ends the command.
     """
     rows = iter(rows)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor() as pool:
         while chunk := list(islice(rows, CHUNK)):
             jobs = [[pool.submit(hash_image, image) for image in row["images"]] for _, row in chunk]
             for (where, row), running in zip(chunk, jobs):

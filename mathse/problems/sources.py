@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from mathse.images import image_problem, save_image
 from mathse.problems.benchmarks import BENCHMARKS
 from mathse.problems.columns import (
+    FIELDS,
     Fields,
     has_column,
     passed_over,
@@ -42,20 +43,12 @@ Rows = Iterator[tuple[str, dict]]  # (where it stands, as file:line; the row)
 Find = Callable[[str], str]  # the path of an image as a source names it -> as we open it
 
 
-def load_problems(
-    spec: str, folder: Path, fields: Fields | None = None, limit: int = 0
-) -> tuple[str, Iterator[dict]]:
-    """(name, problem records with absolute image paths) of a source, streamed and checked.
+def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[str, Rows]:
+    """(name, problems with absolute image paths, each with its place) of a source, streamed and checked.
 
     `folder`: where images that come inside rows are saved. `fields`: see parse_fields(). `limit`: rows that
     are read; 0: all. Ends the command in one line if the source cannot be read or a row is at fault.
     """
-    name, rows = open_source(spec, folder, fields or {}, limit)
-    return name, (row for _, row in rows)
-
-
-def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[str, Rows]:
-    """As load_problems(), each problem with the place where it stands."""
     kind, _, path = spec.partition(":")
     if kind in BENCHMARKS:
         rows, find = benchmark_rows(spec, kind, path, folder)
@@ -68,11 +61,10 @@ def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[st
         rows = hub_rows(spec, *parts.groups())
     else:
         files = files_of(Path(spec))
-        kind, find = files[0].suffix, image_finder(files[0])
+        kind, find = files[0].suffix.lower(), image_finder(files[0])
         name = Path(spec).absolute().name if Path(spec).is_dir() else Path(spec).stem
-        name = (
-            f"{files[0].absolute().parent.name}_{name}" if name in ("problems", "test") else name
-        )  # which say little
+        if name in ("problems", "test"):  # which say little
+            name = f"{files[0].absolute().parent.name}_{name}"
         rows = (row for file in files for row in file_rows(file))
     is_json = kind not in ("hf", ".parquet", ".arrow", ".csv", ".tsv")
     problems = table_problems(islice(rows, limit or None), spec, fields, folder, find, is_json)
@@ -91,7 +83,7 @@ def checked(rows: Rows, spec: str) -> Rows:
         if row is None:
             break
         check_row(row, where, ("id", "question"), find_problem)
-        content = hash(repr(row))
+        content = hash(repr([row.get(field) for field in FIELDS]))
         if row["id"] not in seen:
             seen[row["id"]] = content
             yield where, row
@@ -126,7 +118,8 @@ def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Fi
         problem = to_problem(row, chosen, needed, where)
         problem = with_images(problem, where, folder, find, chosen.get("images") == [])
         pictures += bool(problem["images"])
-        known = {field: value for field, value in problem.items() if value is not None or field == "answer"}
+        kept = {field: value for field, value in problem.items() if value is not None}
+        known = {"question": None, "answer": None} | kept
         yield where, (rest_of(row, chosen) if is_json else {}) | known
     if not number:
         return
@@ -145,10 +138,10 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     inside = [file for place in (path, path / "data") for file in sorted(place.glob("*.*"))]
     inside = [file for file in inside if not re.match("(cache-|(dataset_|state).*json$)", file.name)]
-    kinds = [kind for kind in KINDS if any(file.suffix == f".{kind}" for file in inside)] or ["json"]
+    kinds = [kind for kind in KINDS if any(file.suffix.lower() == f".{kind}" for file in inside)] or ["json"]
     if len(kinds) > 1:
         fail(f"{path}: holds files of several kinds ({', '.join(kinds)}); give one file")
-    files = [file for file in inside if file.suffix == f".{kinds[0]}"]
+    files = [file for file in inside if file.suffix.lower() == f".{kinds[0]}"]
     if not files:
         is_there = "holds no table" if path.exists() else "no such file"
         sources = f"a file or folder of {', '.join(KINDS)} or json, hf:NAME:SPLIT, or NAME:PATH with NAME in"
@@ -165,7 +158,7 @@ def file_rows(path: Path) -> Rows:
     """The rows of a file, by its ending; one of another ending is read as JSON lines."""
     readers = {".parquet": arrow_rows, ".arrow": arrow_rows, ".csv": csv_rows, ".tsv": csv_rows}
     readers |= {".json": json_rows}
-    for where, row in readers.get(path.suffix, partial(json_lines, gaps=True))(path):
+    for where, row in readers.get(path.suffix.lower(), partial(json_lines, gaps=True))(path):
         if not isinstance(row, dict):
             form = '{"id": ..., "question": ..., ...}'
             fail(f"{where}: a {type(row).__name__} instead of a row; write {form}")
@@ -192,7 +185,8 @@ def json_rows(path: Path) -> Rows:
             content = content[names[0]]
         elif all(isinstance(value, dict) for value in content.values()):
             content = [*content.values()]
-    yield from ((str(path), row) for row in (content if isinstance(content, list) else [content]))
+    rows = content if isinstance(content, list) else [content]
+    yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
 
 
 def csv_rows(path: Path) -> Rows:
@@ -219,7 +213,7 @@ def arrow_rows(path: Path) -> Rows:
 
     try:
         with path.open("rb") as file:
-            is_parquet = path.suffix == ".parquet"
+            is_parquet = path.suffix.lower() == ".parquet"
             parts = ParquetFile(file).iter_batches(batch_size=16) if is_parquet else ipc.open_stream(file)
             rows = (row for part in parts for row in part.to_pylist())
             yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))

@@ -58,7 +58,8 @@ def trace(row: dict, source: Path, folder: Path) -> dict:
     """Where a response and its verdict come from, of a reflection also its draft, as paths from `folder`."""
     names = {name: row.get(name) for name in ("id", "sample", "model", "seed")}
     found = names | {"origin": row.get("origin", "sample"), "verified_in": relative(source, folder)}
-    if draft := row.get("draft_of"):
+    draft = row.get("draft_of")
+    if isinstance(draft, dict) and isinstance(draft.get("verified_in"), str):
         found["draft_of"] = draft | {"verified_in": relative(source.parent / draft["verified_in"], folder)}
     return found
 
