@@ -25,7 +25,9 @@ from pathlib import Path
 from mathse.records import fail, is_endpoint
 
 GRACE = 2.0  # seconds that the first rank has to tell in its own words what has ended another
-KILLED = "a rank was ended by {}, perhaps out of memory: set a smaller --batch-size or fewer --processes"
+LESS_MEMORY = "set a smaller --batch-size (of 04 --micro-batch)"
+KILLED = f"a rank was ended by {{}}, perhaps out of memory: {LESS_MEMORY} or fewer --processes"
+KEPT = "what is complete is kept: call again to go on"
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
 CGROUPS = Path("/sys/fs/cgroup")
 DISK_ERRORS = {
@@ -118,17 +120,33 @@ def stage_end():
         with home_to_write():
             yield
     except KeyboardInterrupt:
-        fail("interrupted; what is complete is kept: call again to go on", 130)
+        fail(f"interrupted; {KEPT}", 130)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         where = f"{error.filename or 'the output'}: {error.strerror}"
-        fail(f"{where}; what is complete is kept; mend this and call again to go on", 1)
+        fail(f"{where}; mend this; {KEPT}", 1)
+    except RuntimeError as error:
+        end_if_device_failed(error)
+        raise
     if "torch.distributed" in sys.modules:
         import torch.distributed as distributed
 
         if distributed.is_initialized():  # left to the interpreter's exit, its threads may abort the process
             distributed.destroy_process_group()
+
+
+def end_if_device_failed(error: Exception) -> None:
+    """End the stage with exit code 1 on an error that no other split of the rows would cure."""
+    said = one_line(error)
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in said:
+        fail(f"out of memory: {LESS_MEMORY} ({said}); {KEPT}", 1)
+    if "CUDA error" in said:
+        fail(f"the device failed ({said}); {KEPT}", 1)
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 # ---------------------------------------------------------------- how many
@@ -219,7 +237,7 @@ def watch(started: list, errors: list) -> None:
         if not failed.exitcode:
             continue
         if failed.exitcode < 0:
-            fail(f"{KILLED.format(signal.Signals(-failed.exitcode).name)}; the rows so far are kept", 1)
+            fail(f"{KILLED.format(signal.Signals(-failed.exitcode).name)}; {KEPT}", 1)
         started[0].join(GRACE)
         if not started[0].exitcode:
             file = errors[started.index(failed)]

@@ -219,7 +219,7 @@ def test_a_failed_answer_is_asked_for_again_and_counted_anew(evaluated, run):
 def test_a_teacher_names_the_type_of_each_error(evaluated, run):
     """02 --annotate on predictions: the paper's Figure 4."""
     folder, _, _ = evaluated
-    verdict = {"status": "WRONG", "error_step": "s", "error_analysis": "a", "error_type": "vision"}
+    verdict = {"status": "WRONG", "error_step": "s", "error_analysis": "a", "error_type": "Vision"}
     server = Server(lambda number, body: (200, completion(json.dumps(verdict)), {}))
     flags = ["--input", folder / "eval" / "predictions.jsonl", "--output", folder / "eval" / "errors.jsonl"]
     assert run("02_verify.py", "--annotate", *flags, "--model", server.spec).returncode == 0
@@ -247,7 +247,11 @@ def test_blank_image_and_against(evaluated, run):
 
 def test_against_an_evaluation_under_other_conditions(evaluated, run):
     folder, server, _ = evaluated
-    run("05_evaluate.py", *flags_of(folder, "short", server), "--max-tokens", 7, "--limit", 3)
+    flags = [*flags_of(folder, "short", server), "--max-tokens", 7, "--limit", 3]
+    for top_p in (0.5, 1):  # the same answers, greedily
+        assert run("05_evaluate.py", *flags, "--top-p", top_p, "--force").returncode == 0
+        conditions = json.loads((folder / "short" / "metrics.json").read_text())["conditions"]
+        assert conditions["top_p"] == top_p
     compared = run("05_evaluate.py", "--output", folder / "short", "--against", folder / "eval")
     assert "on 3 common problems (1 and 0 only in one)" in compared.stdout
     assert "NOT COMPARABLE, other conditions: max_tokens" in compared.stdout

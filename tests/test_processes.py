@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, read_rows, write_rows
 
 from mathse import launch
@@ -122,9 +124,14 @@ def test_each_rank_is_as_a_launcher_would_have_started_it(tmp_path):
         (lambda: fail("no such thing; get one"), 2, "error: no such thing; get one\n"),
         (lambda: {}["gone"], 1, "\nKeyError: 'gone'\n"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), 1, "ended by SIGKILL, perhaps out of memory"),
-        (lambda: os.mkdir("/proc"), 1, "error: /proc: File exists"),
+        (partial(os.mkdir, "/proc"), 1, "error: /proc: File exists"),
+        (
+            partial(torch.empty, 1 << 60),
+            1,
+            "error: out of memory: set a smaller --batch-size (of 04 --micro-",
+        ),
     ],
-    ids=["user error", "fault", "killed", "disk"],
+    ids=["user error", "fault", "killed", "disk", "memory"],
 )
 def test_a_launch_ends_as_its_first_rank_that_fails(failing, fault, code, said, capfd):
     """The others would work on: they are ended. What is wrong is said once."""

@@ -67,6 +67,7 @@ def test_an_argument_is_refused(run, word):
 def test_a_dry_run_prints_every_command_and_their_sum_and_runs_nothing(run, toy_data):
     test = "toy/test.jsonl mathvision:no/folder"
     settings = REAL | {"DATA": "toy/train.jsonl", "TEST": test, "RUN": "dry", "DRY_RUN": "1"}
+    settings |= {"REFLECTOR": "http://node1:8000/v1#owner/Model"}
     done = run("run_rounds.sh", PRICE_IN="2.5", PRICE_OUT="10", **settings)
     assert done.returncode == 0, done.stderr
     words = [
@@ -76,7 +77,7 @@ def test_a_dry_run_prints_every_command_and_their_sum_and_runs_nothing(run, toy_
         "03_reflect.py",
         "--orm --input",
     ]
-    words += ["05_evaluate.py", "runs/dry/round_2/model", "runs/dry/final/eval"]
+    words += ["05_evaluate.py", "runs/dry/round_2/model", "runs/dry/final/eval", "--origin reflection-model "]
     assert [word for word in words if word not in done.stdout] == []
     assert "360 rows: about 360 model calls" in done.stdout  # 30 % of 1,200 problems are distilled
     assert "1,300 rows: about 1,300" in done.stdout  # 300 test problems, and 1,000 of a set that is no file

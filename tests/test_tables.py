@@ -97,6 +97,8 @@ VALUES = {  # name: (kinds of files, further columns, --fields, what they become
     "options in columns": (ALL, LETTERS, "options=A,B,C", {"options": ["1", "2"]}),
     "an answer that counts": (TYPED, {"options": ["3", "4"], "answer": 1}, "answer=options[answer]",
                               {"answer": "4"}),
+    "an answer that counts, beside gaps": (TYPED, {"options": ["3", "4"], "answer": 1.0},
+                                           "answer=options[answer]", {"answer": "4"}),
     "an answer that counts from 1": ("jsonl", {"options": ["3", "4"], "answer": 1},
                                      "answer=options[answer-1]", {"answer": "3"}),
     "an answer that counts, beside another": (TYPED, {"options": ["3", "4"], "answer": 1, "gold": "9"},
@@ -365,6 +367,7 @@ def test_what_would_be_lost_is_refused(tmp_path, capsys, name, kind):
 
 def test_a_row_that_stands_twice_is_read_once_and_counted(tmp_path, capsys):
     rows = [ROW, ROW | {"answer": "2"}, ROW, ROW | {"id": "x"}, ROW | {"id": "x"}]
+    rows = [row | {"index": index} for index, row in enumerate(rows)]
     found = read(write_table(tmp_path, "jsonl", rows), tmp_path)
     assert [row["answer"] for row in found] == ["1", "2", "1"] and len({row["id"] for row in found}) == 3
     assert "2 of 5 rows stand there twice and are read once" in capsys.readouterr().err
@@ -387,6 +390,7 @@ CSV_FILES = {  # content of a csv file -> the answers read, or words of the refu
     "question,answer,answer,images\nOne,3,4,a.png\n": "a name twice",
     'question,answer,images\n"One,3,a.png\n': "cannot be read: unexpected end of data; save it anew as CSV",
     "question,answer,images\n": "the file is empty",
+    "question,answer,images\n,3,a.png\n": "t.CSV:2: question: None is not a string with text in it",
     b"question,answer,images\nGr\xf6\xdfe,3,a.png\n": "save it anew as CSV in UTF-8",
 }
 
@@ -394,7 +398,7 @@ CSV_FILES = {  # content of a csv file -> the answers read, or words of the refu
 @pytest.mark.parametrize("content", CSV_FILES)
 def test_csv_files(tmp_path, capsys, content):
     (tmp_path / "a.png").write_bytes(coded())
-    path, expected = tmp_path / "t.csv", CSV_FILES[content]
+    path, expected = tmp_path / "t.CSV", CSV_FILES[content]
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     if isinstance(expected, str):
         return refused(capsys, lambda: read(str(path), tmp_path), expected)

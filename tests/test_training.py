@@ -621,7 +621,9 @@ def test_a_reply_ends_with_what_is_taught_as_the_end(tmp_path, finetune, run):
 # ---------------------------------------------------------------- how an output was made
 
 
-def test_an_output_is_skipped_refused_or_made_anew(tiny_model, eight_file, tmp_path, finetune, refused):
+def test_an_output_is_skipped_refused_or_made_anew(
+    tiny_model, eight_file, tmp_path, monkeypatch, finetune, refused
+):
     """The same recipe skips, another is refused by name; what does not change the result may differ."""
     model, previous = tmp_path / "base", tmp_path / "previous"
     for folder in (model, previous):
@@ -633,6 +635,9 @@ def test_an_output_is_skipped_refused_or_made_anew(tiny_model, eight_file, tmp_p
     assert finetune(**files) == f"skip {tmp_path / 'm'}\n"
     line = refused("--batch-size 4", **files)
     assert "batch_size was 128, is 4" in line and "--force" in line
+    with stopped(monkeypatch, fit, "save_model"):
+        finetune("--limit 3 --force", **files)
+    assert len(read_rows(tmp_path / "m.train.jsonl")) == 8  # what stood there stands
     (model / "added.py").write_text("# another model\n")
     assert "has another content" in refused(**files)
     assert "8 rows, 2 steps" in finetune("--batch-size 4 --force", **files)

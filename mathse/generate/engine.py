@@ -44,7 +44,7 @@ from mathse.attention import set_text_attention
 from mathse.chat import encode_groups, reply_ends, row_errors, user_message
 from mathse.generate.types import Generator, Reply, Request
 from mathse.images import open_image
-from mathse.launch import processes
+from mathse.launch import KEPT, end_if_device_failed, one_line, processes
 from mathse.records import IMAGE, fail
 from mathse.replies import ended
 
@@ -56,7 +56,6 @@ PASS_GROUPS, PASS_ROWS = 16, 32  # groups, and rests of prompts, that are read i
 PASS_TOKENS = 32 << 10  # padded tokens of such a pass, at most
 ROUNDING = 4  # times what another batch changes in a model's logits: more is a fault
 HOPELESS = 20  # prompts that fail one after the other: then the rows are not at fault
-KEPT = "the rows so far are kept; call again to go on"
 
 
 class TooLong(ValueError):
@@ -655,15 +654,3 @@ def attempt(function: Callable, *inputs: object) -> tuple[object, Exception | No
     except row_errors() as error:
         end_if_device_failed(error)
         return None, error.with_traceback(None)  # which would keep the inputs in memory
-
-
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
-def end_if_device_failed(error: Exception) -> None:
-    """End the stage with exit code 1 on an error that no other split of the rows would cure."""
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-        fail(f"out of memory: set a smaller --batch-size ({one_line(error)}); {KEPT}", 1)
-    if "CUDA error" in str(error):
-        fail(f"the device failed ({one_line(error)}); {KEPT}", 1)

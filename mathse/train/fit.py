@@ -221,23 +221,26 @@ class Session:
 
 def run(args: Namespace, spec: str, recipe: Recipe, choose: Callable, make: Callable, train: Callable):
     """Write the training file (see plan.py) and train on it, in so many processes as the machine has use for.
+    It gets its name with the model: until then that of an earlier model stands.
 
     `train`: (rows, folder to train in) -> what the recipe tells of it.
     """
     file = args.train_file or Path(f"{args.output}.train.jsonl")
+    part = Path(f"{file}.part")
     join_processes()
     written = write_training_file(file, args.input, args.limit, choose, make) if processes()[0] == 0 else None
     recipe.start()
     if written:  # only now: another call may be training on it
-        written.replace(file)
+        written.replace(part)
         left = file.parent.glob(f"{escape(file.name)}.*.part")  # what killed calls have left
         remove(*(part for part in left if not Path(f"/proc/{part.suffixes[-2][1:]}").exists()))
     meet()
 
     def work() -> None:
-        summary = train(TrainingRows(file), recipe.part)
+        summary = train(TrainingRows(part), recipe.part)
         meet()  # the folder gets its final name
         if processes()[0] == 0:
+            part.replace(file)
             recipe.complete(recipe.part, **summary)
             remove_unneeded(recipe.output)  # only now: a kill in between leaves a whole model
             counts = f"{summary['rows']} rows, {summary['steps']} steps, loss {summary['loss']:.3f}"
