@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -74,6 +75,27 @@ def finish(
     command = ["bash" if script.endswith(".sh") else python, script, *map(str, arguments)]
     environment = os.environ | {"PYTHON": python} | environment
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=LONGEST)
+
+
+def one_line(done: subprocess.CompletedProcess, *words: str, code: int = 2) -> bool:
+    """Whether a command ended in one line on stderr that holds these words."""
+    is_one = done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    return done.returncode == code and is_one and all(word in done.stderr for word in words)
+
+
+def begin(words: list, is_ready: Callable[[subprocess.Popen], bool], **settings) -> subprocess.Popen:
+    """A command that is as far as wanted, and still running."""
+    process = subprocess.Popen([*map(str, words)], cwd=ROOT, **settings)
+    deadline = time.monotonic() + LONGEST
+    while not is_ready(process):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def lines_of(path: Path) -> int:
+    """Whole lines of a file that may not be there yet."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -1,11 +1,11 @@
 """What breaks from outside: kills, a full disk, a folder that may not be written, a second call."""
 
 import subprocess
-import time
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
-from conftest import ROOT, kill, read_rows, write_rows
+from conftest import ROOT, begin, kill, lines_of, one_line, read_rows, write_rows
 from server import Server, good
 
 # ---------------------------------------------------------------- kills
@@ -22,21 +22,14 @@ def test_training_that_is_killed_goes_on_exactly(tiny_model, tmp_path, run, pyth
     flags = ["--input", rows, "--model", tiny_model("qwen2_vl"), "--epochs", 12, "--lr", "1e-3"]
     flags += ["--batch-size", 2, "--workers", 0, "--save-steps", 5]
     assert run("04_finetune.py", *flags, "--output", tmp_path / "whole").returncode == 0
-    output = tmp_path / "killed"
-    command = [python, "04_finetune.py", *map(str, flags), "--output", str(output)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = Path(f"{output}.part") / "train_log.jsonl"
-    while not log.exists() or log.read_bytes().count(b"\n") < 13:
-        assert process.poll() is None
-        time.sleep(0.01)
-    kill(process)
+    output, log = tmp_path / "killed", tmp_path / "killed.part" / "train_log.jsonl"
+    command = [python, "04_finetune.py", *flags, "--output", output]
+    kill(begin(command, lambda _: lines_of(log) >= 13, stdout=DEVNULL, stderr=DEVNULL))
     again = run("04_finetune.py", *flags, "--output", output)
     assert again.returncode == 0 and "resumed at step " in again.stdout, again.stderr
     logs = [learnt(tmp_path / name) for name in ("whole", "killed")]
     assert logs[0] == logs[1] and len(logs[0]) == 36
     assert not list(output.glob("checkpoint*"))
-    Path(output).rename(f"{output}.part")  # as a kill between the last write and the rename leaves it
-    assert run("04_finetune.py", *flags, "--output", output).returncode == 0 and learnt(output) == logs[0]
 
 
 def learnt(folder: Path) -> list[dict]:
@@ -68,19 +61,13 @@ def samples(tmp_path):
     return write_rows(tmp_path / "samples.jsonl", rows)
 
 
-def one_line(done: subprocess.CompletedProcess, *words: str) -> bool:
-    said = done.stderr
-    return said.startswith("error: ") and said.count("\n") == 1 and all(word in said for word in words)
-
-
 def test_a_full_disk_ends_a_stage_in_one_line_and_the_rerun_goes_on(mount, samples, run):
     flags = ["--input", samples, "--output", mount / "v.jsonl", "--accept", "answer"]
     done = run("02_verify.py", *flags)
-    assert done.returncode == 1 and one_line(done, "No space left", "call again"), done.stderr
+    assert one_line(done, "No space left", "call again", code=1), done.stderr
     kept = read_rows(mount / "v.jsonl.part" / "rank_0.jsonl")
     assert 10 < len(kept) < 200
-    again = run("02_verify.py", *flags)  # still full
-    assert again.returncode == 1 and one_line(again, "No space left")
+    assert one_line(run("02_verify.py", *flags), "No space left", code=1)  # still full
     assert read_rows(mount / "v.jsonl.part" / "rank_0.jsonl")[: len(kept)] == kept
     subprocess.run(["mount", "-o", "remount,size=4m", mount], check=True)
     assert run("02_verify.py", *flags).returncode == 0
@@ -104,14 +91,14 @@ def test_a_read_only_folder_ends_in_one_line(mount, samples, run):
     (mount / "runs").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
     done = run("02_verify.py", "--input", samples, "--output", mount / "v.jsonl", "--accept", "answer")
-    assert done.returncode == 1 and one_line(done, "Read-only file system")
+    assert one_line(done, "Read-only file system", code=1)
     try:
         (ROOT / "runs").mkdir(exist_ok=True)
         (ROOT / "runs" / "test-ro").symlink_to(mount)
         done = run("run_rounds.sh", RUN="test-ro", LIMIT="2", ROUNDS="1")
     finally:
         (ROOT / "runs" / "test-ro").unlink()
-    assert done.returncode == 1 and one_line(done, "Read-only file system"), done.stderr
+    assert one_line(done, "Read-only file system", code=1), done.stderr
 
 
 # ---------------------------------------------------------------- a second call
@@ -121,14 +108,10 @@ def test_a_read_only_folder_ends_in_one_line(mount, samples, run):
 def test_a_second_call_on_one_output_is_refused(samples, run, python, tmp_path, more):
     server = Server(good, seconds=0.5)
     flags = ["--input", samples, "--output", tmp_path / "s.jsonl", "--model", server.spec]
-    command = [python, "01_sample.py", *map(str, flags), "--concurrency", "2"]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    part = tmp_path / "s.jsonl.part" / "rank_0.jsonl"
-    while not part.exists() or not part.stat().st_size:
-        assert first.poll() is None
-        time.sleep(0.01)
+    part, command = tmp_path / "s.jsonl.part" / "rank_0.jsonl", [python, "01_sample.py", *flags]
+    first = begin([*command, "--concurrency", 2], lambda _: lines_of(part), stdout=DEVNULL)
     done = run("01_sample.py", *flags, *more)
-    assert done.returncode == 2 and one_line(done, "is being written by another process"), done.stderr
+    assert one_line(done, "is being written by another process"), done.stderr
     assert first.poll() is None and part.exists()
     kill(first)
     server.seconds = 0.0
