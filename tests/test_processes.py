@@ -8,10 +8,11 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 import torch
-from conftest import ROOT, read_rows, write_rows
+from conftest import ROOT, begin, lines_of, read_rows, write_rows
 
 from mathse import launch
 from mathse.jsonl import keys_of_rank
@@ -160,83 +161,53 @@ def test_a_rank_whose_parent_is_gone_before_it_asks_ends_too(gone):
     assert process.exitcode == gone
 
 
-def test_a_stage_that_is_killed_leaves_no_rank(toy_world, tmp_path):
-    same = ["--model", "toy/base", "--processes", 2]
-    sample = ["01_sample.py", "--input", toy_world / "train.jsonl", "--samples", 64, "--temperature", 2]
+@pytest.mark.parametrize(
+    "number, script, count",  # a rank that trains has a process that prepares its batches
+    [(signal.SIGKILL, "04", 4), (signal.SIGTERM, "01", 2), (signal.SIGINT, "04", 4)],
+)
+def test_a_stage_that_is_killed_leaves_no_rank(number, script, count, toy_world, tmp_path):
     lesson = [{"role": "user", "content": "<image>Q?"}, {"role": "assistant", "content": "A."}]
     image = str(next((toy_world / "images").glob("*.png")))
     rows = [{"id": str(k), "sample": 0, "images": [image], "messages": lesson} for k in range(16)]
+    sample = ["01_sample.py", "--input", toy_world / "train.jsonl", "--samples", 64, "--temperature", 2]
     train = ["04_finetune.py", "--input", write_rows(tmp_path / "t.jsonl", rows), "--epochs", 10_000]
-    commands = {  # a rank that trains has a process that prepares its batches
-        signal.SIGKILL: (train, 4),
-        signal.SIGTERM: (sample + ["--max-tokens", "400"], 2),
-        signal.SIGINT: (train, 4),
-    }
-    for number, (command, count) in commands.items():
-        words = [sys.executable, *map(str, [*command, *same, "--output", tmp_path / f"{number}"])]
-        process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while len(forked := descendants(process.pid)) < count:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(number)
-        try:
-            errors = process.communicate(timeout=60)[1]
-        finally:
-            process.kill()
-        if number == signal.SIGINT:
-            assert process.returncode == 130 and "Traceback" not in errors
-            assert errors.splitlines()[-1].startswith("error: interrupted; what is complete is kept")
-        while alive := [pid for pid in forked if Path(f"/proc/{pid}").exists()]:
-            assert time.monotonic() < deadline, alive
-            time.sleep(0.02)
+    command = train if script == "04" else [*sample, "--max-tokens", 400]
+    words = [sys.executable, *command, "--model", "toy/base", "--processes", 2, "--output", tmp_path / "out"]
+    process = begin(words, lambda begun: len(descendants(begun.pid)) >= count, stderr=PIPE, text=True)
+    forked, deadline = descendants(process.pid), time.monotonic() + 120
+    process.send_signal(number)
+    try:
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and "Traceback" not in errors
+        assert errors.splitlines()[-1].startswith("error: interrupted; what is complete is kept")
+    while alive := [pid for pid in forked if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.02)
 
 
 # ---------------------------------------------------------------- stages
 
 
-def begin_two(*arguments: object) -> subprocess.Popen:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*TORCHRUN, *map(str, arguments)], cwd=ROOT, env=environment, **pipes)
-
-
-def test_a_process_of_a_launcher_that_dies_stops_the_stage_and_the_rerun_goes_on(toy_world, tmp_path, run):
-    flags = ["--input", toy_world / "train.jsonl", "--limit", 8, *LOCAL]
-    assert run("01_sample.py", *flags, "--output", tmp_path / "one.jsonl").returncode == 0
-    output = tmp_path / "two.jsonl"
-    launcher = begin_two("01_sample.py", *flags, "--output", output)
-    deadline = time.monotonic() + 120
-    part = Path(f"{output}.part") / "recipe.json"
-    while not part.exists() or len(workers := children(launcher.pid)) < 2:
-        assert time.monotonic() < deadline and launcher.poll() is None
-        time.sleep(0.02)
-    os.kill(workers[1], signal.SIGKILL)
-    printed = launcher.communicate(timeout=120)[0]
-    assert launcher.returncode == 1 and "SIGKILL" in printed and not output.exists()
-    again = begin_two("01_sample.py", *flags, "--output", output)
-    printed = again.communicate(timeout=120)[0]
-    assert again.returncode == 0, printed[-3000:]
-    assert output.read_text() == (tmp_path / "one.jsonl").read_text() and len(read_rows(output)) == 8
-
-
-def test_a_rank_that_is_killed_keeps_the_rows_so_far(toy_world, tmp_path, run):
+@pytest.mark.parametrize("launcher", [False, True])
+def test_a_rank_that_is_killed_ends_the_stage_and_the_rerun_goes_on(launcher, toy_world, tmp_path, run):
+    """A rank of the stage, or a process of a launcher: the rows so far are kept."""
     flags = ["--input", toy_world / "train.jsonl", "--samples", 8, "--temperature", 1, *LOCAL]
     assert run("01_sample.py", *flags, "--output", tmp_path / "one.jsonl", "--processes", 1).returncode == 0
-    output = tmp_path / "two.jsonl"
-    flags += ["--output", output, "--processes", 2]
-    words = [sys.executable, "01_sample.py", *map(str, flags), "--batch-size", "8"]
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    part = Path(f"{output}.part") / "rank_1.jsonl"
-    while not part.exists() or not part.stat().st_size:
-        assert process.poll() is None
-        time.sleep(0.01)
+    output, part = tmp_path / "two.jsonl", tmp_path / "two.jsonl.part" / "rank_1.jsonl"
+    words = [*(TORCHRUN if launcher else [sys.executable]), "01_sample.py", *flags, "--output", output]
+    words += [] if launcher else ["--processes", 2]
+    settings = {"stdout": PIPE, "stderr": STDOUT, "text": True}
+    settings["env"] = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = begin([*words, "--batch-size", 8], lambda _: lines_of(part), **settings)
     os.kill(children(process.pid)[1], signal.SIGKILL)
-    errors = process.communicate(timeout=60)[1].splitlines()
-    assert process.returncode == 1 and errors[-1].startswith("error: ") and "SIGKILL" in errors[-1], errors
-    kept = part.read_bytes().count(b"\n")
-    again = run("01_sample.py", *flags)
-    assert kept and again.returncode == 0, again.stderr
+    printed, kept = process.communicate(timeout=120)[0], lines_of(part)
+    assert process.returncode == 1 and "SIGKILL" in printed and not output.exists(), printed
+    assert launcher or printed.splitlines()[-1].startswith("error: "), printed
+    again = subprocess.run([*map(str, words)], cwd=ROOT, timeout=120, **settings)
+    assert kept and again.returncode == 0, again.stdout
     assert output.read_text() == (tmp_path / "one.jsonl").read_text()
 
 
