@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, finish, read_rows, write_rows
+from conftest import ROOT, finish, one_line, read_rows, write_rows
 from PIL import Image
 
 import common
@@ -32,23 +32,55 @@ def own_data(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize(
-    "settings, said",
-    [
-        ({"ORM": "none", "ACCEPT": "both"}, "ORM: none: set ACCEPT=answer"),
-        ({"MODEL": "toy/base", "DATA": "toy/train.jsonl"}, "TEACHER: not set: name one"),
-        ({"DATA": "{own}/plain.jsonl"}, "TEACHER: not set, and {own}/plain.jsonl has no `solution`"),
-        ({"DATA": "{own}/unknown.jsonl"}, "{own}/unknown.jsonl: no problem has an answer"),
-        ({"DATA": "{own}/faulty.jsonl"}, "{own}/faulty.jsonl:5: question: 5 is not a string"),
-    ],
-)
-def test_a_wrong_setting_is_refused_by_its_name_before_anything_runs(run, own_data, toy_data, settings, said):
-    settings = {name: text.format(own=own_data) for name, text in settings.items()}
-    done = run("run_rounds.sh", **({"RUN": "test-refused", "TEST": "toy/test.jsonl"} | settings))
-    assert done.returncode == 2 and not done.stdout, done.stdout
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {said.format(own=own_data)}"), line
-    assert not (ROOT / "runs" / "test-refused").exists()
+TOY = {"MODEL": "toy/base", "DATA": "toy/train.jsonl", "TEST": "toy/test.jsonl"}
+BESIDE = {"MODEL": TOY | {"TEACHER": "http://host/v1#t"}, "TEACHER": TOY, "ORM": {"ACCEPT": "both"}}
+WRONG = [  # a setting, its wrong values, and how the error of each begins
+    ("ROUNDS", ["0", "-1", "two", "1.5", "99999999999999999999"], "ROUNDS: "),
+    ("SAMPLES", ["0", "x"], "SAMPLES: "),
+    ("DISTILL", ["-5", "x", "0", "1.0"], "DISTILL: "),
+    ("LIMIT", ["-1", "x"], "LIMIT: "),
+    ("SEED", ["x"], "SEED: "),
+    ("MAX_PIXELS", ["1e6"], "MAX_PIXELS: "),
+    ("ACCEPT", ["orms"], "ACCEPT: "),
+    ("REFLECT_ACCEPT", ["x"], "REFLECT_ACCEPT: "),
+    ("REFLECT", ["1"], "REFLECT: "),
+    ("INIT", ["x"], "INIT: "),
+    ("ORM_UPDATE", ["2"], "ORM_UPDATE: "),
+    ("PAIRS", ["yes"], "PAIRS: yes: must be 0 or 1"),
+    ("FORCE", ["no"], "FORCE: no: must be 0 or 1"),
+    ("DRY_RUN", ["no"], "DRY_RUN: no: must be 0 or 1"),
+    ("FIELDS", ["questoin=problem"], "FIELDS: questoin"),
+    ("SAMPLE_FLAGS", ["--temperature warm", "--sampels 3"], "01_sample.py: "),
+    ("VERIFY_FLAGS", ["--orm-samples 3"], "--orm-samples"),
+    ("FINETUNE_FLAGS", ["--lora -1"], "04_finetune.py: argument --lora"),
+    ("DISTILL_FLAGS", ["--epochs x"], "04_finetune.py: argument --epochs"),
+    ("ORM_FLAGS", ["--lr 0"], "04_finetune.py: argument --lr"),
+    ("ENDPOINT_FLAGS", ["--max-cost -1"], "05_evaluate.py: argument --max-cost"),
+    ("DATA_FLAGS", ["--contaminated yes"], "python -m mathse.problems: argument --contaminated"),
+    ("RUN", ["a/b", "..", "."], "RUN: "),
+    ("LAUNCH", ["no-such-launcher -n 2"], "LAUNCH: no-such-launcher: not found"),
+    ("MODEL", ["no/such/folder", "http://127.0.0.1:9/v1#m"], "MODEL: "),
+    ("TEACHER", ["localhost:8000/v1#m"], "TEACHER: localhost:8000/v1#m: no such folder"),
+    ("TEACHER", [""], "TEACHER: not set: name one"),
+    ("REFLECTOR", ["http://host/v1"], "REFLECTOR: http://host/v1: an endpoint is written"),  # used days later
+    ("ORM", ["./no"], "ORM: ./no: no such folder"),
+    ("ORM", ["none"], "ORM: none: set ACCEPT=answer"),
+    ("TEST", ["toy/test.jsonl nobench:x"], "nobench:x: no such file"),
+    ("TEST", [" "], "TEST: "),
+    ("DATA", ["no.jsonl"], "no.jsonl: no such file"),
+    ("DATA", ["{own}/plain.jsonl"], "TEACHER: not set, and {own}/plain.jsonl has no `solution`"),
+    ("DATA", ["{own}/unknown.jsonl"], "{own}/unknown.jsonl: no problem has an answer"),
+    ("DATA", ["{own}/faulty.jsonl"], "{own}/faulty.jsonl:5: question: 5 is not a string"),
+]
+
+
+@pytest.mark.parametrize("name, values, said", WRONG)
+def test_a_wrong_setting_is_refused_before_anything_runs(run, own_data, toy_data, name, values, said):
+    for value in values:
+        settings = {"RUN": "test-bad"} | BESIDE.get(name, {}) | {name: value.format(own=own_data)}
+        done = run("run_rounds.sh", **settings)
+        assert one_line(done, f"error: {said.format(own=own_data)}") and not done.stdout, (value, done.stderr)
+    assert not (ROOT / "runs" / "test-bad").exists()
 
 
 def test_a_misspelt_setting_is_named(run, tmp_path):
