@@ -190,15 +190,11 @@ def test_a_line_of_100_mb_is_refused_unread(folder, capsys):
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
-def test_bad_files(tmp_path, capsys, kind):
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])  # to open a pipe would wait for ever
+def test_a_folder_or_a_pipe_is_no_file(tmp_path, capsys, make):
     path = tmp_path / "p.jsonl"
-    if kind == "folder":
-        path.mkdir()
-    if kind == "pipe":
-        os.mkfifo(path)  # opening it would wait for ever
-    fault = "no such file" if kind == "missing" else "not a plain file"
-    refused(capsys, lambda: list(records.read_rows(path)), f"{path}: {fault}")
+    make(path)
+    refused(capsys, lambda: list(records.read_rows(path)), f"{path}: not a plain file")
 
 
 # ---------------------------------------------------------------- images
@@ -428,12 +424,6 @@ def test_legal_models(tmp_path, weights, case):
     cli.check_model(ARGS, str(make_model(tmp_path / "model", LEGAL_MODELS[case], weights)))
 
 
-def test_legal_specs_of_models():
-    for spec in ("Qwen/Qwen2-VL-7B-Instruct", "http://127.0.0.1:8000/v1#a", "https://h.de/v1#a/b"):
-        cli.check_model(ARGS, spec)
-    cli.check_model(ARGS, str(ROOT / "toy/base"))
-
-
 def test_every_image_text_to_text_architecture_is_let_in_by_its_config():
     """Of transformers' own mapping; the exceptions are no image-text-to-text models."""
     transformers = pytest.importorskip("transformers")
@@ -448,7 +438,7 @@ def test_every_image_text_to_text_architecture_is_let_in_by_its_config():
     assert not any(map(reads_images, ("qwen2", "llama", "gemma3_text", "gpt2")))
 
 
-# ---------------------------------------------------------------- flags and settings
+# ---------------------------------------------------------------- flags
 
 
 BAD_FLAGS = {
@@ -475,69 +465,36 @@ BAD_TRAINING_FLAGS = (
     "--epochs 0", "--lr nan", "--lr 0", "--warmup 1.5", "--batch-size 0", "--micro-batch 0", "--max-length 0",
     "--recompute 2",
 )  # fmt: skip
+USUAL = "--input p.jsonl --model none/such"
+BAD_CALLS = [  # of p.jsonl, which holds a problem
+    ("01_sample", "--input p.jsonl --model http://127.0.0.1:9/v1#m", "cannot be reached"),
+    ("01_sample", "--input p.jsonl", "the following arguments are required: --model"),
+    ("01_sample", "--input p.jsonl --model solutions", "no problem has a `solution`"),
+    ("01_sample", "--input p.jsonl --model toy/base --draw 1.0", "argument --draw: 1.0: must be"),
+    ("02_verify", "--input p.jsonl", "--model: needed for --accept both"),
+    ("02_verify", "--input p.jsonl --accept answer", "sample: missing"),
+    ("02_verify", "--input p.jsonl --model toy/base --orm-samples 3", "--orm-samples: more than one"),
+    ("03_reflect", "--input p.jsonl --model toy/base", "prompt: missing"),
+    ("04_finetune", "--input p.jsonl --model toy/base", "sample: missing"),
+    ("04_finetune", "--input p.jsonl --model toy/base --init previous", "--previous: needed"),
+    ("04_finetune", "--input p.jsonl --model http://127.0.0.1:9/v1#m", "an endpoint cannot be fine-tuned"),
+    ("04_finetune", "--input p.jsonl --model toy/base --log-with x", "--log-with: x: not installed here"),
+    ("05_evaluate", "--test p.jsonl", "both are needed"),
+    ("05_evaluate", "--test mathvision:none --model toy/base", "no folder none"),
+    ("05_evaluate", "--test p.jsonl --model toy/base --against no", "--against: no: no metrics.json"),
+    ("05_evaluate", "--test p.jsonl --model toy/base --prompt benchmark", "has no prompt of its own"),
+    *(("01_sample", f"{USUAL} {flags}", words) for flags, words in BAD_FLAGS.items()),
+    *(("04_finetune", f"{USUAL} {flags}", f"argument {flags.replace(' ', ': ')}: must be a")
+      for flags in BAD_TRAINING_FLAGS),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("flags", BAD_FLAGS)
-def test_bad_flags(folder, capsys, monkeypatch, stage, flags):
+@pytest.mark.parametrize("script, flags, words", BAD_CALLS)
+def test_bad_flags(folder, capsys, monkeypatch, stage, script, flags, words):
     (folder / "p.jsonl").write_text(line())
-    command = ["01_sample.py", "--input", str(folder / "p.jsonl"), "--output", str(folder / "o.jsonl")]
-    monkeypatch.setattr(sys, "argv", [*command, "--model", "none/such", *flags.split()])
-    refused(capsys, stage("01_sample").main, BAD_FLAGS[flags])
-
-
-@pytest.mark.parametrize("flags", BAD_TRAINING_FLAGS)
-def test_bad_flags_of_training(folder, capsys, monkeypatch, stage, flags):
-    command = ["04_finetune.py", "--input", "v.jsonl", "--output", str(folder / "m"), "--model", "none/such"]
-    monkeypatch.setattr(sys, "argv", [*command, *flags.split()])
-    refused(capsys, stage("04_finetune").main, f"argument {flags.split()[0]}: ", "must be a")
-
-
-# A setting of run_rounds.sh -> wrong values, and the flag or setting that the one line names. Nothing is run.
-BAD_SETTINGS = {  # values, and how the error begins or a word of it
-    "ROUNDS": (["0", "-1", "two", "1.5", "99999999999999999999"], "ROUNDS: "),
-    "SAMPLES": (["0", "x"], "SAMPLES: "),
-    "DISTILL": (["-5", "x", "0", "1.0"], "DISTILL: "),
-    "LIMIT": (["-1", "x"], "LIMIT: "),
-    "SEED": (["x"], "SEED: "),
-    "MAX_PIXELS": (["1e6"], "MAX_PIXELS: "),
-    "ACCEPT": (["orms"], "ACCEPT: "),
-    "REFLECT_ACCEPT": (["x"], "REFLECT_ACCEPT: "),
-    "REFLECT": (["1"], "REFLECT: "),
-    "INIT": (["x"], "INIT: "),
-    "ORM_UPDATE": (["2"], "ORM_UPDATE: "),
-    "PAIRS": (["yes"], "PAIRS: yes: must be 0 or 1"),
-    "FORCE": (["no"], "FORCE: no: must be 0 or 1"),
-    "DRY_RUN": (["no"], "DRY_RUN: no: must be 0 or 1"),
-    "FIELDS": (["questoin=problem"], "FIELDS: questoin"),
-    "SAMPLE_FLAGS": (["--temperature warm", "--sampels 3"], "--"),
-    "VERIFY_FLAGS": (["--orm-samples 3"], "--"),
-    "FINETUNE_FLAGS": (["--lora -1"], "--"),
-    "DISTILL_FLAGS": (["--epochs x"], "--epochs"),
-    "ORM_FLAGS": (["--lr 0"], "--lr"),
-    "ENDPOINT_FLAGS": (["--max-cost -1"], "--"),
-    "DATA_FLAGS": (["--contaminated yes"], "--contaminated"),
-    "RUN": (["a/b", "..", "."], "RUN: "),
-    "LAUNCH": (["no-such-launcher -n 2"], "LAUNCH: no-such-launcher: not found"),
-    "MODEL": (["no/such/folder", "http://127.0.0.1:9/v1#m"], "MODEL: "),
-    "TEACHER": (["localhost:8000/v1#m"], "TEACHER: localhost:8000/v1#m: no such folder"),
-    "REFLECTOR": (["http://host/v1"], "REFLECTOR: http://host/v1: an endpoint is written"),  # used days later
-    "ORM": (["./no"], "ORM: ./no: no such folder"),
-    "TEST": (["toy/test.jsonl nobench:x", " "], ""),
-    "DATA": (["no.jsonl"], "no.jsonl: no such file"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_SETTINGS)
-def test_a_wrong_setting_is_refused_before_anything_runs(run, toy_data, name):
-    values, word = BAD_SETTINGS[name]
-    real = {"DATA": "toy/train.jsonl", "TEST": "toy/test.jsonl", "TEACHER": "http://host/v1#t"}
-    others = real if name == "MODEL" else {}
-    for value in values:
-        done = run("run_rounds.sh", **({"RUN": "test-bad", "ROUNDS": "1"} | others | {name: value}))
-        begin = "error: " + (word if word.startswith(name) else "")
-        assert done.returncode == 2 and done.stderr.startswith(begin), (value, done.stderr)
-        assert done.stderr.count("\n") == 1 and word in done.stderr and not done.stdout, (value, done.stderr)
-    assert not (ROOT / "runs" / "test-bad").exists()
+    given = [str(folder / flag) if flag == "p.jsonl" else flag for flag in flags.split()]
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *given, "--output", str(folder / "out")])
+    refused(capsys, stage(script).main, words)
 
 
 # ---------------------------------------------------------------- every stage, as a user calls it
