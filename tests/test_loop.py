@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, finish, read_rows
+from conftest import ROOT, finish, one_line, read_rows
 from kill_runs import BUDGET as SMALL
 
 import common
@@ -51,9 +51,7 @@ def test_records_grow_field_by_field(small_run):
     assert reflected["draft"] and reflected["draft"] != reflected["response"]
     assert reflected["origin"] == "reflection-teacher"
     trained = rows_of("final/train.jsonl")
-    assert {"messages", "images", "id", "sample", "origin"} <= set(trained[0])
     assert {"teacher", "reflection-teacher"} <= {row["origin"] for row in trained}
-    assert trained[0]["messages"][0]["content"].startswith("<image>")
     files = (f"{name}/verified.jsonl" for name in ("round_0", "round_1", "final"))
     assert {row["id"] for row in trained} == correct_in(*files)
 
@@ -134,8 +132,7 @@ def test_the_same_stage_by_hand_has_nothing_to_do(small_run, output):
 def test_other_settings_are_refused_by_name_before_anything_runs(small_run, run, changed, said):
     before = recipes(FOLDER)
     other = run("run_rounds.sh", RUN="test-loop", **(SMALL | changed))
-    assert other.returncode == 2 and said in other.stderr and len(other.stderr.splitlines()) == 1
-    assert not other.stdout and recipes(FOLDER) == before
+    assert one_line(other, said) and not other.stdout and recipes(FOLDER) == before
 
 
 def test_a_run_folder_that_was_moved_is_gone_on_with(small_run, run, tmp_path):
