@@ -66,14 +66,6 @@ def test_the_toy_refuses_in_one_line(flags, said):
     assert one_line(finish("toy/problems.py", *flags), said)
 
 
-def test_a_dry_run_counts_the_files_that_are_there(run, tmp_path, image):
-    write_rows(tmp_path / "p.jsonl", [problem(id=str(k)) for k in range(5)])
-    flags = ["--input", tmp_path / "p.jsonl", "--output", tmp_path / "s.jsonl", "--model", "toy/base"]
-    done = run("01_sample.py", *flags, "--samples", 4, "--temperature", 1, "--dry-run")
-    assert done.returncode == 0 and "20 rows: about 20 model calls" in done.stdout
-    assert not (tmp_path / "s.jsonl.part").exists()
-
-
 # ---------------------------------------------------------------- where a stage speaks, and lives
 
 

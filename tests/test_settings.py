@@ -112,6 +112,7 @@ def test_a_dry_run_prints_every_command_and_their_sum_and_runs_nothing(run, toy_
     words += ["05_evaluate.py", "runs/dry/round_2/model", "runs/dry/final/eval", "--origin reflection-model "]
     assert [word for word in words if word not in done.stdout] == []
     assert "360 rows: about 360 model calls" in done.stdout  # 30 % of 1,200 problems are distilled
+    assert "4,800 rows: about 4,800 model calls" in done.stdout  # 4 samples of each for the ORM
     assert "1,300 rows: about 1,300" in done.stdout  # 300 test problems, and 1,000 of a set that is no file
     assert "no/folder: no such folder from here; taken for a data set of the hub" in done.stdout
     calls = [int(found.replace(",", "")) for found in re.findall(r"about ([\d,]+) model", done.stdout)]
