@@ -480,6 +480,7 @@ BAD_CALLS = [  # of p.jsonl, which holds a problem
     ("04_finetune", "--input p.jsonl --model http://127.0.0.1:9/v1#m", "an endpoint cannot be fine-tuned"),
     ("04_finetune", "--input p.jsonl --model toy/base --log-with x", "--log-with: x: not installed here"),
     ("05_evaluate", "--test p.jsonl", "both are needed"),
+    ("05_evaluate", "--test nobench:p --model toy/base", "nobench:p: no such file"),
     ("05_evaluate", "--test mathvision:none --model toy/base", "no folder none"),
     ("05_evaluate", "--test p.jsonl --model toy/base --against no", "--against: no: no metrics.json"),
     ("05_evaluate", "--test p.jsonl --model toy/base --prompt benchmark", "has no prompt of its own"),
