@@ -146,7 +146,7 @@ def test_no_text_takes_long(text):
 def test_end_marks_are_neither_judged_nor_learnt(run, stage, tmp_path, tiny_model):
     """Of a file that another tool has sampled: 02's rows and 04's training file, which may be its input."""
     row = {"question": "What is 2 + 3?", "answer": "5", "images": [], "prompt": "2 + 3?", "sample": 0}
-    row |= {"finish": "stop", "origin": "teacher", "model": "m", "seed": 1}
+    row |= {"finish": "stop", "origin": "teacher", "model": "m", "seed": 1, "draft_of": None}
     said = "I add. The answer to this problem is 5."
     rows = [row | {"id": str(number), "response": said + end} for number, end in enumerate(ENDS)]
     rows[1]["finish"] = "length"  # its server wrote on
