@@ -71,12 +71,11 @@ def test_score(stage):
 )
 def test_the_majority_is_of_values(stage, said, options, right):
     """The right answers are those equal to the first."""
-    rows = []
-    for text in said:
-        is_right = text and right and answers.same_vote(said[0], text, options)
-        rows.append(
-            {"extracted": text, "options": options, "answer_check": "correct" if is_right else "wrong"}
-        )
+    alike = [text and right and answers.same_vote(said[0], text, options) for text in said]
+    checks = ["correct" if is_right else "wrong" for is_right in alike]
+    rows = [
+        {"extracted": text, "options": options, "answer_check": check} for text, check in zip(said, checks)
+    ]
     assert stage("05_evaluate").majority(rows, len(rows)) == right
 
 
@@ -224,14 +223,7 @@ def test_against_an_evaluation_under_other_conditions(evaluated, run):
     assert change["set"]["not_comparable"] == ["max_tokens"] and change["set"]["change"] == 0
 
 
-def test_dry_run(evaluated, run):
-    """It checks test sets and the model, counts the problems, prints the calls and writes nothing."""
+def test_a_dry_run_refuses_several_samples_at_temperature_0_and_writes_nothing(evaluated, run):
     folder, server, _ = evaluated
-    count = server.count
-    flags = ["--output", folder / "dry", "--model", server.spec, "--dry-run"]
-    done = run("05_evaluate.py", "--test", folder / "set.jsonl", *flags)
-    assert done.returncode == 0, done.stderr
-    assert "4 rows: about 4 model calls" in done.stdout and not (folder / "dry").exists()
-    done = run("05_evaluate.py", "--test", folder / "set.jsonl", *flags, "--samples", 2)
-    assert done.returncode == 2 and "--samples" in done.stderr
-    assert server.count == count
+    done = run("05_evaluate.py", *flags_of(folder, "dry", server), "--samples", 2, "--dry-run")
+    assert done.returncode == 2 and "--samples" in done.stderr and not (folder / "dry").exists()
