@@ -157,7 +157,7 @@ def test_the_rule_of_mathvision(response, answer, options, right):
     assert problems.RULES["mathvision"](row) == right
 
 
-SOURCES = {  # rows in DATA, without their images as what they are read, their number
+SOURCES = {  # rows in DATA, what they are called beside blank images ("": they have theirs), their number
     "mathvista": ("benchmark_rows/mathvista_rows.jsonl", "testmini.jsonl", 42),
     "mathverse": ("benchmark_rows/mathverse_text_only_rows.jsonl", "testmini_text_only.jsonl", 40),
     "mathvision": ("mathv_testmini/problems.jsonl", "", 304),
@@ -233,37 +233,27 @@ def test_a_folder_of_parquet_files(folder):
 # ---------------------------------------------------------------- bad sources
 
 
-def source(name: str, file: str, content: object):
-    """A benchmark's folder with one file of rows; returns its spec."""
-
-    def make(folder) -> str:
-        text = content if isinstance(content, str) else json.dumps(content)
-        (folder / file).write_text(text)
-        return f"{name}:{folder}"
-
-    return make
-
-
-# name: (what makes the source, words of the message)
-BAD_SOURCES = {
-    "no path": (lambda folder: "mathvision:", "no folder (none given); write mathvision:PATH"),
-    "an empty folder": (lambda folder: f"mathvista:{folder}",
+BAD_SOURCES = {  # (benchmark, a file in its folder, None without a folder, what the file holds, words)
+    "no path": ("mathvision", None, "", "no folder (none given); write mathvision:PATH"),
+    "an empty folder": ("mathvista", "", "",
                         "none of testmini.json, testmini.jsonl, test.json in it; give the folder"),
-    "broken line": (source("mathvision", "test.jsonl", "{"), "test.jsonl:1: not a JSON object"),
-    "broken file": (source("mathvista", "testmini.json", "{"), "testmini.json: not JSON"),
-    "a list of numbers": (source("mathvista", "testmini.json", [1, 2]), "json:1: a int instead of a row"),
-    "a field of the source is missing": (source("mathvision", "test.jsonl", {"id": "1"}),
+    "broken line": ("mathvision", "test.jsonl", "{", "test.jsonl:1: not a JSON object"),
+    "broken file": ("mathvista", "testmini.json", "{", "testmini.json: not JSON"),
+    "a list of numbers": ("mathvista", "testmini.json", "[1, 2]", "json:1: a int instead of a row"),
+    "a field of the source is missing": ("mathvision", "test.jsonl", {"id": "1"},
                                          ":1: KeyError('question'): the row is not in the source's own form"),
-    "a field of another type": (source("mathvista", "testmini.json", [{"precision": "x"}]), ":1: ValueError"),
-    "metadata is null": (source("mathverse", "testmini.json", [VERSE | {"metadata": None}]), ":1: TypeError"),
-    "missing image": (source("mathvision", "test.jsonl", MATHV | {"image": "no.png"}), ":1: images: "),
+    "a field of another type": ("mathvista", "testmini.json", [{"precision": "x"}], ":1: ValueError"),
+    "metadata is null": ("mathverse", "testmini.json", [VERSE | {"metadata": None}], ":1: TypeError"),
+    "missing image": ("mathvision", "test.jsonl", MATHV | {"image": "no.png"}, ":1: images: "),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", list(BAD_SOURCES))
+@pytest.mark.parametrize("case", BAD_SOURCES)
 def test_bad_sources(folder, capsys, case):
-    make, words = BAD_SOURCES[case]
-    spec = make(folder)
+    name, file, content, words = BAD_SOURCES[case]
+    if file:
+        (folder / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    spec = f"{name}:" if file is None else f"{name}:{folder}"
     refused(capsys, lambda: read(spec, folder / "images"), words)
 
 
@@ -308,13 +298,6 @@ def test_limit_holds_for_the_input_and_each_test_set(folder, call):
     write_rows(folder / "t.jsonl", rows[1:])
     call("--limit", 3, "--test", folder / "t.jsonl")  # 0, 1, 2 without 1, 2, 3
     assert [row["id"] for row in read_rows(folder / "out.jsonl")] == ["0"]
-
-
-def test_the_output_may_not_be_an_input(folder, capsys, call):
-    path = write_rows(folder / "out.jsonl", [problem()])
-    write_rows(folder / "p.jsonl", [problem()])
-    refused(capsys, lambda: call("--force", "--test", path), "--test: ", "out.jsonl: is the output too")
-    assert read_rows(path) == [problem()]
 
 
 def test_a_dry_run_checks_and_writes_nothing(folder, capsys, call):

@@ -55,9 +55,8 @@ def write_table(folder, kind: str, rows: list[dict]) -> str:
 
 
 def read(spec: str, folder, fields: str = "") -> list[dict]:
-    return [
-        row for _, row in problems.open_source(spec, folder / "images", problems.parse_fields(fields), 0)[1]
-    ]
+    _, rows = problems.open_source(spec, folder / "images", problems.parse_fields(fields), 0)
+    return [row for _, row in rows]
 
 
 NAN, ALL, TYPED, FILES = float("nan"), "jsonl parquet csv hf", "jsonl parquet hf", "jsonl parquet csv"
