@@ -57,9 +57,8 @@ def world(tmp_path_factory, run):
     200 training and 60 test problems, 20 copies of test problems and 6 that only look like it.
     """
     folder = tmp_path_factory.mktemp("planted")
-    assert (
-        run("toy/problems.py", "--output", folder, "--train", 200, "--test", 60, "--seed", 5).returncode == 0
-    )
+    made = run("toy/problems.py", "--output", folder, "--train", 200, "--test", 60, "--seed", 5)
+    assert made.returncode == 0
     train, test = read_rows(folder / "train.jsonl"), read_rows(folder / "test.jsonl")
     Image.new("RGB", (112, 112), "white").save(folder / "images/blank.png")
     blank = {"images": ["images/blank.png"]}  # is none

@@ -232,9 +232,7 @@ def turned(kind: str, orientation: object = 6) -> bytes:
     return coded(image, kind, exif=exif, quality=95)
 
 
-def with_chunk(
-    kind: bytes, body: bytes, png: bytes | None = None, checksum: int | None = None, place=33
-) -> bytes:
+def with_chunk(kind: bytes, body: bytes, png: bytes = b"", checksum: int | None = None, place=33) -> bytes:
     """A PNG with one chunk more, behind its header or, at -12, behind its pixels."""
     png, checksum = png or coded(blue()), zlib.crc32(kind + body) if checksum is None else checksum
     chunk = len(body).to_bytes(4, "big") + kind + body + checksum.to_bytes(4, "big")
@@ -358,10 +356,8 @@ def test_every_mode_becomes_rgb(mode):
 def bomb() -> bytes:
     """A PNG whose header claims 20,000 x 20,000 pixels."""
     header = (20_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    return (
-        with_chunk(b"IHDR", header, b"\x89PNG\r\n\x1a\n", place=8)
-        + with_chunk(b"IDAT", zlib.compress(bytes(1000)))[33:]
-    )
+    begin = with_chunk(b"IHDR", header, b"\x89PNG\r\n\x1a\n", place=8)
+    return begin + with_chunk(b"IDAT", zlib.compress(bytes(1000)))[33:]
 
 
 NOISE, PHOTOGRAPH = (coded(Image.effect_noise((99, 99), 50), kind) for kind in ("PNG", "JPEG"))
