@@ -266,9 +266,9 @@ def check_row(
         field = re.search(r"\$\.(\w+)", str(error))[1]
         remedy = REMEDIES.get(field, "{} is not a string with text in it; write one")
         refuse(field, remedy.replace("{}", shown(row[field])))
-    for field, value in row.items():
-        if re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
-            refuse(field, "holds half a surrogate pair, which is no character; write the text anew in UTF-8")
+    if has_half_pair([*row.values()]):
+        field = next(field for field, value in row.items() if has_half_pair(value))
+        refuse(field, "holds half a surrogate pair, which is no character; write the text anew in UTF-8")
     options, answer, images = row.get("options"), row.get("answer"), row.get("images") or []
     if (marks := str([row.get("question"), options]).count(IMAGE)) not in (0, len(images)):
         refuse("question", f"{marks} {IMAGE} marks for {len(images)} images; write one for each, or none")
@@ -284,6 +284,10 @@ def check_row(
     for image in images:
         if problem := find_problem(image):
             refuse("images", f"{shown(image) if len(image) > 200 else image}: {problem}")
+
+
+def has_half_pair(value: object) -> bool:
+    return bool(re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)))
 
 
 def is_an_option(row: dict) -> bool:

@@ -12,25 +12,17 @@ from pathlib import Path
 
 OWN = Path(__file__).with_name("answer_pairs.jsonl")
 SHARED = Path(os.environ.get("ANSWER_SETS", Path(__file__).resolve().parents[2] / "shared/data"))
-DEVELOPMENT, REPORTED = SHARED / "verifier_pairs_dev.jsonl", SHARED / "reported/answer_pairs.jsonl"
+FILES = {
+    "development": SHARED / "verifier_pairs_dev.jsonl",
+    "reported": SHARED / "reported/answer_pairs.jsonl",
+}
 
 
 def read_pairs(path: Path, name: str | None = None) -> list[dict]:
     """Pairs of a file, of one of its sets if a name is given: kind, response, problem, expected."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
-        {
-            "kind": row["kind"],
-            "response": row["response"],
-            "problem": {
-                "answer": row["answer"],
-                "options": row.get("options") or row.get("choices"),
-                "question": row.get("question"),
-                "precision": row.get("precision"),
-            },
-            "verdict": row.get("verdict"),
-            "expected": row["expected"] if "expected" in row else row["correct"],
-        }
+        {"expected": row.get("correct")} | row | {"problem": {"options": row.get("choices")} | row}
         for row in rows
         if name is None or row["set"] == name
     ]
@@ -41,6 +33,3 @@ def sets() -> dict[str, list[dict]]:
     found = {f"own {name}": read_pairs(OWN, name) for name in "abcdefghijkl"}
     found |= {name: read_pairs(path) for name, path in FILES.items() if path.exists()}
     return found
-
-
-FILES = {"development": DEVELOPMENT, "reported": REPORTED}

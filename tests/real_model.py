@@ -6,7 +6,6 @@ command is given, replies as the engine does. Seconds are those of the processor
 """
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -15,15 +14,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent.parent)]
-
 import torch
+from conftest import ROOT, read_rows, write_rows
 
 import common
 from mathse.chat import chat_parts, encode_prompts, turn_end, user_message
 from mathse.generate import Request, open_model
 
-ROOT = Path(__file__).parent.parent
 PROBLEMS, SAMPLES, TOKENS = 8, 8, 64
 LESSONS = 16
 THINGS = ("apples", "marbles", "stamps", "books")
@@ -74,22 +71,16 @@ def stage(script: str, *switches: str, **flags: object) -> list[dict]:
     words = [str(word) for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
     command = [sys.executable, script, *switches, *words]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    output = Path(flags["output"])
-    return [json.loads(line) for line in output.open()] if output.is_file() else []
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return read_rows(flags["output"]) if Path(flags["output"]).is_file() else []
 
 
 def learns(spec: str, folder: Path, **flags: object) -> bool:
     """Whether 04 teaches it the solutions by heart."""
     rows = problems(LESSONS)
-    asked = write(folder / "problems.jsonl", rows)
+    asked = write_rows(folder / "problems.jsonl", rows)
     known = {"sample": 0, "finish": "stop", "status": "correct"}
     taught = [row | known | {"prompt": common.solve_prompt(row), "response": row["solution"]} for row in rows]
-    place = write(folder / "verified.jsonl", taught)
+    place = write_rows(folder / "verified.jsonl", taught)
     settings = {"epochs": 12, "batch_size": 4, "save_steps": 0, "lr": 1e-4} | flags
     stage("04_finetune.py", input=place, output=folder / "model", model=spec, **settings)
     said = stage(
@@ -110,7 +101,7 @@ def judges(spec: str, folder: Path) -> bool:
         rows.append(row | known | {"sample": 0, "response": row["solution"], "status": "correct"})
         why = {"teacher_check": "wrong", "error_step": step, "error_analysis": "The difference is wrong."}
         rows.append(row | known | {"sample": 1, "response": wrong, "status": "wrong"} | why)
-    place = write(folder / "annotated.jsonl", rows)
+    place = write_rows(folder / "annotated.jsonl", rows)
     flags = {"epochs": 6, "batch_size": 4, "save_steps": 0, "lr": 1e-4, "per_problem": 2}
     stage("04_finetune.py", "--orm", input=place, output=folder / "orm", model=spec, **flags)
     found = stage("02_verify.py", input=place, output=folder / "v.jsonl", model=folder / "orm", accept="both")
@@ -122,7 +113,7 @@ def judges(spec: str, folder: Path) -> bool:
 
 def is_served(spec: str, serve: str, folder: Path) -> bool:
     """Whether a server's greedy replies are the engine's."""
-    asked = write(folder / "problems.jsonl", problems(LESSONS))
+    asked = write_rows(folder / "problems.jsonl", problems(LESSONS))
     flags = {"input": asked, "model": spec, "max_tokens": TOKENS}
     local = stage("01_sample.py", output=folder / "local.jsonl", **flags)
     served = stage("01_sample.py", output=folder / "served.jsonl", serve=serve, **flags)

@@ -114,12 +114,9 @@ restated n=2..90
 = <n> (<n>.0) | <n>, not <n+1> | <n-1> + 1 = <n> | <n> | x = <n> = <2*n>/2
 ! <n> (<n+1>) | <n+1>, not <n> | <n> + 1 = <n+2> | <n> or <n+1> | <n> - 1 = <n-1>
 """
+FIELD = re.compile(r"<([A-Za-z][^<> ]*|2\*[a-z])>")
 LINES = FORMS.strip().split("\n")
 FORMS = {head.split()[0]: (head.split()[1:], same, other) for head, same, other in zip(*[iter(LINES)] * 3)}
-
-
-def number_or_text(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
 
 
 def drawn(name: str, draw: random.Random) -> tuple[list[str], list[str]]:
@@ -128,18 +125,15 @@ def drawn(name: str, draw: random.Random) -> tuple[list[str], list[str]]:
     names = {}
     for variable, _, values in (text.partition("=") for text in ranges):
         low, _, high = values.partition("..")
-        some = range(int(low), int(high) + 1) if high else [number_or_text(one) for one in values.split(",")]
+        some = [int(one) if one.isdigit() else one for one in values.split(",")]
+        some = range(int(low), int(high) + 1) if high else some
         value = draw.choice(some)
         while value in names.values():
             value = draw.choice(some)
         names[variable] = value
-    filled = [
-        re.sub(
-            r"<([A-Za-z][^<> ]*|2\*[a-z])>", lambda field: eval(f"f'{{{field[1]}}}'", TABLES | names), line
-        )
-        for line in (same, other)
-    ]
-    return tuple(line[2:].split(" | ") for line in filled)
+    known = TABLES | names
+    lines = (FIELD.sub(lambda field: eval(f"f'{{{field[1]}}}'", known), line) for line in (same, other))
+    return tuple(line[2:].split(" | ") for line in lines)
 
 
 @pytest.mark.parametrize("name", FORMS)

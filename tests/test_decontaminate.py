@@ -41,9 +41,9 @@ COPIES = {
 
 
 def spread(text: str) -> str:
-    """The same words in wide letters, with other case and white space."""
-    wide = "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text.upper())
-    return "  " + wide.replace(" ", "\n") + "\t"
+    """The same words in wide letters, with other case, white space and end, dollar signs and marks."""
+    wide = "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text[:-1].upper())
+    return "  <image1>$" + wide.replace(" ", "\n") + "$<image2>.\t"
 
 
 def pixels(path) -> bytes:
@@ -54,20 +54,22 @@ def pixels(path) -> bytes:
 def world(tmp_path_factory, run):
     """(folder, ids of what is planted, ids that share an image by the chance of the draw).
 
-    200 training and 60 test problems, 20 copies of test problems and 4 that only look like it.
+    200 training and 60 test problems, 20 copies of test problems and 6 that only look like it.
     """
     folder = tmp_path_factory.mktemp("planted")
-    assert (
-        run("toy/problems.py", "--output", folder, "--train", 200, "--test", 60, "--seed", 5).returncode == 0
-    )
+    made = run("toy/problems.py", "--output", folder, "--train", 200, "--test", 60, "--seed", 5)
+    assert made.returncode == 0
     train, test = read_rows(folder / "train.jsonl"), read_rows(folder / "test.jsonl")
+    Image.new("RGB", (112, 112), "white").save(folder / "images/blank.png")
+    blank = {"images": ["images/blank.png"]}  # is none
     words = [  # without an image
         {
-            "id": f"words/{k}", "question": f"What is {k} + {k}?", "images": [], "answer": str(2 * k),
+            "id": f"words/{k}", "question": f"What is {k}.5 + {k}?", "images": [], "answer": str(2 * k),
             "options": [str(2 * k + more) for more in range(3)],
         }
         for k in range(6)
     ]  # fmt: skip
+    words[5] |= {"question": "多少？", "options": []}
     planted = []
     # other words, another question: the image gives it away
     for (name, (change, ending, options)), row in zip(COPIES.items(), test):
@@ -76,14 +78,14 @@ def world(tmp_path_factory, run):
         planted.append(row | {"id": f"planted/{name}"} | changes)
     for row in words:
         options = [f"({letter}) {option} " for letter, option in zip("ABC", reversed(row["options"]))]
-        changes = {"question": spread(row["question"]), "options": options}
-        planted.append(row | {"id": f"planted/{row['id']}"} | changes)
-    Image.new("RGB", (112, 112), "white").save(folder / "images/blank.png")
-    blank = {"images": ["images/blank.png"]}
+        changes = {"question": spread(row["question"]), "options": options or None}
+        planted.append(row | {"id": f"planted/{row['id']}"} | changes | blank)
     innocent = [
         test[20] | {"id": "innocent/same words, another image", "images": train[0]["images"]},
         words[0] | {"id": "innocent/other options", "options": ["0", "3", "4"]},
-        words[1] | {"id": "innocent/other words", "question": "What is 1 * 1?"},
+        words[1] | {"id": "innocent/other words", "question": "What is 1.5 * 1?"},
+        words[2] | {"id": "innocent/a point", "question": "What is 25 + 2?"},
+        words[3] | {"id": "innocent/no options", "options": []},
         train[0] | {"id": "innocent/a blank image"} | blank,
     ]
     blank_test = test[0] | {"id": "blank", "question": "Nothing?"} | blank
@@ -164,7 +166,7 @@ def test_a_killed_call_goes_on(world, call, tmp_path):
     assert call(mixed, test)[1].startswith("skip ")
 
 
-OTHER = {"id": "o", "question": "What is 3 + 3?", "images": [], "answer": "6", "options": ["6", "7", "8"]}
+OTHER = {"id": "o", "question": "What is 3.5 + 3?", "images": [], "answer": "6", "options": ["6", "7", "8"]}
 
 
 def test_a_listing_of_other_test_sets_does_not_outlive_its_output(world, call, tmp_path):
@@ -210,21 +212,3 @@ def test_one_other_number_is_another_image(tmp_path, name):
         matches = held.matches({"question": "!"}, [decontaminate.hash_image(str(jpg))])
         same = {str(other) for other, _, others in seen if others == content}
         assert {match["test_id"] for match in matches} == same
-
-
-TEXTS = [  # two questions with their options, and whether they are the same
-    (("What is x?", ["1", "2"]), ("what is  X ?", ["2", "1"]), True),
-    (("What is x?", ["1", "2"]), ("What is x", ["(A) 2", "(B) 1"]), True),
-    (("<image1> What is $x$?", []), ("What is x?", None), True),
-    (("多少？", ["１", "２"]), ("多少?", ["1", "2"]), True),
-    (("What is x?", ["1", "2"]), ("What is x?", ["1", "3"]), False),
-    (("What is x?", ["1", "2"]), ("What is x?", []), False),
-    (("What is 3 + 4?", []), ("What is 3 - 4?", []), False),
-    (("What is 3.5?", []), ("What is 35?", []), False),
-]
-
-
-@pytest.mark.parametrize("one, other, same", TEXTS)
-def test_text_key(one, other, same):
-    rows = [{"question": question, "options": options} for question, options in (one, other)]
-    assert (decontaminate.text_key(rows[0]) == decontaminate.text_key(rows[1])) == same

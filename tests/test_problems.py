@@ -5,15 +5,13 @@ command in one line; a source is read whole, also when a call is killed.
 import json
 import sys
 
-import datasets
-import pyarrow
 import pytest
 from conftest import ROOT, read_rows, write_rows
 from PIL import Image
-from pyarrow import parquet
 from server import Server, completion
 from test_bad_input import problem, refused
 from test_rows import PHOTOGRAPH
+from test_tables import write_table
 
 import mathse.problems.__main__ as command
 from mathse import problems
@@ -63,13 +61,6 @@ VERSE = {
     "question": "Find x.\nChoices:\nA:4 cm\nB:5", "answer": "B",
     "metadata": {"subject": "Plane Geometry", "subfield": "Angle"},
 }  # fmt: skip
-
-
-def test_mathvision_rows(folder):
-    several = MATHV | {"id": "2", "question": "<image1> or <image2>?", "options": ["A", "B"], "answer": "A"}
-    write_rows(folder / "testmini.jsonl", [MATHV, several])
-    first, second = load("mathvision", folder)
-    assert first["question"] == "How many?" and second["question"] == "<image1> or <image2>?"
 
 
 def test_mathvista_rows(folder):
@@ -166,32 +157,25 @@ def test_the_rule_of_mathvision(response, answer, options, right):
     assert problems.RULES["mathvision"](row) == right
 
 
-def place_source(name, folder):
-    """The folder of a benchmark whose rows lie in DATA, or None; images that are not there are made."""
-    if name == "mathvision":
-        there = DATA / "mathv_testmini"
-        return there if there.exists() else None
-    file, target = {
-        "mathvista": ("mathvista_rows.jsonl", "testmini.jsonl"),
-        "mathverse": ("mathverse_text_only_rows.jsonl", "testmini_text_only.jsonl"),
-    }[name]
-    path = DATA / "benchmark_rows" / file
-    if not path.exists():
-        return None
-    (folder / target).write_bytes(path.read_bytes())
-    for row in read_rows(path):
-        if row["image"]:
-            blank(folder / row["image"])
-    return folder
+SOURCES = {  # rows in DATA, what they are called beside blank images ("": they have theirs), their number
+    "mathvista": ("benchmark_rows/mathvista_rows.jsonl", "testmini.jsonl", 42),
+    "mathverse": ("benchmark_rows/mathverse_text_only_rows.jsonl", "testmini_text_only.jsonl", 40),
+    "mathvision": ("mathv_testmini/problems.jsonl", "", 304),
+}
 
 
-@pytest.mark.parametrize("name, count", [("mathvista", 42), ("mathverse", 40), ("mathvision", 304)])
-def test_rows_of_the_sources(name, count, tmp_path):
+@pytest.mark.parametrize("name", SOURCES)
+def test_rows_of_the_sources(name, tmp_path):
     """Every row becomes a problem whose reference answer our answer check and the benchmark's rule accept."""
-    place = place_source(name, tmp_path)
-    if place is None:
+    file, target, count = SOURCES[name]
+    if not (DATA / file).exists():
         pytest.skip("no rows of the source here")
-    rows = load(name, place)
+    if target:
+        (tmp_path / target).write_bytes((DATA / file).read_bytes())
+    for row in read_rows(DATA / file):
+        if target and row["image"]:
+            blank(tmp_path / row["image"])
+    rows = load(name, tmp_path if target else (DATA / file).parent)
     assert len(rows) == count
     said = [row | {"response": f"The answer to this problem is {row['answer']}."} for row in rows]
     for row, result in zip(rows, check_rows(said)):
@@ -207,37 +191,26 @@ def test_rows_of_the_sources(name, count, tmp_path):
 # `datasets` reads a local folder the same way; the hub itself is not tried
 
 
-def make_data_set(folder, split: str, **columns: list) -> None:
-    """A data set of one split with lists of texts in `options`, images in `decoded_image`, else texts."""
-    text = datasets.Value("string")
-    kinds = {"decoded_image": datasets.Image(), "options": datasets.List(text)}
-    features = datasets.Features({name: kinds.get(name, text) for name in columns})
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
-
-
 def test_a_benchmark_as_a_data_set(tmp_path):
     """As the hub has it: the image in a column."""
-    make_data_set(
-        tmp_path / "set", "testmini", id=["1", "2"], question=["How many?\n<image1>", "Which?"],
-        options=[[], ["A", "B"]], answer=["6", "B"], level=["1", "2"], subject=["counting", "logic"],
-        image=["images/1.jpg", "images/2.jpg"],
-        decoded_image=[Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")],
-    )  # fmt: skip
+    one = MATHV | {"decoded_image": Image.new("RGB", (20, 10), "red")}
+    other = {"id": "2", "question": "<image1> or <image2>?", "options": ["A", "B"], "answer": "B"}
+    write_table(tmp_path, "hf", [one, one | other])
+    (tmp_path / "set" / "train.parquet").rename(tmp_path / "set" / "testmini.parquet")
     configs = "- config_name: default\n  data_files:\n  - split: testmini\n    path: testmini.parquet"
     (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n{configs}\n---\n")
     rows = load("mathvision", tmp_path / "set")
-    assert [row["question"] for row in rows] == ["How many?", "Which?"]
+    assert [row["question"] for row in rows] == ["How many?", "<image1> or <image2>?"]
     assert [row["options"] for row in rows] == [[], ["A", "B"]]
     assert [Image.open(row["images"][0]).size for row in rows] == [(20, 10)] * 2
 
 
 def test_hub_rows_write_images_once(tmp_path, call):
-    columns = {"problem": ["one <image>", "two"], "answer": ["1", "2"]}
-    make_data_set(tmp_path / "set", "train", **columns, decoded_image=[Image.new("RGB", (20, 10), "red")] * 2)
-    fields = "question=problem images=decoded_image"
-    made = []
+    image, fields, made = Image.new("RGB", (20, 10)), "question=problem images=decoded_image", []
+    rows = [{"problem": text, "answer": "1", "decoded_image": image} for text in ("one <image>", "two")]
+    source = write_table(tmp_path, "hf", rows)
     for place in (tmp_path / "here", tmp_path / "there/deeper"):
-        call("--fields", fields, source=f"hf:{tmp_path / 'set'}:train", output=place / "problems.jsonl")
+        call("--fields", fields, source=source, output=place / "problems.jsonl")
         made.append(read_rows(place / "problems.jsonl"))
         assert len(list((place / "images").iterdir())) == 1
     assert made[0] == made[1]  # the ids too, though the data set has none
@@ -245,71 +218,43 @@ def test_hub_rows_write_images_once(tmp_path, call):
     assert made[0][0]["images"] == made[0][1]["images"] and not made[0][0]["images"][0].startswith("/")
 
 
-# ---------------------------------------------------------------- parquet files
-
-
-def make_table(path, **columns: list) -> str:
-    """A parquet file as any program writes it; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.table(columns), path)
-    return str(path)
-
-
 def test_a_folder_of_parquet_files(folder):
+    (folder / "set" / "data").mkdir(parents=True)
     for number in range(2):
         image = {"bytes": (folder / "x.png").read_bytes(), "path": "x.png"}
-        path = folder / "set" / "data" / f"train-0000{number}-of-00002.parquet"
-        make_table(path, question=[f"{number}?"], answer=[number], image=[image])
+        write_table(folder, "parquet", [{"question": f"{number}?", "answer": number, "image": image}])
+        part = f"train-0000{number}-of-00002.parquet"
+        (folder / "rows.parquet").rename(folder / "set" / "data" / part)
     name, rows = read(str(folder / "set"), folder / "images", images=["image"])
     assert name == "set" and [(row["question"], row["answer"]) for row in rows] == [("0?", 0), ("1?", 1)]
     assert len({row["images"][0] for row in rows}) == 1
-    name, rows = read(str(folder / "set"), folder, images=[])  # without, on purpose
-    assert [row["images"] for row in rows] == [[], []]
 
 
 # ---------------------------------------------------------------- bad sources
 
 
-def source(name: str, file: str, content: object):
-    """A benchmark's folder with one file of rows; returns its spec."""
-
-    def make(folder) -> str:
-        text = content if isinstance(content, str) else json.dumps(content)
-        (folder / file).write_text(text)
-        return f"{name}:{folder}"
-
-    return make
-
-
-# name: (what makes the source, words of the message)
-BAD_SOURCES = {
-    "unknown benchmark": (lambda folder: "nobench:there", "no such file; a source is"),
-    "no folder": (lambda folder: "mathvision:there", "no folder there; write mathvision:PATH"),
-    "no path": (lambda folder: "mathvision:", "no folder (none given); write mathvision:PATH"),
-    "an empty folder": (lambda folder: f"mathvista:{folder}",
+BAD_SOURCES = {  # (benchmark, a file in its folder, None without a folder, what the file holds, words)
+    "no path": ("mathvision", None, "", "no folder (none given); write mathvision:PATH"),
+    "an empty folder": ("mathvista", "", "",
                         "none of testmini.json, testmini.jsonl, test.json in it; give the folder"),
-    "broken line": (source("mathvision", "test.jsonl", "{"), "test.jsonl:1: not a JSON object"),
-    "broken file": (source("mathvista", "testmini.json", "{"), "testmini.json: not JSON"),
-    "a list of numbers": (source("mathvista", "testmini.json", [1, 2]), "json:1: a int instead of a row"),
-    "a field of the source is missing": (source("mathvision", "test.jsonl", {"id": "1"}),
+    "broken line": ("mathvision", "test.jsonl", "{", "test.jsonl:1: not a JSON object"),
+    "broken file": ("mathvista", "testmini.json", "{", "testmini.json: not JSON"),
+    "a list of numbers": ("mathvista", "testmini.json", "[1, 2]", "json:1: a int instead of a row"),
+    "a field of the source is missing": ("mathvision", "test.jsonl", {"id": "1"},
                                          ":1: KeyError('question'): the row is not in the source's own form"),
-    "no question": (source("mathvision", "test.jsonl", {"id": "1", "image": "x.png"}), ":1: KeyError"),
-    "a field of another type": (source("mathvista", "testmini.json", [{"precision": "x"}]), ":1: ValueError"),
-    "metadata is null": (source("mathverse", "testmini.json", [VERSE | {"metadata": None}]), ":1: TypeError"),
-    "missing image": (source("mathvision", "test.jsonl", MATHV | {"image": "no.png"}), ":1: images: "),
+    "a field of another type": ("mathvista", "testmini.json", [{"precision": "x"}], ":1: ValueError"),
+    "metadata is null": ("mathverse", "testmini.json", [VERSE | {"metadata": None}], ":1: TypeError"),
+    "missing image": ("mathvision", "test.jsonl", MATHV | {"image": "no.png"}, ":1: images: "),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", list(BAD_SOURCES))
+@pytest.mark.parametrize("case", BAD_SOURCES)
 def test_bad_sources(folder, capsys, case):
-    make, words = BAD_SOURCES[case]
-    spec = make(folder)
+    name, file, content, words = BAD_SOURCES[case]
+    if file:
+        (folder / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    spec = f"{name}:" if file is None else f"{name}:{folder}"
     refused(capsys, lambda: read(spec, folder / "images"), words)
-
-
-def test_an_unknown_field_is_refused(capsys):
-    words = "--fields: questoin: not a field of a problem; they are id, question"
-    refused(capsys, lambda: problems.parse_fields("questoin=problem"), words)
 
 
 # ---------------------------------------------------------------- the command
@@ -327,10 +272,9 @@ def call(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("content", [PHOTOGRAPH[:-900], PHOTOGRAPH[:700]], ids=["truncated", "half"])
-def test_an_image_that_cannot_be_decoded_ends_the_import(folder, capsys, call, content):
+def test_an_image_that_cannot_be_decoded_ends_the_import(folder, capsys, call):
     """The stages look at headers only; this, the first step of a run, decodes every image once."""
-    (folder / "cut.jpg").write_bytes(content)
+    (folder / "cut.jpg").write_bytes(PHOTOGRAPH[:-900])
     write_rows(folder / "p.jsonl", [problem(id="fine"), problem(images=["cut.jpg"])])
     refused(capsys, call, "p.jsonl:2: images: ", "cannot be decoded", "repair the file or remove the row")
     assert not list(folder.glob("out.jsonl*"))
@@ -339,10 +283,13 @@ def test_an_image_that_cannot_be_decoded_ends_the_import(folder, capsys, call, c
     assert [row["id"] for row in read_rows(folder / "out.jsonl")] == ["fine"]
 
 
-def test_image_paths_stay_relative_to_the_file(folder, call):
+def test_image_paths_are_relative_to_the_file_in_a_linked_folder_too(folder, call):
     write_rows(folder / "p.jsonl", [problem(images=["x.png", str(folder / "x.png")])])
-    call(output=folder / "deeper" / "out.jsonl")
-    assert read_rows(folder / "deeper" / "out.jsonl")[0]["images"] == ["../x.png"] * 2
+    (folder / "disk" / "runs").mkdir(parents=True)
+    (folder / "linked").symlink_to(folder / "disk" / "runs")
+    for place, way in (("deeper", "../x.png"), ("linked", "../../x.png")):
+        call(output=folder / place / "out.jsonl")
+        assert read_rows(folder / place / "out.jsonl")[0]["images"] == [way] * 2
 
 
 def test_limit_holds_for_the_input_and_each_test_set(folder, call):
@@ -353,13 +300,6 @@ def test_limit_holds_for_the_input_and_each_test_set(folder, call):
     assert [row["id"] for row in read_rows(folder / "out.jsonl")] == ["0"]
 
 
-def test_the_output_may_not_be_an_input(folder, capsys, call):
-    path = write_rows(folder / "out.jsonl", [problem()])
-    write_rows(folder / "p.jsonl", [problem()])
-    refused(capsys, lambda: call("--force", "--test", path), "--test: ", "out.jsonl: is the output too")
-    assert read_rows(path) == [problem()]
-
-
 def test_a_dry_run_checks_and_writes_nothing(folder, capsys, call):
     write_rows(folder / "p.jsonl", [problem()])
     before = sorted(folder.iterdir())
@@ -367,13 +307,15 @@ def test_a_dry_run_checks_and_writes_nothing(folder, capsys, call):
     assert sorted(folder.iterdir()) == before
     assert capsys.readouterr() == ("    1 rows, 0 with a solution\n", "")
     refused(capsys, lambda: call("--dry-run", 0, "--test", folder / "no.jsonl"), "no.jsonl: no such file")
-    refused(capsys, lambda: call("--dry-run", 0, "--fields", "x=y"), "--fields: x: not a field")
+    words = "--fields: x: not a field of a problem; they are id, question"
+    refused(capsys, lambda: call("--dry-run", 0, "--fields", "x=y"), words)
 
 
 @pytest.mark.parametrize("flags", [[], ["--fields", "images="], ["--limit", 2]])
 def test_a_table_in_which_no_row_has_a_picture_is_refused(tmp_path, capsys, call, flags):
     """Its column was not found; without pictures on purpose is fine."""
-    table = make_table(tmp_path / "train.parquet", question=["1 + 1?", "2 + 1?"], answer=["2", "3"])
+    rows = [{"question": f"{k} + 1?", "answer": "2"} for k in range(2)]
+    table = write_table(tmp_path, "parquet", rows)
     if "images=" in flags:
         return call(*flags, source=table)
     refused(capsys, lambda: call(*flags, source=table), "images: none of 2 rows has a picture")

@@ -4,14 +4,13 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 import time
 from html.parser import HTMLParser
 
 import pytest
 from browser import CHROMIUM, Browser
-from conftest import ROOT, read_rows, write_rows
+from conftest import finish, read_rows, write_rows
 from PIL import Image
 from test_bad_input import refused
 
@@ -78,9 +77,9 @@ def write_evaluation(folder, checks):
     parts = {f"s0{EVIL}": {"n": 3, "accuracy": 0.5}, "s1": {"n": 2, "accuracy": 0.25}}
     figures["splits"] = {"subject": {}} if folder.name == "base" else {"subject": parts}
     conditions = {
-        "model": EVIL, "temperature": 0.0, "samples": 1, "max_tokens": 64 if folder.name == "final" else 128,
-        "max_pixels": 9, "prompt": "solve 1", "rule": "r",
-    }  # fmt: skip
+        "model": f"{folder.name} {EVIL}", "seed": folder.name, "temperature": 0.0, "samples": 1,
+        "max_tokens": 64 if folder.name == "final" else 128, "max_pixels": 9, "prompt": "solve 1",
+    } | ({"rule": "r"} if folder.name != "final" else {})  # fmt: skip
     if folder.name == "round_1":
         figures["official"] = {"n": 5, "accuracy": 0.8, "interval": [0.376, 0.964]}
     evaluation = {"conditions": conditions, "benchmarks": {"set": figures}}
@@ -156,23 +155,11 @@ def run_folder(tmp_path_factory):
 PRICES = {"PRICE_IN": "2", "PRICE_OUT": "10"}
 
 
-def call(*command):
-    """python with these arguments, as a user calls it; the finished process."""
-    command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=PRICES, timeout=600)
-
-
 @pytest.fixture(scope="module")
 def reported(run_folder):
-    done = call("-m", "mathse.report", run_folder)
+    done = finish("-m", "mathse.report", run_folder, **PRICES)
     assert done.returncode == 0, done.stderr
     return run_folder, done
-
-
-@pytest.fixture
-def priced(monkeypatch):
-    for name, value in PRICES.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +177,8 @@ def test_metrics_of_a_run(found, by_name):
     assert [by_name[name]["train_rows"] for name in CHECKS] == [0, 1, 2, 3]
     changes = by_name["round_0"]["changes"]["set"]["changes"]
     assert changes == dict(zip(statistics.CHANGES, (1, 1, 1, 2)))
-    assert found["overall"]["set"]["change"] == pytest.approx(0.4)
-    assert by_name["final"]["not_comparable"] == ["max_tokens"]
+    assert (found["overall"]["set"]["change"], found["overall"]["set"]["p"]) == (0.4, 0.625)
+    assert by_name["final"]["not_comparable"] == ["max_tokens", "rule"]
     assert by_name["final"]["blank"]["set"]["before"] == 0.6
     audit = by_name["round_1"]["audit"]
     assert audit["status"] == {"wrong": 5, "correct": 1} and audit["finish"] == {"stop": 6}
@@ -226,12 +213,14 @@ def test_table(reported):
     assert re.search(r"\+ round 1 +2 +6 +1 +91 +60\.0% \[23\.1%, 88\.2%\]", done.stdout)
     assert "round 2" not in done.stdout
     assert "set: share of its test problems that are answered right" in done.stdout
-    assert "not comparable with the first stage: other max_tokens" in done.stdout
+    assert "not comparable with the first stage: other max_tokens, rule" in done.stdout
     assert done.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert all(len(line) <= 110 for line in done.stdout.splitlines()[:-1])
 
 
-def test_cost_counts_failed_requests_too(priced, tmp_path):
+def test_cost_counts_failed_requests_too(monkeypatch, tmp_path):
+    for name, value in PRICES.items():
+        monkeypatch.setenv(name, value)
     tokens = {"prompt": 2000, "new": 200}
     assert metrics.cost_of(tokens, tmp_path) == pytest.approx(0.006)
     # an answer without text, none at all, a line torn by a kill
@@ -319,10 +308,10 @@ def test_a_stage_that_is_not_evaluated_yet_is_left_out(run_folder, tmp_path):
     assert found["pool"]["first_solved"]["final"] == 1  # but its responses are
 
 
-def test_a_moved_run_reports_the_same(reported, tmp_path, priced):
+def test_a_moved_run_reports_the_same(reported, tmp_path):
     folder = shutil.copytree(reported[0], tmp_path / "else" / "try")
     before = {name: (folder / name).read_bytes() for name in ("report.html", "metrics.json", "ledger.jsonl")}
-    again = call("-m", "mathse.report", folder)
+    again = finish("-m", "mathse.report", folder, **PRICES)
     assert again.stdout == reported[1].stdout.replace(str(reported[0]), str(folder))
     assert {name: (folder / name).read_bytes() for name in before} == before
 

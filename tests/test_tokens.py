@@ -3,10 +3,10 @@ checkpoints keep it, and what is learnt stands behind the prompt that is sampled
 """
 
 import argparse
-import importlib
 import json
 import shutil
 import time
+from functools import partial
 
 import pytest
 import tiny
@@ -14,21 +14,12 @@ from conftest import read_rows, write_rows
 from PIL import Image
 
 import common
-from mathse.chat import (
-    chat_parts,
-    encode_prompts,
-    encode_texts,
-    harmless,
-    render,
-    special_tokens,
-    token_ids,
-    turn_end,
-    user_message,
-)
+from mathse import chat
 from mathse.generate.endpoint import read_choice
 from mathse.records import read_rows as read_problems
 from mathse.replies import without_end
 from mathse.train.pack import reply_tokens
+from mathse.train.plan import write_training_file
 
 KINDS = ["qwen2_vl", "internvl", "idefics3", "llava", "gemma3"]
 IMAGE = Image.effect_noise((64, 64), 99).convert("RGB")
@@ -45,40 +36,40 @@ def special_names(processor) -> list[str]:
 def test_a_prompt_holds_only_the_template_s_special_tokens(kind, tiny_model):
     """Alone and beside a shorter one, whose padding it does not change; and the text stays what it is."""
     processor = common.load_processor(str(tiny_model(kind)))
-    tokenizer, question = processor.tokenizer, harmless(" or ".join(["What is", *special_names(processor)]))
+    question = chat.harmless(" or ".join(["What is", *special_names(processor)]))
 
     def prompts(*texts: str) -> list[list[int]]:
-        chats = [chat_parts(user_message(text, [IMAGE]), [IMAGE]) for text in texts]
-        inputs = encode_prompts(processor, chats)
+        chats = [chat.chat_parts(chat.user_message(text, [IMAGE]), [IMAGE]) for text in texts]
+        inputs = chat.encode_prompts(processor, chats)
         return [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
 
     (usual,), (alone,) = prompts("What is x?"), prompts(question)
     assert prompts("What is x?", question) == [usual, alone]
-    specials = [tokenizer.convert_tokens_to_ids(name) for name in special_names(processor)]
+    specials = processor.tokenizer.convert_tokens_to_ids(special_names(processor))
     assert [each for each in alone if each in specials] == [each for each in usual if each in specials]
-    assert max(alone) < len(tiny.SPECIAL) + 256 and question in tokenizer.decode(alone)
-    messages = [user_message(text, [IMAGE]) for text in (question, "What is x?", f"<pad>{question}")]
-    assert encode_texts(processor, messages, alone) == [alone, usual, *prompts(f"<pad>{question}")]
+    assert max(alone) < len(tiny.SPECIAL) + 256 and question in processor.tokenizer.decode(alone)
+    messages = [chat.user_message(text, [IMAGE]) for text in (question, "What is x?", f"<pad>{question}")]
+    assert chat.encode_texts(processor, messages, alone) == [alone, usual, *prompts(f"<pad>{question}")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reply_holds_no_special_token_but_its_end(kind, tiny_model):
     processor = common.load_processor(str(tiny_model(kind)))
     reply = f"Not {' '.join(special_names(processor))}, but 2."
-    messages = [*user_message("What is x?", []), {"role": "assistant", "content": reply}]
+    messages = [*chat.user_message("What is x?", []), {"role": "assistant", "content": reply}]
     (learnt,) = reply_tokens(processor, [{"messages": messages}])
     assert processor.tokenizer.decode(learnt) == f"{reply}<eos>"
     (end,) = (token for token in learnt if token < len(tiny.SPECIAL))
-    assert end == tiny.SPECIAL.index("<eos>") == turn_end(processor)
+    assert end == tiny.SPECIAL.index("<eos>") == chat.turn_end(processor)
 
 
 def test_tokens_that_overlap_or_are_forged(tiny_model):
     processor = common.load_processor(str(tiny_model("llava")))
     processor.tokenizer.add_tokens(["<pad><e", "aa"], special_tokens=True)
-    special_tokens.cache_clear()
+    chat.special_tokens.cache_clear()
     text = "<pad><eos> <p\U000f0000ad> aaa"
-    (parts,) = chat_parts([{"role": "user", "content": text}])
-    (ids,) = encode_prompts(processor, [[parts]])["input_ids"].tolist()
+    (parts,) = chat.chat_parts([{"role": "user", "content": text}])
+    (ids,) = chat.encode_prompts(processor, [[parts]])["input_ids"].tolist()
     assert processor.tokenizer.decode(ids) == "<user><pad><eos> <pad> aaa<eos><reply>"
     assert sum(token < len(tiny.SPECIAL) or token >= len(tiny.SPECIAL) + 256 for token in ids) == 3
 
@@ -120,10 +111,9 @@ ENDS = [
 
 @pytest.mark.parametrize("end", ENDS)
 def test_the_end_marks_of_any_server_are_cut_off(end):
-    assert without_end(CUT + end) == CUT
     for finish in ("stop", "length"):  # a server may write on behind it, up to the limit
-        choice = read_choice({"message": {"content": CUT + end}, "finish_reason": finish})
-        assert (choice.text, choice.finish) == (CUT, "stop")
+        reply = read_choice({"message": {"content": CUT + end}, "finish_reason": finish})
+        assert (reply.text, reply.finish) == (CUT, "stop")
 
 
 @pytest.mark.parametrize("text", KEPT)
@@ -143,35 +133,31 @@ def test_no_text_takes_long(text):
     assert time.process_time() - begun < 2
 
 
-def test_end_marks_are_neither_judged_nor_learnt(run, stage, tmp_path, tiny_model):
+def test_end_marks_are_neither_judged_nor_learnt(run, stage, tmp_path):
     """Of a file that another tool has sampled: 02's rows and 04's training file, which may be its input."""
     row = {"question": "What is 2 + 3?", "answer": "5", "images": [], "prompt": "2 + 3?", "sample": 0}
-    row |= {"finish": "stop", "origin": "teacher", "model": "m", "seed": 1}
+    row |= {"finish": "stop", "origin": "teacher", "model": "m", "seed": 1, "draft_of": None}
     said = "I add. The answer to this problem is 5."
     rows = [row | {"id": str(number), "response": said + end} for number, end in enumerate(ENDS)]
     rows[1]["finish"] = "length"  # its server wrote on
-    files = [tmp_path / name for name in ("samples.jsonl", "verified.jsonl", "train.jsonl", "again.jsonl")]
-    write_rows(files[0], rows)
-    done = run("02_verify.py", "--input", files[0], "--output", files[1], "--accept", "answer")
+    samples, output = write_rows(tmp_path / "samples.jsonl", rows), tmp_path / "verified.jsonl"
+    done = run("02_verify.py", "--input", samples, "--output", output, "--accept", "answer")
     assert done.returncode == 0, done.stderr
-    verified = read_rows(files[1])
+    verified = read_rows(output)
     assert [(row["status"], row["response"]) for row in verified] == [("correct", said)] * len(ENDS)
-    from mathse.train.plan import write_training_file
+    make = partial(stage("04_finetune").training_row, args=argparse.Namespace(orm=False, binary=False))
 
-    module = importlib.import_module("04_finetune")
-    args = argparse.Namespace(orm=False, binary=False)
+    def learnt(source) -> list[dict]:
+        chosen = {(str(source), row["id"], row["sample"]) for row in rows}
+        path = tmp_path / "train.jsonl"
+        made = read_rows(write_training_file(path, [str(source)], 0, lambda: chosen, make))
+        assert [row["messages"][-1]["content"] for row in made] == [said] * len(ENDS)
+        return made
 
-    def written(path, source) -> list[dict]:
-        chosen = {(str(source), row["id"], row["sample"]) for row in read_rows(source)}
-        make = lambda row: module.training_row(row, args)  # noqa: E731
-        return read_rows(write_training_file(path, [str(source)], 0, lambda: chosen, make))
-
-    made = written(files[2], files[1])
-    assert {row["messages"][-1]["content"] for row in made} == {said}
+    made = learnt(output)
     for row, end in zip(made, ENDS):
         row["messages"][-1]["content"] += end
-    write_rows(files[2], made)
-    assert {row["messages"][-1]["content"] for row in written(files[3], files[2])} == {said}
+    learnt(write_rows(tmp_path / "sampled.jsonl", made))
 
 
 # ---------------------------------------------------------------- what is learnt is what is sampled
@@ -221,8 +207,8 @@ def processor_with(turn: str, opening: str, **special) -> argparse.Namespace:
     head = "{% for m in messages %}{% set role, text = m['role'], m['content'][0]['text'] %}"
     template = head + turn + "{% endfor %}{% if add_generation_prompt %}" + opening + "{% endif %}"
 
-    def apply(chat, **flags):
-        return tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, **flags)
+    def apply(parts, **flags):
+        return tokenizer.apply_chat_template(parts, chat_template=template, tokenize=False, **flags)
 
     return argparse.Namespace(tokenizer=tokenizer, apply_chat_template=apply)
 
@@ -240,13 +226,14 @@ def test_what_is_learnt_is_what_is_sampled(turn, opening, reply, learnt, end):
     tokenizer = processor.tokenizer
     tokens = learnt_of(processor, reply)
     assert tokenizer.decode(tokens) == learnt
-    assert turn_end(processor) == (end and tokenizer.convert_tokens_to_ids(end))
+    assert chat.turn_end(processor) == (end and tokenizer.convert_tokens_to_ids(end))
     sampled = tokenizer.decode(tokens[:-1], skip_special_tokens=True).strip()
     assert learnt_of(processor, sampled) == tokens
     said = {"role": "assistant", "content": [{"type": "text", "text": sampled}]}
-    chat = [*chat_parts([{"role": "user", "content": "What?"}]), said]
-    head, whole = render(processor, chat[:1], add_generation_prompt=True), render(processor, chat)
-    (prompt,) = token_ids(processor, [head])
+    asked = chat.chat_parts([{"role": "user", "content": "What?"}])
+    head = chat.render(processor, asked, add_generation_prompt=True)
+    whole = chat.render(processor, [*asked, said])
+    (prompt,) = chat.token_ids(processor, [head])
     assert tokenizer.decode(prompt + tokens) == head + learnt
     if sampled == reply and end and whole.startswith(head) and sampled in whole:
         assert whole.startswith(head + learnt)
@@ -313,8 +300,8 @@ def test_a_template_is_found_or_one_line_says_so(file, content, problem, tiny_mo
     path.write_text(text)
     if not problem:
         processor = common.load_processor(str(spec))
-        chat = chat_parts(user_message("x", ["an image"]))
-        assert render(processor, chat, add_generation_prompt=True) == "<user><image>x<eos><reply>"
+        asked = chat.chat_parts(chat.user_message("x", ["an image"]))
+        assert chat.render(processor, asked, add_generation_prompt=True) == "<user><image>x<eos><reply>"
         return
     with pytest.raises(SystemExit, match="2"):
         common.load_processor(str(spec))

@@ -8,6 +8,7 @@ import re
 import problems as toy
 import pytest
 from conftest import read_rows, write_rows
+from test_rows import GOOD, RIGHT, STEP
 
 import common
 from mathse import chat, cli, records
@@ -93,25 +94,20 @@ def recipe_of(path, **flags) -> Recipe:
 def test_an_output_is_in_the_order_of_its_keys_whoever_wrote_it(tmp_path):
     """Parts of two processes, a failed row that was tried again, a row that stands twice, a torn line."""
     rows = [{"id": name, "images": [], "finish": "stop"} for name in "abcd"]
-    first = Output(recipe_of(tmp_path / "one.jsonl"))
-    for row in reversed(rows):
-        first.write(row)
-    first.finish(map(records.row_key, rows))
-    second = Output(recipe_of(tmp_path / "two.jsonl"))
-    second.write(rows[2])
-    second.write(rows[0] | {"finish": "error"})
-    part = tmp_path / "two.jsonl.part"
+    path, part = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.part"
+    first = Output(recipe_of(path))
+    first.write(rows[2])
+    first.write(rows[0] | {"finish": "error"})
     write_rows(part / "rank_1.jsonl", [rows[3], rows[1], rows[2], rows[1] | {"finish": "error"}])
-    second.file.close()  # as when its process is killed
-    second.recipe.lock.close()
+    first.file.close()  # as when its process is killed
+    first.recipe.lock.close()
     with (part / "rank_0.jsonl").open("ab") as file:
         file.write(b'{"id": "a", "ima')
-    again = Output(recipe_of(tmp_path / "two.jsonl"))
+    again = Output(recipe_of(path))
     assert again.done == {records.row_key(row) for row in rows[1:]}
     again.write(rows[0])
     again.finish(map(records.row_key, rows))
-    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
-    assert not part.exists()
+    assert read_rows(path) == rows and not part.exists()
 
 
 def test_an_empty_folder_is_no_output(tmp_path):
@@ -123,50 +119,34 @@ def test_an_empty_folder_is_no_output(tmp_path):
     assert recipe.is_done()
 
 
-@pytest.mark.parametrize("status", ["correct", "wrong"])
-@pytest.mark.parametrize("step", ['Step 1: "a" is 5°.', "Step 2: 三角形 \\frac{1}{2}"])
-def test_what_an_orm_is_taught_begins_as_02_foresees(stage, status, step):
-    row = {"question": "?", "images": [], "response": f"{step}\nEnd.", "status": status}
-    row |= {"error_step": step, "error_analysis": "It is not."}
-    made = stage("04_finetune").training_row(row, argparse.Namespace(orm=True, binary=False))
-    taught = made["messages"][-1]["content"]
-    assert stage("02_verify").parse_verdict(taught)["verdict"] == status
-
-
-GOOD = '{"status": "WRONG", "error_step": "Step 2: 3 + 4 = 8", "error_analysis": "3 + 4 is not 8."}'
-
-
 @pytest.mark.parametrize(
     "replies, verdict, step",
     [
-        ([GOOD], "wrong", "Step 2: 3 + 4 = 8"),
-        ([GOOD, '{"status": "CORRECT"}', GOOD], "wrong", "Step 2: 3 + 4 = 8"),
-        (['{"status": "CORRECT"}', GOOD], "undecided", None),
-        (["?", GOOD, "?"], "wrong", "Step 2: 3 + 4 = 8"),
+        ([GOOD], "wrong", STEP),
+        ([GOOD, RIGHT, GOOD], "wrong", STEP),
+        ([RIGHT, GOOD], "undecided", None),
+        (["?", GOOD, "?"], "wrong", STEP),
+        (["?", RIGHT], "correct", None),
         (["?", "?"], "undecided", None),
-        ([], "undecided", None),
     ],
 )
-def test_judged(stage, replies, verdict, step):
-    row = {"answer_check": "wrong", "response": "It is 8."}
-    judged = stage("02_verify").judged(row, [Reply({}, 0, text) for text in replies])
-    assert (judged["orm_check"], judged["error_step"]) == (verdict, step)
-
-
-def test_a_path_that_was_cut_off_is_shown_to_nobody(stage):
+def test_most_of_an_orms_replies_decide(stage, replies, verdict, step):
+    """They are kept in their samples' order; a path that was cut off is shown to nobody."""
     row = {"question": "?", "images": [], "sample": 0, "response": "The answer is 5.", "answer": "5"}
     rows = [row | {"id": name, "finish": finish} for name, finish in (("a", "stop"), ("b", "length"))]
 
     def generate(requests):
         for request in requests:
-            yield Reply(request.row, 1, '{"status": "CORRECT"}', tokens=3, prompt_tokens=20)
-            yield Reply(request.row, 0, "no idea", tokens=3, prompt_tokens=20)
+            for k in reversed(request.seeds):
+                yield Reply(request.row, k, replies[k], tokens=3, prompt_tokens=20)
 
-    args = argparse.Namespace(orm_samples=2, seed=0)
+    args, count = argparse.Namespace(orm_samples=len(replies), seed=0), len(replies)
     verified = {row["id"]: row for row in stage("02_verify").verify(args, iter(rows), generate)}
-    checks = {name: (row["orm_check"], row["judge_tokens"]) for name, row in verified.items()}
-    assert checks == {"a": ("correct", [40, 6]), "b": ("undecided", [0, 0])}
-    assert verified["a"]["judge_reply"] == ["no idea", '{"status": "CORRECT"}']  # in their samples' order
+    told = {
+        name: (row["orm_check"], row["error_step"], row["judge_tokens"]) for name, row in verified.items()
+    }
+    assert told == {"a": (verdict, step, [20 * count, 3 * count]), "b": ("undecided", None, [0, 0])}
+    assert verified["a"]["judge_reply"] == (replies if count > 1 else replies[0])
 
 
 @pytest.mark.parametrize(
@@ -184,35 +164,27 @@ def test_a_path_that_was_cut_off_is_shown_to_nobody(stage):
     ],
 )
 def test_decide(stage, policy, answer, orm, status):
-    decide = stage("02_verify").decide
-    checks = {"answer_check": answer, "orm_check": orm, "rule": "none", "finish": "stop"}
-    row = checks | {"id": "a", "sample": 0, "response": "The answer is 5."}
-    others = [row | {"sample": k, "response": f"The answer is {k}."} for k in (1, 2)]
-    args = argparse.Namespace(accept=policy, model=orm, agree=0.0)
-    found, reason = decide(row, [row, *others], args)
+    row = {"answer_check": answer, "orm_check": orm, "rule": "none", "finish": "stop"}
+    found, reason = stage("02_verify").decide(row, [row], argparse.Namespace(accept=policy, agree=0.0))
     assert found == status and (reason is not None) == (status == "undecided")
-    args.agree = 0.5  # of three paths one says 5
-    assert decide(row, [row, *others], args)[0] == ("undecided" if status == "correct" else status)
 
 
-def test_paths_agree_by_value(stage):
-    """Without a reference answer: 1/2 and 0.5 are one vote, a path without an answer has none."""
-
-    def path(name: str, sample: int, answer: str | None, finish: str = "stop") -> dict:
-        text = f"The answer to this problem is {answer}." if answer else "I do not know"
-        return {"id": name, "sample": sample, "response": text, "finish": finish}
-
-    rows = [path("a", 0, "1/2"), path("a", 1, "0.5"), path("a", 2, "3"), path("a", 3, None)]
-    rows += [path("b", 0, "7"), path("b", 1, "8"), path("b", 2, "9"), path("c", 0, "1", "length")]
-    agreeing = stage("02_verify").agreeing
-
-    def kept(share: float) -> set[tuple]:
-        problems = [[row for row in rows if row["id"] == name] for name in "abc"]
-        keys = set.union(*(agreeing(paths, share) for paths in problems))
-        return {(row["id"], row["sample"]) for row in rows if records.row_key(row) in keys}
-
-    assert kept(0.5) == {("a", 0), ("a", 1)} and kept(0.6) == set()
-    assert kept(0.3) == {("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2)}
+@pytest.mark.parametrize("share, expected", [(0.3, "ccuu ccw u"), (0.5, "ccuu uuw u"), (0.6, "uuuu uuw u")])
+def test_paths_agree_by_value(stage, share, expected):
+    """1/2 and 0.5 are one vote, a path without an answer or its end has none; what is wrong stays wrong."""
+    row = {"id": "a", "answer_check": "correct", "orm_check": None, "finish": "stop"}
+    problems = [
+        [
+            row | {"sample": k, "response": f"The answer is {said}." if said else "No idea"}
+            for k, said in paths
+        ]
+        for paths in map(enumerate, (["1/2", "0.5", "3", None], ["7", "8", "9"], ["1"]))
+    ]
+    problems[1][2]["answer_check"], problems[2][0]["finish"] = "wrong", "length"
+    args = argparse.Namespace(accept="answer", agree=share)
+    decide = stage("02_verify").decide
+    statuses = ("".join(decide(row, paths, args)[0][0] for row in paths) for paths in problems)
+    assert " ".join(statuses) == expected
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def errors_table(runs: list[str]) -> str:
 def orm_rows(runs: list[str]) -> Iterable[list[object]]:
     first = None
     for file, text, paper in ORMS:
-        found = verdicts(having(runs, file), file, by_steps=True)
+        found = verdicts(having(runs, file, "/arms/truth"), file, by_steps=True)
         cells, parts = balanced(found)
         step = interval([parts[problem] - first[problem] for problem in parts]) if first else ""
         first = first or parts
@@ -181,32 +181,26 @@ def page(output: str, *runs: str) -> None:
     same = [("all from the teacher", "/arms/teacher", "", "58.00")]
     same += [("self-evolving", "/round_3", "/arms/teacher", "62.35")]
     hidden = [(label(stage), f"-hidden/{stage}", f"/{stage}", "") for stage in STAGES[1:5]]
-    text = (
-        Path(__file__)
-        .with_suffix(".md")
-        .read_text(encoding="utf-8")
-        .format(
-            seeds=" ".join(run.rpartition("-")[2] for run in runs),
-            problems=len(scores(runs, "/base")),
-            stages=arms_table(runs, "stage | paper: CogVLM2 / Qwen2-VL / InternVL2.5 (rows)", *stages),
-            evolved=evolved,
-            evolved_effect=effect(evolved),
-            transitions=transitions_table(runs),
-            errors=errors_table(runs),
-            reflections=arms_table(runs, "reflection | paper, CogVLM2", *reflections),
-            accepted=f"{sum(accepted):,} of {len(accepted):,}",
-            gated=change(runs, "/final", "/arms/both"),
-            same=arms_table(runs, "rows | paper, CogVLM2, 240k", *same),
-            same_effect=effect(taught),
-            orms=table(
-                "ORM | accepts / rejects / mean | change from the first | paths | paper: ORM-2K", orms
-            ),
-            orm_effect=effect(orms[1][2], sign=-1),
-            students=students_table(runs),
-            pace=pace_table(runs),
-            hidden=arms_table(runs, "stage | ", *hidden),
-            hidden_share=hidden_share(runs),
-        )
+    template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    text = template.format(
+        seeds=" ".join(run.rpartition("-")[2] for run in runs),
+        problems=len(scores(runs, "/base")),
+        stages=arms_table(runs, "stage | paper: CogVLM2 / Qwen2-VL / InternVL2.5 (rows)", *stages),
+        evolved=evolved,
+        evolved_effect=effect(evolved),
+        transitions=transitions_table(runs),
+        errors=errors_table(runs),
+        reflections=arms_table(runs, "reflection | paper, CogVLM2", *reflections),
+        accepted=f"{sum(accepted):,} of {len(accepted):,}",
+        gated=change(runs, "/final", "/arms/both"),
+        same=arms_table(runs, "rows | paper, CogVLM2, 240k", *same),
+        same_effect=effect(taught),
+        orms=table("ORM | accepts / rejects / mean | change from the first | paths | paper: ORM-2K", orms),
+        orm_effect=effect(orms[1][2], sign=-1),
+        students=students_table(runs),
+        pace=pace_table(runs),
+        hidden=arms_table(runs, "stage | ", *hidden),
+        hidden_share=hidden_share(runs),
     )
     Path(output).write_text(text, encoding="utf-8")
 
