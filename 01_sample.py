@@ -127,6 +127,7 @@ def main() -> None:
         keys=lambda check: choose(args, check),
         rows=lambda generate, missing: sample(args, generate, missing),
         count=lambda problems: drawn(args.draw, problems),
+        calls=0 if args.model == SOLUTIONS else 1,
         samples=args.samples,
     )
 

@@ -138,6 +138,7 @@ def main() -> None:
         keys=lengths,
         rows=lambda generate, missing: reflect(args, generate, [chosen[key] for key in missing]),
         count=lambda rows: (args.dry_run or rows) * args.drafts,
+        responses=1,
     )
 
 

@@ -82,7 +82,8 @@ def load_processor(spec: str, trust_remote_code: bool = False):
     try:
         processor = AutoProcessor.from_pretrained(spec, trust_remote_code=trust_remote_code)
     except Exception as error:  # remote code may raise anything
-        fail(f"--model: {spec}: its processor cannot be loaded: {' '.join(str(error).split())[:300]}")
+        what = "its processor" if os.path.isdir(spec) else "no such folder; as a hub id its processor"
+        fail(f"--model: {spec}: {what} cannot be loaded: {' '.join(str(error).split())[:300]}")
     if not hasattr(processor, "tokenizer"):
         found = f"has a {type(processor).__name__} alone, no processor of images and texts"
         remedy = "give a checkpoint in transformers' own form, or an endpoint that serves it"

@@ -69,8 +69,9 @@ evaluate() {
 M=$MODEL orm=$MODEL judge=(${VERIFY_FLAGS:-}) D_SFT=()  # of the files in D_SFT the correct rows count
 stage -m mathse.problems --input "$DATA" --output "$run/problems.jsonl" --test "${tests[@]}" \
   --fields "$FIELDS" --limit "$LIMIT" ${DATA_FLAGS:-}
-begin; evaluate base
+begin
 sample round_0 "$teacher" --draw "$DISTILL" --origin teacher "${asked[@]}"                         # 1
+evaluate base
 verify round_0 samples.jsonl verified.jsonl answer
 student round_0 ${DISTILL_FLAGS:-}                                                                # 2
 if [[ ! $ORM ]]; then  # train one on responses of M0: wrong ones, explained by the teacher, and correct ones

@@ -17,7 +17,7 @@ from mathse.records import fail, is_endpoint, shown, tell
 # For the dry run: what a prompt holds beside its image, and the length of a reply, in tokens. Assumed, not
 # measured.
 PROMPT_TOKENS, REPLY_TOKENS, PIXELS_A_TOKEN = 300, 500, 28 * 28
-TEST_ROWS = 1000
+TEST_ROWS, TEXTS = 1000, (".jsonl", ".csv", ".tsv")
 KEY_IN_QUERY = re.compile(r"[?&]([^=&]*(key|token|secret|password)[^=&]*|sig)=", re.IGNORECASE)
 SEES = re.compile(r"vision|visual|image|patch|vit_|vq_")  # keys of a config.json that speak of images
 PROJECT = Path(__file__).parent.parent
@@ -195,22 +195,23 @@ def price(name: str) -> float:
 
 def input_rows(args: argparse.Namespace) -> int:
     """About how many rows a stage reads, up to --limit: the lines of its files and, for those that earlier
-    stages have yet to make, what --dry-run says. A test set that is no file counts as TEST_ROWS.
+    stages have yet to make, what --dry-run says. A test set that is no such file counts as TEST_ROWS.
     """
     sources = getattr(args, "input", None) or args.test
-    files = [path for path in map(Path, sources) if path.is_file() and path.suffix == ".jsonl"]
+    files = [path for path in map(Path, sources) if path.is_file() and path.suffix in TEXTS]
     rows = sum(line.count(b"\n") for path in files for line in path.open("rb"))
     missing = len(sources) - len(files)
     rows += args.dry_run if hasattr(args, "input") else missing * TEST_ROWS
     return min(rows, args.limit * (1 if hasattr(args, "input") else len(sources))) if args.limit else rows
 
 
-def print_plan(args: argparse.Namespace, rows: int, calls: int) -> None:
+def print_plan(args: argparse.Namespace, rows: int, calls: int, responses: int) -> None:
     """The line of a dry run: the rows to be made, model calls, tokens by the assumptions above, and what an
-    endpoint would cost.
+    endpoint would cost. `responses`: that a prompt shows beside the problem.
     """
     image = (args.max_pixels or MAX_PIXELS) // PIXELS_A_TOKEN
-    read, written = calls * (PROMPT_TOKENS + image), calls * min(args.max_tokens, REPLY_TOKENS)
+    read, written = PROMPT_TOKENS + image + responses * REPLY_TOKENS, min(args.max_tokens, REPLY_TOKENS)
+    read, written = calls * read, calls * written
     cost = (read * price("PRICE_IN") + written * price("PRICE_OUT")) / 1e6
     paid = f", about ${cost:,.2f}" if cost and is_endpoint(args.model or "") else ""
     asked = f"about {calls:,} model calls, {read:,} tokens in and {written:,} out{paid}"

@@ -64,7 +64,7 @@ plan_stage() {
   printf '+ python%s\n' "$(printf ' %q' "$@")"; [[ ! $said ]] || echo "$said"
 }
 begin() {  # before the first stage: the run's settings, for people and the report; the toy's teacher
-  [[ $DRY_RUN == 0 ]] || return 0
+  [[ $DRY_RUN == 0 ]] || { PATH=$path "$interpreter" -m mathse.recipe "" run_rounds.sh; return; }
   "$PYTHON" -m mathse.recipe "$run/config.json" run_rounds.sh
   [[ $TEACHER != toy ]] || teacher=$("$PYTHON" toy/teacher.py --background $$ --seed "$SEED" \
     --problems "$run/problems.jsonl" toy/test.jsonl)

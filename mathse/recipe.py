@@ -326,12 +326,14 @@ def provenance() -> dict:
 
 def write_settings(path: str, script: str) -> None:
     """Write a run's config.json, for people and the report: the variables of the environment that `script`
-    sets. A line says which others look like one of them.
+    sets. A line says which others look like one of them. An empty path: nothing but that.
     """
     names = re.findall(r"\$\{([A-Z_]+)[:}]", Path(script).read_text(encoding="utf-8"))
     for name in sorted(os.environ.keys() - {*names}):
         for meant in difflib.get_close_matches(name, names, 1, 0.88):
             print(f"{name}: no setting of {script}; did you mean {meant}?", file=sys.stderr)
+    if not path:
+        return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(path), {"settings": {name: os.environ.get(name, "") for name in dict.fromkeys(names)}})
 

@@ -52,6 +52,7 @@ def run_stage(
     samples: int = 1,
     count: Callable[[int], int] = lambda rows: rows,
     calls: int = 1,
+    responses: int = 0,
     constants: dict[str, str] | None = None,
     without: Iterable[str] = (),
     unused: Iterable[str] = (),
@@ -65,14 +66,15 @@ def run_stage(
     args.model or `load` no model is asked. `keys(check)`: {row_key() of each row to make, with `samples` of
     its sample 0: expected length}; with `check` the inputs are checked. `rows(generate, missing)`: rows of
     these keys, with the numbers of their samples. For a dry run: `count(N)`: keys of N input rows; `calls`:
-    model calls a row. `settle`: see Output.finish(). `summary(rows)`: lines about all rows.
+    model calls a row; `responses`: that a prompt shows. `settle`: see Output.finish(). `summary(rows)`: lines
+    about all rows.
     """
     if is_endpoint(args.model or ""):
         unused = ("load", *unused)  # what loads a model decides nothing
     recipe = Recipe(output or args.output, script, args, inputs, {"batch_size", *without}, constants, unused)
     if args.dry_run is not None:
         made = count(input_rows(args)) * samples
-        return print_plan(args, made, 0 if recipe.stands() else made * calls)
+        return print_plan(args, made, 0 if recipe.stands() else made * calls, responses)
     if recipe.is_done():
         return
     lengths = keys(True) if processes()[0] == 0 else {}

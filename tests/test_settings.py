@@ -99,7 +99,7 @@ def test_an_argument_is_refused(run, word):
 def test_a_dry_run_prints_every_command_and_their_sum_and_runs_nothing(run, toy_data):
     test = "toy/test.jsonl mathvision:no/folder"
     settings = REAL | {"DATA": "toy/train.jsonl", "TEST": test, "RUN": "dry", "DRY_RUN": "1"}
-    settings |= {"REFLECTOR": "http://node1:8000/v1#owner/Model"}
+    settings |= {"REFLECTOR": "http://node1:8000/v1#owner/Model", "SAMPLE": "3"}
     done = run("run_rounds.sh", PRICE_IN="2.5", PRICE_OUT="10", **settings)
     assert done.returncode == 0, done.stderr
     words = [
@@ -111,7 +111,8 @@ def test_a_dry_run_prints_every_command_and_their_sum_and_runs_nothing(run, toy_
     ]
     words += ["05_evaluate.py", "runs/dry/round_2/model", "runs/dry/final/eval", "--origin reflection-model "]
     assert [word for word in words if word not in done.stdout] == []
-    assert "360 rows: about 360 model calls" in done.stdout  # 30 % of 1,200 problems are distilled
+    assert "360 rows: about 360 model calls, 568,800 tokens in" in done.stdout  # 30 % are distilled
+    assert "1,200 rows: about 1,200 model calls, 2,496,000 tokens in" in done.stdout  # each with a response
     assert "4,800 rows: about 4,800 model calls" in done.stdout  # 4 samples of each for the ORM
     assert "1,300 rows: about 1,300" in done.stdout  # 300 test problems, and 1,000 of a set that is no file
     assert "no/folder: no such folder from here; taken for a data set of the hub" in done.stdout
@@ -120,6 +121,7 @@ def test_a_dry_run_prints_every_command_and_their_sum_and_runs_nothing(run, toy_
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"in all about {sum(calls[:-1])} model calls, ")
     assert float(last.rpartition("$")[2]) == pytest.approx(sum(costs[:-1]), abs=0.05) and len(costs) > 3
+    assert "SAMPLE: no setting of run_rounds.sh; did you mean SAMPLES?" in done.stderr
     assert not (ROOT / "runs" / "dry").exists()
 
 
@@ -145,9 +147,11 @@ def test_own_problems_with_solutions_go_through_the_loop(own_data):
         done = finish("run_rounds.sh", **settings)
         assert done.returncode == 0, done.stderr
         taught = read_rows(ROOT / "runs" / "test-own" / "round_0" / "train.jsonl")
-        assert len(taught) == 8 and {row["model"] for row in taught} == {"solutions"}
-        said = [row["messages"][-1]["content"] for row in taught if row["id"] == "p3"]
-        assert said == [f"It is 3 + 1.\n{common.CLOSING} 4."]
+        assert len(taught) == 3 and {row["model"] for row in taught} == {"solutions"}
+        for row in taught:
+            k = int(row["id"].removeprefix("p"))
+            assert row["messages"][-1]["content"] == f"It is {k} + 1.\n{common.CLOSING} {k + 1}."
+        assert len(read_rows(ROOT / "runs" / "test-own" / "round_1" / "samples.jsonl")) == 5 * 3  # the rest
     finally:
         shutil.rmtree(ROOT / "runs" / "test-own", ignore_errors=True)
 
@@ -170,7 +174,7 @@ def test_an_active_environment_without_the_packages_is_not_used(tmp_path):
 
 
 EDITS = [  # (old, new)
-    ("begin; evaluate base\n", "begin\n"),  # a stage left out
+    ("evaluate base\n", ""),  # a stage left out
     ("student round_0 ", 'echo hello; touch "$run.touched"; python3 own.py "$first"\nstudent round_0 '),
     ("sample round_0 ", "first=$run/round_0/verified.jsonl\nsample round_0 "),
     (

@@ -4,7 +4,7 @@ if [[ $DATA == toy/train.jsonl ]]; then
   : "${TEACHER:=toy}"  # costs nothing, and knows the toy's problems
   [[ $TEST != toy/test.jsonl ]] || : "${ERRORS:=1}"
 elif [[ -z ${TEACHER:-} ]]; then  # own problems: their solutions are D0, and nobody explains
-  : "${DISTILL:=all}" "${ORM:=none}" "${ACCEPT:=answer}" "${REFLECT:=none}"
+  : "${DISTILL:=0.3}" "${ORM:=none}" "${ACCEPT:=answer}" "${REFLECT:=none}"
 fi
 : "${ROUNDS:=3}" "${SAMPLES:=3}" "${DISTILL:=0.08}"
 : "${INIT:=previous}"          # the toy has no time to start each round anew

@@ -151,8 +151,8 @@ def main() -> None:
         fail(f"--problems: {args.problems[0]}: no such file; python toy/problems.py makes toy/train.jsonl")
     try:
         server = ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
-    except OSError as error:
-        fail(f"--port: {args.port}: {error.strerror}; choose another")
+    except (OSError, OverflowError) as error:
+        fail(f"--port: {args.port}: {error}; choose another")
     address = f"http://127.0.0.1:{server.server_port}/v1#teacher"
     if args.background:
         print(address, flush=True)

@@ -28,7 +28,7 @@ from mathse.jsonl import Output, line_of, remove, replace
 from mathse.launch import stage_end
 from mathse.problems.columns import parse_fields
 from mathse.problems.decontaminate import HeldOut, ImageHash, hash_images
-from mathse.problems.sources import open_source
+from mathse.problems.sources import files_of, open_source
 from mathse.recipe import Recipe
 from mathse.records import fail, row_key
 
@@ -125,17 +125,21 @@ def main() -> None:
 
 
 def planned(args: argparse.Namespace, problems: Iterator[tuple[str, dict]], folder: Path) -> str:
-    """What there is to start from. A text file is read to its end, so that faults are told before all else;
-    of a parquet file the rows are counted; what is no file counts as the limit, or as the paper's data.
+    """What there is to start from. Files of text are read to their end, so that faults are told before all
+    else, of a parquet file the first row; what is not here counts as the limit, or as the paper's data.
     """
     path = Path(args.input)
-    if path.suffix == ".arrow" or not path.is_file():
-        return f"{args.limit or MATHVL:,} rows"
-    if path.suffix == ".parquet":
+    files = files_of(path) if path.exists() else []
+    kind = files[0].suffix if files else ""
+    if kind in (".parquet", ".arrow"):
+        next(problems)
+    if kind == ".parquet":
         from pyarrow.parquet import read_metadata
 
-        rows = read_metadata(path).num_rows
+        rows = sum(read_metadata(file).num_rows for file in files)
         return f"{min(args.limit or rows, rows):,} rows"
+    if kind in ("", ".arrow"):
+        return f"{args.limit or MATHVL:,} rows"
     rows = answers = solutions = 0
     for _, row in problems:
         rows, answers = rows + 1, answers + (row["answer"] is not None)
