@@ -69,8 +69,7 @@ evaluate() {
 M=$MODEL orm=$MODEL judge=(${VERIFY_FLAGS:-}) D_SFT=()  # of the files in D_SFT the correct rows count
 stage -m mathse.problems --input "$DATA" --output "$run/problems.jsonl" --test "${tests[@]}" \
   --fields "$FIELDS" --limit "$LIMIT" ${DATA_FLAGS:-}
-begin
-sample round_0 "$teacher" --draw "$DISTILL" --origin teacher "${asked[@]}"                         # 1
+begin; sample round_0 "$teacher" --draw "$DISTILL" --origin teacher "${asked[@]}"                  # 1
 evaluate base
 verify round_0 samples.jsonl verified.jsonl answer
 student round_0 ${DISTILL_FLAGS:-}                                                                # 2
