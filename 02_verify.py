@@ -15,6 +15,7 @@ predictions.jsonl (05) it tells which types of errors a model makes.
 """
 
 import argparse
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -137,7 +138,7 @@ def parse_verdict(reply: str) -> dict:
         verdict = "undecided"
     if verdict != "wrong":
         step = analysis = kind = None
-    kind = next((name for name in ERROR_TYPES if name in (kind or "").lower()), None)
+    kind = next((name for name in ERROR_TYPES if re.search(rf"\b{name}\b", (kind or "").lower())), None)
     return {"verdict": verdict, "error_step": step, "error_analysis": analysis, "error_type": kind}
 
 

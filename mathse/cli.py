@@ -198,7 +198,7 @@ def input_rows(args: argparse.Namespace) -> int:
     stages have yet to make, what --dry-run says. A test set that is no such file counts as TEST_ROWS.
     """
     sources = getattr(args, "input", None) or args.test
-    files = [path for path in map(Path, sources) if path.is_file() and path.suffix in TEXTS]
+    files = [path for path in map(Path, sources) if path.is_file() and path.suffix.lower() in TEXTS]
     rows = sum(line.count(b"\n") for path in files for line in path.open("rb"))
     missing = len(sources) - len(files)
     rows += args.dry_run if hasattr(args, "input") else missing * TEST_ROWS

@@ -5,6 +5,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, finish, one_line, read_rows, write_rows
@@ -128,11 +130,11 @@ def test_a_dry_run_prints_every_command_and_their_sum_and_runs_nothing(run, toy_
 def test_paths_may_hold_spaces(run, python, own_data, tmp_path):
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / "python3").symlink_to(python)
-    data, test = own_data / "solved.jsonl", own_data / "test set.jsonl"
+    data, test = (own_data / "solved.jsonl").rename(own_data / "solved"), own_data / "test set.jsonl"
     for tests in (str(test), f"'{test}' toy/test.jsonl"):
         settings = {"DATA": str(data), "TEST": tests, "PYTHON": str(tmp_path / "a b" / "python3")}
         done = run("run_rounds.sh", DRY_RUN="1", RUN="dry", **settings)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0 and "8 rows, 8 with a solution" in done.stdout, done.stderr
         (first, *_) = [line for line in done.stdout.splitlines() if "05_evaluate.py" in line]
         words = shlex.split(first)
         assert str(test) in words and ("toy/test.jsonl" in words) == (tests != str(test))
@@ -168,6 +170,9 @@ def test_an_active_environment_without_the_packages_is_not_used(tmp_path):
     command = ["bash", "-c", f'source {ROOT}/mathse/environment.sh; echo "$PYTHON"']
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == ".venv/bin/python\n", done.stderr
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "python3\n", done.stderr
 
 
 # ---------------------------------------------------------------- what a forker does to the loop

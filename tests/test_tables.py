@@ -321,6 +321,8 @@ LOST = {  # columns beside ROW, --fields -> words of the refusal
     "Infinity": ({"answer": float("inf")}, "", "is not a number that JSON has"),
     "a number as image": ({"images": 3}, "", "images: a int is not an image"),
     "base64 of no image": ({"images": text(b"GIF89a" + bytes(40))}, "", "images: "),
+    "an image that holds nothing": ({"images": {"bytes": None, "path": None}}, "", "without bytes and path"),
+    "half an option": ({"options": ["3", "4"], "answer": 0.5}, "answer=options[answer]", "0.5 counts none"),
     "an image that is not there": ({"images": ["no.png"]}, "", "no.png: no such file"),
 }  # fmt: skip
 

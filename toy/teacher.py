@@ -140,7 +140,7 @@ def serve_in_background(server: ThreadingHTTPServer, parent: int) -> None:
 def main() -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--problems", type=Path, nargs="+", required=True, help="problems.jsonl files with solutions")
+    add("--problems", type=Path, nargs="+", required=True, help="problems.jsonl files of the toy world")
     add("--port", type=whole(0), default=0, help="TCP port on 127.0.0.1 (default %(default)s: any free one)")
     add("--background", type=whole(1), metavar="PID", help="print the address, go on until process PID ends")
     share = "share of its solutions that are wrong (default %(default)s)"

@@ -2,7 +2,7 @@
 
 The command is the user's, such as `vllm serve {model} --port {port}`: a shell command, because a server lives
 in an environment of its own. It may start as many processes as it likes: they are one process group, which is
-ended with all its children when the stage ends, also by an error, Ctrl-C or SIGTERM.
+ended with all its children when the stage ends, also by an error, Ctrl-C, SIGTERM or a closed terminal.
 """
 
 import argparse

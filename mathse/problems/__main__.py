@@ -130,7 +130,7 @@ def planned(args: argparse.Namespace, problems: Iterator[tuple[str, dict]], fold
     """
     path = Path(args.input)
     files = files_of(path) if path.exists() else []
-    kind = files[0].suffix if files else ""
+    kind = files[0].suffix.lower() if files else ""
     if kind in (".parquet", ".arrow"):
         next(problems)
     if kind == ".parquet":
@@ -138,7 +138,7 @@ def planned(args: argparse.Namespace, problems: Iterator[tuple[str, dict]], fold
 
         rows = sum(read_metadata(file).num_rows for file in files)
         return f"{min(args.limit or rows, rows):,} rows"
-    if kind in ("", ".arrow"):
+    if not files or kind == ".arrow":
         return f"{args.limit or MATHVL:,} rows"
     rows = answers = solutions = 0
     for _, row in problems:

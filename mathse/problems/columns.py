@@ -260,10 +260,10 @@ def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -
     options, answer = problem["options"] or [], problem["answer"]
     index = next(filter(None, map(INDEX.fullmatch, fields.get("answer", []))), None)
     if index and options and answer is not None:
-        number = int(float(answer)) - bool(index[2])
-        if not 0 <= number < len(options):
+        number = float(answer) - bool(index[2])
+        if not (number.is_integer() and 0 <= number < len(options)):
             fail(f"{where}: answer: {answer} counts none of the options {shown(options)}; mend the row")
-        problem["answer"] = options[number]
+        problem["answer"] = options[int(number)]
     elif options and type(answer) is int and isinstance(options, list) and not is_an_option(problem):
         counted = command(fields | {"answer": [f"options[{read_columns('answer', fields)[0]}]"]})
         remedy = f"if it counts them from 0, set --fields {counted}"

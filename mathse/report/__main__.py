@@ -19,7 +19,6 @@ from mathse.jsonl import write_json
 from mathse.launch import stage_end
 from mathse.records import fail
 from mathse.report.metrics import collect, folders_of, label, read_json
-from mathse.report.page import write_page
 from mathse.report.statistics import percent, points
 
 
@@ -27,6 +26,8 @@ def report(run: Path) -> dict:
     """Write the run's metrics, ledger and page; returns the metrics."""
     settings = read_json(run / "config.json").get("settings", {})  # none of a folder that was made by hand
     folders = folders_of(run, settings)
+    from mathse.report.page import write_page  # matplotlib, which looks for a home when it is imported
+
     metrics = collect(run, folders)
     write_page(run, metrics, settings, folders)
     write_json(run / "metrics.json", metrics)
