@@ -107,6 +107,7 @@ def test_a_server_that_dies_again_is_one_line(run, toy_world, folder):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stage_that_is_stopped_ends_its_server(toy_world, folder, stop):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child inherits what nohup ignores
     command = [sys.executable, *flags(toy_world, folder, *SAMPLED)]
     stage = begin(command, lambda _: lines_of(folder / "pids"), stdout=PIPE, stderr=STDOUT)
     stage.send_signal(stop)

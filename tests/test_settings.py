@@ -57,7 +57,7 @@ WRONG = [  # a setting, its wrong values, and how the error of each begins
     ("FINETUNE_FLAGS", ["--lora -1"], "04_finetune.py: argument --lora"),
     ("DISTILL_FLAGS", ["--epochs x"], "04_finetune.py: argument --epochs"),
     ("ORM_FLAGS", ["--lr 0"], "04_finetune.py: argument --lr"),
-    ("ENDPOINT_FLAGS", ["--max-cost -1"], "05_evaluate.py: argument --max-cost"),
+    ("ENDPOINT_FLAGS", ["--max-cost -1"], "01_sample.py: argument --max-cost"),
     ("DATA_FLAGS", ["--contaminated yes"], "python -m mathse.problems: argument --contaminated"),
     ("RUN", ["a/b", "..", "."], "RUN: "),
     ("LAUNCH", ["no-such-launcher -n 2"], "LAUNCH: no-such-launcher: not found"),
