@@ -66,11 +66,11 @@ arms() {  # arms SEED
   judge "$run/pace/paths_1.jsonl" "$arms/orm_binary.jsonl" "$arms/orm_binary/model"
   judge "$run/pace/paths_1.jsonl" "$arms/orm_refreshed.jsonl" "$run/orm_2/model"
 
-  # Without reference answers: the ORM and the paths' agreement accept
+  # Without reference answers but for D0's, whose solutions M0 learns: the ORM and the paths' agreement accept
   paper hide "$run"
   share "$name" "$name-hidden" base  # the same evaluation
-  loop "$name-hidden" DATA="$run/hidden.jsonl" ORM="$run/orm/model" ORM_UPDATE=once REFLECT=none ACCEPT=orm \
-    VERIFY_FLAGS="--agree 0.5"
+  loop "$name-hidden" DATA="$run/hidden.jsonl" TEACHER=solutions DISTILL=all ORM="$run/orm/model" \
+    ORM_UPDATE=once REFLECT=none ACCEPT=orm VERIFY_FLAGS="--agree 0.5"
 }
 
 run() { loop "paper-$1"; }
