@@ -40,8 +40,8 @@ MARK = re.compile(
 )
 ENDS = (  # those with which a turn ends or the next one begins
     r"<[|｜](?:im_end|im_sep|im_start|start_header_id|user|observation|return|(?:assistant|message|turn)_end"
-    r"|eo[adestm](?:_id|_token)?|end(?:[_▁]?of[_▁]?(?:text|turn|sentence|utterance|message|msg|document|prompt"
-    r"|response|sequence)(?:_token)?)?)[|｜]>"
+    r"|eo[adestm](?:_id|_token)?|end(?:[_▁]?of[_▁]?(?:text|turn|sentence|utterance|message|msg|document"
+    r"|prompt|response|sequence)(?:_token)?)?)[|｜]>"
     r"|</s>|<(?:eos|eo[adtm]|end_of_(?:turn|utterance)|start_of_turn|turn\|)>|\[INST\]"
 )
 END = re.compile(  # ... if it stands right behind what is said, or if another one follows
