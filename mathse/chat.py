@@ -2,8 +2,7 @@
 functions.
 
 Messages are {"role", "content"} with texts; an IMAGE mark in a user's text stands for the next image of the
-row. Whatever else a text holds is text: a special token of the model that is written in it gets a BREAK into
-it before the template is filled, and the BREAK is taken out of the tokens.
+row. Whatever else a text holds is text: a special token of the model that is written in it gets a space.
 """
 
 import itertools
@@ -14,7 +13,6 @@ from PIL import Image
 
 from mathse.records import IMAGE
 
-BREAK = "\U000f0000"  # a private character, which becomes a token of its own
 # A processor's outputs that have an entry a token; the others are about images.
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 TEMPLATE_FILES = "chat_template.jinja, chat_template.json, processor_config.json or tokenizer_config.json"
@@ -153,19 +151,18 @@ def chosen(template: str | dict | list | None) -> str | None:
 
 @lru_cache(maxsize=4)
 def special_tokens(tokenizer, *more: str | None) -> re.Pattern:
-    """Finds the first character of each special token, and of `more`, in a text. From now on BREAK is one."""
+    """Finds the first character of each special token, and of `more`, in a text."""
     known = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     names = [name for name in known | {*tokenizer.all_special_tokens, *more} if name and len(name) > 1]
-    tokenizer.add_tokens(BREAK, special_tokens=True)
     firsts = "".join({re.escape(name[0]) for name in names}) or "<"
     found = "|".join(map(re.escape, names)) or "(?!)"
     return re.compile(rf"(?=[{firsts}])(?:(?={found}))(.)", re.DOTALL)
 
 
 def as_text(processor, text: str) -> str:
-    """The text with a BREAK in each special token of the model that is written in it."""
+    """The text with a space in each special token of the model that is written in it: < |im_end|>."""
     marks = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
-    return special_tokens(processor.tokenizer, *marks).sub(rf"\1{BREAK}", text.replace(BREAK, ""))
+    return special_tokens(processor.tokenizer, *marks).sub(r"\1 ", text)
 
 
 def broken(processor, chat: list[dict]) -> list[dict]:
@@ -184,14 +181,12 @@ def render(processor, chat: list[dict], **flags: bool) -> str:
 
 def token_ids(processor, texts: list[str]) -> list[list[int]]:
     """The tokens of rendered texts."""
-    gone = processor.tokenizer.convert_tokens_to_ids(BREAK)
-    found = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [[token for token in tokens if token != gone] for tokens in found]
+    return processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def encode_prompts(processor, chats: list[list[dict]]) -> dict:
     """Chats with images -> left-padded tensors (B, T) and what the vision tower needs."""
-    inputs = processor.apply_chat_template(
+    return processor.apply_chat_template(
         [broken(processor, chat) for chat in chats],
         tokenize=True,
         add_generation_prompt=True,
@@ -199,15 +194,6 @@ def encode_prompts(processor, chats: list[list[dict]]) -> dict:
         return_tensors="pt",
         processor_kwargs={"padding": True},
     )
-    gone = inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(BREAK)
-    if gone.any():  # they join the padding
-        inputs["input_ids"][gone] = processor.tokenizer.pad_token_id
-        inputs["attention_mask"][gone] = 0
-        order = (~gone).long().argsort(dim=1, stable=True)
-        begin = int(inputs["attention_mask"].gather(1, order).any(0).long().argmax())
-        for name in inputs.keys() & {*PER_TOKEN}:
-            inputs[name] = inputs[name].gather(1, order)[:, begin:]
-    return inputs
 
 
 def encode_texts(processor, messages: list[list[dict]], first: list[int]) -> list[list[int]] | None:

@@ -34,7 +34,7 @@ def special_names(processor) -> list[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prompt_holds_only_the_template_s_special_tokens(kind, tiny_model):
-    """Alone and beside a shorter one, whose padding it does not change; and the text stays what it is."""
+    """Alone and beside a shorter one; and nothing but spaces has come into the text."""
     processor = common.load_processor(str(tiny_model(kind)))
     question = chat.harmless(" or ".join(["What is", *special_names(processor)]))
 
@@ -47,7 +47,8 @@ def test_a_prompt_holds_only_the_template_s_special_tokens(kind, tiny_model):
     assert prompts("What is x?", question) == [usual, alone]
     specials = processor.tokenizer.convert_tokens_to_ids(special_names(processor))
     assert [each for each in alone if each in specials] == [each for each in usual if each in specials]
-    assert max(alone) < len(tiny.SPECIAL) + 256 and question in processor.tokenizer.decode(alone)
+    said = chat.as_text(processor, question)
+    assert said in processor.tokenizer.decode(alone) and said.replace(" ", "") == question.replace(" ", "")
     messages = [chat.user_message(text, [IMAGE]) for text in (question, "What is x?", f"<pad>{question}")]
     assert chat.encode_texts(processor, messages, alone) == [alone, usual, *prompts(f"<pad>{question}")]
 
@@ -58,19 +59,18 @@ def test_a_reply_holds_no_special_token_but_its_end(kind, tiny_model):
     reply = f"Not {' '.join(special_names(processor))}, but 2."
     messages = [*chat.user_message("What is x?", []), {"role": "assistant", "content": reply}]
     (learnt,) = reply_tokens(processor, [{"messages": messages}])
-    assert processor.tokenizer.decode(learnt) == f"{reply}<eos>"
+    assert processor.tokenizer.decode(learnt) == f"{chat.as_text(processor, reply)}<eos>"
     (end,) = (token for token in learnt if token < len(tiny.SPECIAL))
     assert end == tiny.SPECIAL.index("<eos>") == chat.turn_end(processor)
 
 
-def test_tokens_that_overlap_or_are_forged(tiny_model):
+def test_tokens_that_overlap(tiny_model):
     processor = common.load_processor(str(tiny_model("llava")))
     processor.tokenizer.add_tokens(["<pad><e", "aa"], special_tokens=True)
     chat.special_tokens.cache_clear()
-    text = "<pad><eos> <p\U000f0000ad> aaa"
-    (parts,) = chat.chat_parts([{"role": "user", "content": text}])
+    (parts,) = chat.chat_parts([{"role": "user", "content": "<pad><eos> aaa"}])
     (ids,) = chat.encode_prompts(processor, [[parts]])["input_ids"].tolist()
-    assert processor.tokenizer.decode(ids) == "<user><pad><eos> <pad> aaa<eos><reply>"
+    assert processor.tokenizer.decode(ids) == "<user>< pad>< eos> a a a<eos><reply>"
     assert sum(token < len(tiny.SPECIAL) or token >= len(tiny.SPECIAL) + 256 for token in ids) == 3
 
 
