@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, finish, one_line, read_rows, write_rows
 from PIL import Image
+from test_bad_input import problem
 
 SCRIPTS = ["01_sample.py", "02_verify.py", "03_reflect.py", "04_finetune.py", "05_evaluate.py"]
 SCRIPTS += ["-m mathse.problems", "-m mathse.report", "toy/problems.py", "toy/teacher.py", "toy/pretrain.py"]
@@ -25,10 +26,6 @@ def test_help_needs_no_torch(script):
 def image(tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "x.png")
     return "x.png"
-
-
-def problem(**changes) -> dict:
-    return {"id": "a", "question": "What?", "images": ["x.png"], "answer": "1"} | changes
 
 
 def test_answers_alone_need_no_model(run, tmp_path, image):
