@@ -52,15 +52,9 @@ def test_a_folder_of_the_project_is_no_hub_id_from_elsewhere(tmp_path, image):
     assert (done.returncode, done.stderr) == (2, said)
 
 
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        (["--train", "-1"], "argument --train: -1: must be a whole number of at least 1"),
-        (["--trian", "3"], "unrecognized arguments: --trian 3"),
-    ],
-)
-def test_the_toy_refuses_in_one_line(flags, said):
-    assert one_line(finish("toy/problems.py", *flags), said)
+def test_the_toy_refuses_in_one_line():
+    said = "argument --train: -1: must be a whole number of at least 1"
+    assert one_line(finish("toy/problems.py", "--train", "-1"), said)
 
 
 # ---------------------------------------------------------------- where a stage speaks, and lives

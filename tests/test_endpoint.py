@@ -1,6 +1,7 @@
 """The client of OpenAI-compatible endpoints, against small servers that misbehave."""
 
 import argparse
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -43,6 +44,11 @@ def ask(behave, requests: list[Request] | int = 20, seconds: float = 0.0, **chan
     return server, sorted(replies, key=lambda reply: (int(reply.row["id"]), reply.sample))
 
 
+def failing(when, status: int, said: object, headers: object = ()):
+    """Behaves well but for some requests, by their number and body."""
+    return lambda number, body: (status, said, headers or {}) if when(number, body) else good(number, body)
+
+
 def finishes(replies: list) -> Counter:
     return Counter(reply.finish for reply in replies)
 
@@ -64,7 +70,7 @@ def test_many_requests_are_in_flight(monkeypatch):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_passing_faults_are_tried_again(fault):
-    _, replies = ask(lambda number, body: FAULTS[fault] if number < 10 else good(number, body), timeout=1.0)
+    _, replies = ask(failing(lambda number, body: number < 10, *FAULTS[fault]), timeout=1.0)
     assert [(reply.finish, reply.text) for reply in replies] == [
         ("stop", f"reply to q{k}") for k in range(20)
     ]
@@ -85,11 +91,7 @@ def test_an_endpoint_that_answers_nothing_ends_the_stage(status, count, capsys):
 @pytest.mark.parametrize("status, reason", [(400, "HTTP 400: bad row"), (500, "HTTP 500: bad row (8 tries)")])
 def test_rows_that_a_working_endpoint_refuses_are_records(status, reason):
     """In its words. A rerun may ask for nothing else: the endpoint is asked a question of its own then."""
-
-    def refuse(number, body):
-        return (status, {"error": "bad row"}, {}) if "q" in str(body["messages"]) else good(number, body)
-
-    server, replies = ask(refuse, 3)
+    server, replies = ask(failing(lambda _, body: "q" in text_of(body), status, {"error": "bad row"}), 3)
     assert [(reply.finish, reply.reason) for reply in replies] == [("error", reason)] * 3
     assert "1 + 1" in str(server.seen[-1][1]["messages"])
 
@@ -110,10 +112,7 @@ def test_what_is_in_flight_is_kept_when_the_endpoint_is_given_up(capsys):
 
 def test_twenty_refusals_in_a_row_stop_the_stage_whenever_they_come(capsys):
     """A server that answered some requests, and then knows the model no more: no output full of errors."""
-
-    def forget(number, body):
-        return good(number, body) if number < 3 else (404, {"error": "no such model"}, {})
-
+    forget = failing(lambda number, _: number >= 3, 404, {"error": "no such model"})
     server, replies = ask(forget, 200, concurrency=1)
     assert finishes(replies) == {"stop": 3} and server.count <= 3 + 20 + 2
     said = "20 requests failed in a row, the last one: HTTP 404: no such model"
@@ -122,10 +121,7 @@ def test_twenty_refusals_in_a_row_stop_the_stage_whenever_they_come(capsys):
 
 def test_refusals_between_answers_are_records(capsys):
     """However many they are together."""
-
-    def refuse(number, body):
-        return (400, {"error": "too long"}, {}) if body["seed"] % 15 else good(number, body)
-
+    refuse = failing(lambda _, body: body["seed"] % 15, 400, {"error": "too long"})
     assert finishes(ask(refuse, 46, concurrency=1)[1]) == {"error": 42, "stop": 4}
     assert capsys.readouterr().err == ""
 
@@ -149,10 +145,7 @@ def test_an_outage_is_waited_out(outage, monkeypatch):
 
 def test_an_outage_without_an_end_stops_the_stage_at_the_deadline(capsys):
     """What was answered before is kept, and nothing is an error."""
-
-    def leave(number, body):
-        return good(number, body) if number < 3 else (503, {"error": "loading"}, {})
-
+    leave = failing(lambda number, _: number >= 3, 503, {"error": "loading"})
     assert finishes(ask(leave, 60, concurrency=20, timeout=0.5)[1]) == {"stop": 3}
     assert "stopped: --model" in capsys.readouterr().err
 
@@ -191,7 +184,7 @@ def test_what_is_spent_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("PRICE_OUT", "10000")
     spent = str(tmp_path / "spent.tsv")
     for call in (1, 2):
-        server = Server(lambda number, body: FAULTS["500"] if number < 5 else good(number, body), seconds=0.0)
+        server = Server(failing(lambda number, _: number < 5, *FAULTS["500"]), seconds=0.0)
         generate = open_model(server.spec, flags(spent=spent), load)
         assert len(list(generate(questions(10)))) == 10
         assert generate.budget.cost() == pytest.approx(call * 10 * (7 * 1000 + 3 * 10000) / 1e6)
@@ -213,15 +206,11 @@ def error(text: str, **fields) -> dict:
 
 
 PARTS = [{"type": "text", "text": "x = "}, {"type": "output_text", "text": "3"}, " cm"]
-THOUGHTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "3"}]
 # (what a server sends, how the reply finishes, its text or a part of its reason)
 FORMS = [
-    *((message("3", finish), "stop", "3") for finish in ("stop", "eos", "STOP", "end_turn", "tool_calls")),
-    *((message("3", finish), "stop", "3") for finish in (None, "stop_sequence", 7, {"type": "stop"})),
-    *((message("3", finish), "length", "3") for finish in ("length", "MAX_TOKENS", "max_tokens")),
-    (message("3", "max_output_tokens"), "length", "3"),
+    *((message("3", finish), "stop", "3") for finish in ("stop", "end_turn", None, 7, {"type": "stop"})),
+    *((message("3", finish), "length", "3") for finish in ("length", "MAX_TOKENS", "max_output_tokens")),
     (message(PARTS), "stop", "x = 3 cm"),
-    (message(THOUGHTS), "stop", "3"),
     (message("3", refusal=None, reasoning_content="hm"), "stop", "3"),
     (message("", "length"), "length", ""),
     (message(None, reasoning_content="hm"), "error", "no text, only reasoning"),
@@ -231,7 +220,6 @@ FORMS = [
     (message(None, None), "error", "no text, finish reason None"),
     (message("3", "content_filter"), "error", "finish reason 'content_filter'"),
     (error("image too large"), "error", "image too large"),
-    (error("image too large", code=400), "error", "HTTP 400: image too large"),
     (error("image too large", code="bad_image", status=422), "error", "HTTP 422: image too large"),
     ({"error": "image too large"}, "error", "image too large"),
     ({"object": "error", "message": "image too large", "code": 400}, "error", "HTTP 400: image too large"),
@@ -258,7 +246,6 @@ SAID, CUT_OFF = completion("12345678"), completion(None, "length")
     "said, usage, tokens",
     [
         (SAID, COUNTED, (7, 3)),
-        (SAID, COUNTED | {"prompt_tokens": None}, (ESTIMATED[0], 3)),
         (SAID, COUNTED | {"completion_tokens": 0}, (7, ESTIMATED[1])),
         *((SAID, odd, ESTIMATED) for odd in (None, [], "7", {}, dict.fromkeys(COUNTED, -7))),
         *((SAID, dict.fromkeys(COUNTED, odd), ESTIMATED) for odd in ("7", 7.0, True, 1 << 40)),
@@ -287,25 +274,19 @@ BOTH = "`temperature` and `top_p` cannot both be specified for this model. Pleas
 # (the parameter, the status and the body of a refusal)
 REFUSALS = [
     ("max_tokens", 400, error("Unsupported parameter: use 'max_completion_tokens'", param="max_tokens")),
-    ("max_tokens", 400, error("'max_tokens' is not supported. Use 'max_completion_tokens' instead.")),
     ("temperature", 400, error("does not support 0.7", param="temperature", code="unsupported_value")),
     ("top_p", 400, error(BOTH)),
     ("top_p", 400, error("Provider error", metadata={"raw": "top_p is not supported by this model"})),
     ("seed", 400, [error('Unknown name "seed": Cannot find field.', code=400)]),
-    ("seed", 200, error("seed: not supported", code=400)),
     ("top_k", 400, error("Unrecognized request argument supplied: top_k", param=None)),
     ("top_k", 422, EXTRA),
-    ("top_k", 422, {"object": "error", "message": EXTRA}),
 ]
 
 
 @pytest.mark.parametrize("name, status, body", REFUSALS)
 def test_a_refused_parameter_is_left_out_from_then_on(name, status, body, capsys):
     """Once, however many requests are in flight, and none of them has failed."""
-
-    def refuse(number, asked):
-        return (status, body, {}) if name in asked else good(number, asked)
-
+    refuse = failing(lambda _, sent: name in sent, status, body)
     server, replies = ask(refuse, 60, 0.05, concurrency=30, temperature=0.7, top_k=5)
     assert finishes(replies) == {"stop": 60}
     assert server.count <= 60 + 30 and len(server.answered) == 60
@@ -331,16 +312,13 @@ def test_parameters_are_refused_one_after_the_other(capsys):
     "status, body",
     [
         (400, error("max_tokens is too large: 12 > 8", param="max_tokens", code="invalid_value")),
-        (400, error("images are not supported", param="messages")),
         (422, {"detail": [{"loc": ["body"], "msg": "unexpected", "input": {"seed": 3, "top_p": 1}}]}),
         (404, error("temperature is not supported")),
     ],
 )
 def test_other_refusals_are_those_of_a_row(status, body, capsys):
     """Also if the server repeats the request, and with it every parameter."""
-    server, replies = ask(
-        lambda number, sent: (status, body, {}) if sent["seed"] == 3 else good(number, sent)
-    )
+    server, replies = ask(failing(lambda _, sent: sent["seed"] == 3, status, body))
     assert replies[3].finish == "error" and server.count == 20
     assert capsys.readouterr().out == ""
 
@@ -348,35 +326,27 @@ def test_other_refusals_are_those_of_a_row(status, body, capsys):
 @pytest.mark.parametrize(
     "status, body",
     [
-        (429, error("You exceeded your quota: buy", type="insufficient_quota", code="insufficient_quota")),
         (200, error("You exceeded your quota: buy", code="insufficient_quota")),
         (429, error("not active: buy", code="billing_not_active")),
         (400, error("Your credit balance is too low: buy", type="invalid_request_error")),
-        (402, error("Insufficient Balance: buy")),
     ],
 )
 def test_an_account_without_money_stops_the_stage(status, body, capsys):
     """At once, in the server's words: the next try would not be paid either."""
-    server, replies = ask(
-        lambda number, sent: (status, body, {}) if number >= 8 else good(number, sent), 100, concurrency=4
-    )
-    found = capsys.readouterr().err
+    server, replies = ask(failing(lambda number, _: number >= 8, status, body), 100, concurrency=4)
     assert finishes(replies) == {"stop": 8} and server.count <= 8 + 2 * 4
+    found = capsys.readouterr().err
     assert found.startswith("stopped: ") and found.endswith(": buy; call again when it works\n")
     assert found.count("\n") == 1
 
 
-@pytest.mark.parametrize("status", [403, 500])
-def test_models_that_are_not_told_are_no_reason_to_stop(status):
-    generate = open_model(Server(good, models=status).spec, flags(), load)
-    assert finishes(generate(questions(3))) == {"stop": 3}
-
-
-def test_a_refused_key_is_told_before_anything_is_asked(capsys):
-    server = Server(good, models=401)
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize("status, said", [(401, "refuses the key (HTTP 401)"), (403, ""), (500, "")])
+def test_a_refused_key_is_told_before_anything_is_asked(status, said, capsys):
+    """Models that are not told are no reason to stop."""
+    server = Server(good, models=status)
+    with pytest.raises(SystemExit) if said else contextlib.nullcontext():
         open_model(server.spec, flags(), load)
-    assert "refuses the key (HTTP 401)" in capsys.readouterr().err and server.count == 0
+    assert said in capsys.readouterr().err and server.count == 0
 
 
 # ---------------------------------------------------------------- the way to a server
@@ -384,17 +354,17 @@ def test_a_refused_key_is_told_before_anything_is_asked(capsys):
 AZURE = "/openai/deployments/d/chat/completions?api-version=2024-10-21"
 
 
-@pytest.mark.parametrize(
-    "address, path",
-    [
-        ("/v1", "/v1/chat/completions"),
-        ("", "/chat/completions"),
-        ("/v1/chat/completions", "/v1/chat/completions"),
-        ("/openai/deployments/d/?api-version=2024-10-21", AZURE),
-        (AZURE, AZURE),
-    ],
-)
-def test_addresses(address, path, monkeypatch):
+ADDRESSES = {  # of a server: where it is asked
+    "/v1": "/v1/chat/completions",
+    "": "/chat/completions",
+    "/v1/chat/completions": "/v1/chat/completions",
+    "/openai/deployments/d/?api-version=2024-10-21": AZURE,
+    AZURE: AZURE,
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_addresses(address, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     server = Server(good)
     spec = server.spec.replace("/v1#m", f"{address}#gpt-4o")
@@ -402,8 +372,12 @@ def test_addresses(address, path, monkeypatch):
     replies = list(open_model(spec, flags(), load)(questions(1)))
     assert replies[0].finish == "stop" and fingerprint(spec) == "#gpt-4o"
     (asked, sent), body = server.heads[0], server.seen[0][1]
-    assert asked == path and body["model"] == "gpt-4o" and sent["Authorization"] == "Bearer sk-secret"
-    assert sent["api-key"] == ("sk-secret" if "api-version" in path else None)
+    assert (
+        asked == ADDRESSES[address]
+        and body["model"] == "gpt-4o"
+        and sent["Authorization"] == "Bearer sk-secret"
+    )
+    assert sent["api-key"] == ("sk-secret" if "api-version" in address else None)
 
 
 def test_what_is_on_this_machine():
@@ -496,16 +470,13 @@ def test_samples_that_a_server_does_not_give_are_asked_singly():
 @pytest.mark.parametrize(
     "body, known",
     [
-        (error("Unsupported parameter", param="n"), True),
         (error("'n' : number must be at most 1"), True),
         (error("Only one completion choice is allowed"), True),
         (error("too much"), False),
     ],
 )
 def test_a_server_that_refuses_several_samples(body, known, capsys):
-    server, replies = draw(
-        lambda number, sent: (400, body, {}) if "n" in sent else good(number, sent), 6, concurrency=2
-    )
+    server, replies = draw(failing(lambda _, sent: "n" in sent, 400, body), 6, concurrency=2)
     told = {key: (reply.finish, reply.seed) for key, reply in replies.items()}
     assert told == {(str(p), k): ("stop", 10 * p + k) for p in range(6) for k in range(4)}
     assert capsys.readouterr().out.count("one by one from now on") == known

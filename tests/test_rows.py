@@ -244,25 +244,19 @@ LEGAL_IMAGES = {
     "16 bits, another one transparent": (coded(SIXTEEN, transparency=32897), (9, 7), (128, 128, 128)),
     "32 bits, fractions": (coded(FLOATS, "TIFF"), (9, 7), (128, 128, 128)),
     "32 bits up to 255": (coded(Image.new("I", (9, 7), 128), "TIFF"), (9, 7), (128, 128, 128)),
-    "32 bits up to 65,535": (coded(Image.new("I", (9, 7), 32896), "TIFF"), (9, 7), (128, 128, 128)),
     "32 bits beyond": (coded(Image.new("I", (9, 7), 1 << 20), "TIFF"), (9, 7), (255, 255, 255)),
     "32 bits below 0": (coded(Image.new("F", (9, 7), -3), "TIFF"), (9, 7), (0, 0, 0)),
     "RGBA: on white": (coded(Image.new("RGBA", (9, 7), (0, 0, 0, 0))), (9, 7), (255, 255, 255)),
-    "grayscale, half transparent": (coded(Image.new("LA", (9, 7), (0, 128))), (9, 7), (127, 127, 127)),
     "one colour transparent": (coded(blue(), transparency=(0, 0, 255)), (9, 7), (255, 255, 255)),
     "one shade transparent": (coded(Image.new("L", (9, 7), 100), transparency=100), (9, 7), (255, 255, 255)),
-    "black transparent": (coded(Image.new("1", (9, 7), 0), transparency=0), (9, 7), (255, 255, 255)),
-    "palette": (coded(palette()), (4, 4), (255, 0, 0)),
     "palette with a transparent colour": (coded(palette(), transparency=1), (4, 4), (255, 255, 255)),
     "palette, half transparent": (coded(palette(), transparency=b"\xff\x80"), (4, 4), (255, 127, 127)),
     "CMYK": (coded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"), (16, 16), (254, 0, 0)),
-    "TIFF in YCbCr": (coded(blue("YCbCr"), "TIFF"), (9, 7), (0, 0, 254)),
     "TIFF in LAB": (coded(Image.new("LAB", (9, 7), (255, 128, 128)), "TIFF"), (9, 7), (255, 255, 255)),
     **{f"EXIF: {kind}": (turned(kind), (20, 40), (0, 0, 0)) for kind in ("JPEG", "PNG", "WEBP", "TIFF")},
     "EXIF: turned, a long text": (with_chunk(b"zTXt", b"a\0\0" + LONG, turned("PNG")), (20, 40), (0, 0, 0)),
     "an orientation that there is not": (turned("JPEG", 77), (40, 20), (0, 0, 0)),
     "a broken EXIF in a JPEG": (coded(blue(), "JPEG", exif=b"Exif\0\0broken"), (9, 7), (0, 0, 254)),
-    "a broken EXIF in a PNG": (with_chunk(b"eXIf", b"broken"), (9, 7), (0, 0, 255)),
     "an EXIF with a wrong checksum": (with_chunk(b"eXIf", b"broken", checksum=1), (9, 7), (0, 0, 255)),
     "a long zTXt": (with_chunk(b"zTXt", b"a\0\0" + LONG), (9, 7), (0, 0, 255)),
     "a long iTXt": (with_chunk(b"iTXt", b"a\0\1\0\0\0" + LONG), (9, 7), (0, 0, 255)),
@@ -271,7 +265,6 @@ LEGAL_IMAGES = {
     "a text with a wrong checksum": (with_chunk(b"tEXt", b"a\0b", checksum=1), (9, 7), (0, 0, 255)),
     "animated GIF: its first frame": (frames("GIF"), (30, 20), (255, 0, 0)),
     "two pictures in a JPEG: the first": (frames("MPO"), (30, 20), (254, 0, 0)),
-    "two pictures in a TIFF: the first": (frames("TIFF"), (30, 20), (255, 0, 0)),
     "one pixel": (coded(blue(size=(1, 1))), (1, 1), (0, 0, 255)),
     "one row of 3,000": (coded(blue(size=(3000, 1))), (3000, 1), (0, 0, 255)),
     "5 megapixels: scaled down": (coded(blue(size=(2500, 2000)), "JPEG"), (353, 282), (0, 0, 254)),
@@ -338,7 +331,6 @@ NOISE, PHOTOGRAPH = (coded(Image.effect_noise((99, 99), 50), kind) for kind in (
 CUT = "not an image that can be read \\(OSError: .*; mend the file"
 BROKEN_IMAGES = {  # name: (content, words of the error)
     "a PNG cut off": (NOISE[:3000], CUT),
-    "a PNG cut off, with a text": (with_chunk(b"tEXt", b"a\0b", NOISE)[:3000], CUT),
     "a JPEG cut off": (PHOTOGRAPH[:2000], CUT),
     "a PNG of 400 million pixels": (bomb(), "more than 100000000 pixels; scale it down"),
 }  # fmt: skip
@@ -377,7 +369,7 @@ def test_small_files_are_sent_as_they_are(tmp_path):
         assert sent(content, tmp_path) == content, name
     large = coded(blue(size=(900, 900)))
     assert sent(large, tmp_path) != large
-    for case in ("RGBA: on white", "CMYK", "EXIF: JPEG", "a long zTXt", "a broken EXIF in a PNG"):
+    for case in ("RGBA: on white", "CMYK", "EXIF: JPEG", "a long zTXt", "a broken EXIF in a JPEG"):
         content = LEGAL_IMAGES[case][0]
         with Image.open(io.BytesIO(sent(content, tmp_path))) as image:
             assert image.tobytes() == images.open_image(content, 100_000).tobytes(), case
