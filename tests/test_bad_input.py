@@ -388,25 +388,17 @@ def test_every_image_text_to_text_architecture_is_let_in_by_its_config():
 # ---------------------------------------------------------------- flags
 
 
-BAD_FLAGS = {
-    "--samples 0": "must be a whole number of at least 1",
-    "--samples two": "must be a whole number of at least 1",
-    "--limit -1": "must be a whole number of at least 0",
-    "--max-tokens 0": "must be",
-    "--batch-size 0": "must be",
-    "--concurrency 0": "must be",
-    "--timeout 0": "must be a number above 0",
-    "--temperature nan": "must be a number of at least 0",
-    "--top-p 0": "must be a number above 0 and at most 1",
-    "--top-p 1.1": "must be a number above 0 and at most 1",
-    "--max-cost -1": "must be a number of at least 0",
-    "--seed 9999999999999999999999": "must be a whole number",
-    "--draw 1.0": "must be",
-}
-BAD_TRAINING_FLAGS = (
-    "--epochs 0", "--lr nan", "--lr 0", "--warmup 1.5", "--batch-size 0", "--micro-batch 0", "--max-length 0",
-    "--recompute 2",
-)  # fmt: skip
+BAD_VALUES_OF_FLAGS = {  # a stage, what it says of a value: flags with such values
+    ("01_sample", "a whole number of at least 1"):
+        "--samples 0, --samples two, --max-tokens 0, --batch-size 0, --concurrency 0",
+    ("01_sample", "a whole number of at least 0"): "--limit -1, --seed 9999999999999999999999",
+    ("01_sample", "a number above 0"): "--timeout 0",
+    ("01_sample", "a number of at least 0"): "--temperature nan, --max-cost -1",
+    ("01_sample", "a number above 0 and at most 1"): "--top-p 0, --top-p 1.1",
+    ("01_sample", "a number from 1, a share between 0 and 1, or all"): "--draw 1.0",
+    ("04_finetune", "a whole number of at least 1"): "--batch-size 0, --micro-batch 0, --max-length 0",
+    ("04_finetune", "a number "): "--epochs 0, --lr nan, --lr 0, --warmup 1.5, --recompute 2",
+}  # fmt: skip
 USUAL = "--input p.jsonl --model none/such"
 BAD_CALLS = [  # of p.jsonl, which holds a problem
     ("01_sample", "--input p.jsonl --model http://127.0.0.1:9/v1#m", "cannot be reached"),
@@ -426,10 +418,8 @@ BAD_CALLS = [  # of p.jsonl, which holds a problem
     ("05_evaluate", "--test p.jsonl --model toy/base --against no", "--against: no: no metrics.json"),
     ("05_evaluate", "--test p.jsonl --model toy/base --prompt benchmark", "has no prompt of its own"),
     ("01_sample", f"{USUAL} --samples 4", "--samples: more than one at --temperature 0"),
-    *(("01_sample", f"{USUAL} {flag}", f"argument {flag.replace(' ', ': ')}: {words}")
-      for flag, words in BAD_FLAGS.items()),
-    *(("04_finetune", f"{USUAL} {flag}", f"argument {flag.replace(' ', ': ')}: must be a")
-      for flag in BAD_TRAINING_FLAGS),
+    *((script, f"{USUAL} {flag}", f"argument {flag.replace(' ', ': ')}: must be {said}")
+      for (script, said), flags in BAD_VALUES_OF_FLAGS.items() for flag in flags.split(", ")),
 ]  # fmt: skip
 
 

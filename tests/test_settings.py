@@ -36,54 +36,50 @@ def own_data(tmp_path):
 
 TOY = {"MODEL": "toy/base", "DATA": "toy/train.jsonl", "TEST": "toy/test.jsonl"}
 BESIDE = {"MODEL": TOY | {"TEACHER": "http://host/v1#t"}, "TEACHER": TOY, "ORM": {"ACCEPT": "both"}}
-WRONG = [  # a setting, its wrong values, and how the error of each begins
-    ("ROUNDS", ["0", "-1", "two", "1.5", "99999999999999999999"], "ROUNDS: "),
-    ("SAMPLES", ["0", "x"], "SAMPLES: "),
-    ("DISTILL", ["-5", "x", "0", "1.0"], "DISTILL: "),
-    ("LIMIT", ["-1", "x"], "LIMIT: "),
-    ("SEED", ["x"], "SEED: "),
-    ("MAX_PIXELS", ["1e6"], "MAX_PIXELS: "),
-    ("ACCEPT", ["orms"], "ACCEPT: "),
-    ("REFLECT_ACCEPT", ["x"], "REFLECT_ACCEPT: "),
-    ("REFLECT", ["1"], "REFLECT: "),
-    ("INIT", ["x"], "INIT: "),
-    ("ORM_UPDATE", ["2"], "ORM_UPDATE: "),
-    ("PAIRS", ["yes"], "PAIRS: yes: must be 0 or 1"),
-    ("FORCE", ["no"], "FORCE: no: must be 0 or 1"),
-    ("DRY_RUN", ["no"], "DRY_RUN: no: must be 0 or 1"),
-    ("FIELDS", ["questoin=problem"], "FIELDS: questoin"),
-    ("SAMPLE_FLAGS", ["--sampels 3"], "01_sample.py: "),
-    ("VERIFY_FLAGS", ["--orm-samples 3"], "--orm-samples"),
-    ("FINETUNE_FLAGS", ["--lora -1"], "04_finetune.py: argument --lora"),
-    ("DISTILL_FLAGS", ["--epochs x"], "04_finetune.py: argument --epochs"),
-    ("ORM_FLAGS", ["--lr 0"], "04_finetune.py: argument --lr"),
-    ("ENDPOINT_FLAGS", ["--max-cost -1"], "01_sample.py: argument --max-cost"),
-    ("DATA_FLAGS", ["--contaminated yes"], "python -m mathse.problems: argument --contaminated"),
-    ("RUN", ["a/b", "..", "."], "RUN: "),
-    ("LAUNCH", ["no-such-launcher -n 2"], "LAUNCH: no-such-launcher: not found"),
-    ("MODEL", ["no/such/folder", "http://127.0.0.1:9/v1#m"], "MODEL: "),
-    ("TEACHER", ["localhost:8000/v1#m"], "TEACHER: localhost:8000/v1#m: no such folder"),
-    ("TEACHER", [""], "TEACHER: not set: name one"),
-    ("REFLECTOR", ["http://host/v1"], "REFLECTOR: http://host/v1: an endpoint is written"),  # used days later
-    ("ORM", ["./no"], "ORM: ./no: no such folder"),
-    ("ORM", ["none"], "ORM: none: set ACCEPT=answer"),
-    ("TEST", ["toy/test.jsonl nobench:x"], "nobench:x: no such file"),
-    ("TEST", [" "], "TEST: "),
-    ("DATA", ["no.jsonl"], "no.jsonl: no such file"),
-    ("DATA", ["{own}/plain.jsonl"], "TEACHER: not set, and {own}/plain.jsonl has no `solution`"),
-    ("DATA", ["{own}/unknown.jsonl"], "{own}/unknown.jsonl: no problem has an answer"),
-    ("DATA", ["{own}/faulty.jsonl"], "{own}/faulty.jsonl:5: question: 5 is not a string"),
+CHECKED = (  # settings with values of which each is wrong
+    "ROUNDS=0 -1 two 1.5 99999999999999999999; SAMPLES=0 x; DISTILL=-5 x 0 1.0; LIMIT=-1 x; SEED=x; "
+    "MAX_PIXELS=1e6; ACCEPT=orms; REFLECT_ACCEPT=x; REFLECT=1; INIT=x; ORM_UPDATE=2; PAIRS=yes; FORCE=no; "
+    "DRY_RUN=no; RUN=a/b .. ."
+)
+WRONG = [  # a setting, its wrong value, and how the error begins
+    ("FIELDS", "questoin=problem", "FIELDS: questoin"),
+    ("SAMPLE_FLAGS", "--sampels 3", "01_sample.py: "),
+    ("VERIFY_FLAGS", "--orm-samples 3", "--orm-samples"),
+    ("FINETUNE_FLAGS", "--lora -1", "04_finetune.py: argument --lora"),
+    ("DISTILL_FLAGS", "--epochs x", "04_finetune.py: argument --epochs"),
+    ("ORM_FLAGS", "--lr 0", "04_finetune.py: argument --lr"),
+    ("ENDPOINT_FLAGS", "--max-cost -1", "01_sample.py: argument --max-cost"),
+    ("DATA_FLAGS", "--contaminated yes", "python -m mathse.problems: argument --contaminated"),
+    ("LAUNCH", "no-such-launcher -n 2", "LAUNCH: no-such-launcher: not found"),
+    ("MODEL", "no/such/folder", "MODEL: "),
+    ("MODEL", "http://127.0.0.1:9/v1#m", "MODEL: "),
+    ("TEACHER", "localhost:8000/v1#m", "TEACHER: localhost:8000/v1#m: no such folder"),
+    ("TEACHER", "", "TEACHER: not set: name one"),
+    ("REFLECTOR", "http://host/v1", "REFLECTOR: http://host/v1: an endpoint is written"),  # used days later
+    ("ORM", "./no", "ORM: ./no: no such folder"),
+    ("ORM", "none", "ORM: none: set ACCEPT=answer"),
+    ("TEST", "toy/test.jsonl nobench:x", "nobench:x: no such file"),
+    ("TEST", " ", "TEST: "),
+    ("DATA", "no.jsonl", "no.jsonl: no such file"),
+    ("DATA", "{own}/plain.jsonl", "TEACHER: not set, and {own}/plain.jsonl has no `solution`"),
+    ("DATA", "{own}/unknown.jsonl", "{own}/unknown.jsonl: no problem has an answer"),
+    ("DATA", "{own}/faulty.jsonl", "{own}/faulty.jsonl:5: question: 5 is not a string"),
 ]
 
 
-@pytest.mark.parametrize("name, values, said", WRONG)
-def test_a_wrong_setting_is_refused_before_anything_runs(run, own_data, toy_data, name, values, said):
-    for value in values:
-        settings = (
-            {"RUN": "test-bad", "ROUNDS": "1"} | BESIDE.get(name, {}) | {name: value.format(own=own_data)}
-        )
-        done = run("run_rounds.sh", **settings)
-        assert one_line(done, f"error: {said.format(own=own_data)}") and not done.stdout, (value, done.stderr)
+@pytest.mark.parametrize("setting", CHECKED.split("; "))
+def test_a_wrong_value_is_refused(run, setting):
+    name, _, values = setting.partition("=")
+    for value in values.split():
+        done = run("run_rounds.sh", **{name: value})
+        assert one_line(done, f"error: {name}: {value}: must be ") and not done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name, value, said", WRONG)
+def test_a_wrong_setting_is_refused_before_anything_runs(run, own_data, toy_data, name, value, said):
+    settings = {"RUN": "test-bad", "ROUNDS": "1"} | BESIDE.get(name, {}) | {name: value.format(own=own_data)}
+    done = run("run_rounds.sh", **settings)
+    assert one_line(done, f"error: {said.format(own=own_data)}") and not done.stdout, done.stderr
     assert not (ROOT / "runs" / "test-bad").exists()
 
 
