@@ -45,8 +45,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def refused(capsys, call, *words: str) -> None:
-    """The call ends with exit code 2 and one line that holds these words."""
+def refused(capsys, call, *words: str, secret: str | None = None) -> None:
+    """The call ends with exit code 2 and one line that holds these words, and no secret."""
     with pytest.raises(SystemExit) as end:
         call()
     error = capsys.readouterr().err
@@ -54,6 +54,7 @@ def refused(capsys, call, *words: str) -> None:
     assert len(error.splitlines()) == 1 and len(error) < 1000, error
     for word in words:
         assert word in error, error
+    assert secret is None or secret not in error
 
 
 def read(folder: Path, content: str | bytes, *required: str) -> list[dict]:
@@ -62,9 +63,7 @@ def read(folder: Path, content: str | bytes, *required: str) -> list[dict]:
     return list(records.read_rows(folder / "p.jsonl", required or ("id", "question")))
 
 
-EMPTY = "the file is empty", "write at least one row"
 NOT_JSON = "not a JSON object in UTF-8", "write one object a line: mend or remove this one"
-NOT_A_ROW = "instead of a JSON object", "write {"
 NUMBER = "is not a number that JSON has", "mend or remove this one"
 TWICE = "stands already in line 1", "make it unique"
 HALF = "half a surrogate pair", "write the text anew"
@@ -72,17 +71,13 @@ OPTION = "is not among the options ['3', '4']", "write the letter or the text"
 NAME = "not a field of a problem; call it"
 ALONE = "must hold all, alone"
 BAD_LINES = {
-    "empty file": ("", "", *EMPTY),
-    "blank lines only": ("\n \r\n\n", "", *EMPTY),
+    "blank lines only": ("\n \r\n\n", "", "the file is empty", "write at least one row"),
     "broken in line 3": (line() + "\n" + line(id="b") + "\n" + line(id="c")[:-1], "3:", *NOT_JSON),
     "two objects in a line": (line() + line(id="b"), "1:", "Extra data", *NOT_JSON),
-    "an array": ("[1]", "1:", "a list", *NOT_A_ROW),
-    "null": ("null", "1:", *NOT_A_ROW),
+    "an array": ("[1]", "1:", "a list instead of a JSON object", "write {"),
     "UTF-16": (line().encode("utf-16"), "1:", "UTF-16", "save the file as UTF-8"),
-    "UTF-16 without its mark": (line().encode("utf-16-le"), "1:", *NOT_JSON),
     "Latin-1": (line(question="Größe?").encode().decode("unicode_escape").encode("latin-1"), "1:", *NOT_JSON),
     "NaN": (line(answer=float("nan")), "1:", "NaN", *NUMBER),
-    "Infinity": (line(level=float("-inf")), "1:", "-Infinity", *NUMBER),
     "a float out of range": (line().replace('"1"', "1e999"), "1:", "1e999", *NUMBER),
     "an integer of 9,999 digits": (line().replace('"1"', "1" * 9999), "1:", *NOT_JSON),
     "nested without end": ("[" * 200_000, "1:", *NOT_JSON),
@@ -97,10 +92,8 @@ BAD_LINES = {
                           "1 <image> marks for 2 images", "write one for each"),
     "answer not among the options": (line(options=["3", "4"]), "1: answer:", "'1'", *OPTION),
     "a letter beyond the options": (line(options=["3", "4"], answer="C"), "1: answer:", "'C'", *OPTION),
-    "a misspelt field": (line(images=None, image="x.png"), "1: image:", NAME, "'images'"),
     "an image beside none": (line(image_path="x.png", images=[]), "1: image_path:", NAME, "'images'"),
     "choices beside null": (line(Choices=["1", "2"], options=None), "1: Choices:", NAME, "'options'"),
-    "an option a field": (line(option_a="1"), "1: option_a:", NAME, "'options'"),
     "an answer by another name": (line(ground_truth="1", answer=None), "1: ground_truth:", NAME, "'answer'"),
     "an image beside another": (line(image_2="y.png"), "1: image_2:", "'images'", ALONE),
     "other options": (line(options=["1", "2"], option_c="3"), "1: option_c:", "'options'", ALONE),
@@ -222,13 +215,11 @@ LEGAL_LINES = {
     "CRLF": (line() + "\r\n" + line(id="b") + "\r\n"),
     "BOMs of two files in one": f"\ufeff{line()}\n\ufeff{line(id='b')}\n",
     "blank lines": f"\n{line()}\n\n \n",
-    "escaped characters": line(question="多少？ \U0001f600"),
     "ids of any text": "\n".join(line(id=name) for name in IDS),
     "marks of images": line(question="Is <image> larger than <image>?", images=["x.png"] * 2),
     "a mark in an option": line(options=["1", "<image>"]),
     "the same under two names": line(image="x.png", gold="1", choices=None),
     "null fields": line(images=None, options=None, answer=None, solution=None),
-    "no images": json.dumps({"id": "a", "question": "1 + 1?"}),
     "numbers as answers and options": line(options=[1, 2.5], answer=2.5),
     "options without letters": line(options=["3 cm", "4 cm"], answer="4 cm"),
     "options with letters": line(options=["(A) 3", "(B) 4"], answer="(B)"),
@@ -290,31 +281,33 @@ SEEING = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneratio
 READING = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 TEXT_ALONE = "a Qwen2ForCausalLM that reads no images, by its config.json; give an image-text-to-text model"
 PICKLED = "no *.safetensors weights in it; pickled ones (pytorch_model.bin) are never loaded: convert them"
-# name: (files of the model folder, words of the message)
-BAD_MODELS = {
+VISION = {"model_type": "vision-encoder-decoder", "encoder": {}, "decoder": {}}
+REMOTE = READING | {"auto_map": {"AutoModel": "c.M"}}
+MODELS = {  # name: (files of the model folder, words of the message, None where it is fine)
     "nothing in it": ({}, "no config.json in it; is it a model folder?"),
     "config is no JSON": ({"config.json": "{"}, "config.json: not JSON"),
     "config is a list": ({"config.json": "[]"}, "config.json: not a JSON object"),
     "a model of text alone": ({"config.json": READING, "model.safetensors": ""}, TEXT_ALONE),
     "no weights": ({"config.json": SEEING}, "no *.safetensors weights in it; is the download complete?"),
     "pickled weights": ({"config.json": SEEING, "pytorch_model.bin": "x"}, PICKLED),
+    "two files": ({"config.json": SEEING, "a.safetensors": "", "b.safetensors": ""}, None),
+    "remote code": ({"config.json": REMOTE, "model.safetensors": ""}, None),
+    "two models in one": ({"config.json": VISION, "model.safetensors": ""}, None),
+    "pickled too": ({"config.json": SEEING, "model.safetensors": "", "pytorch_model.bin": "x"}, None),
 }
-
-
-def make_model(folder: Path, files: dict[str, dict | str]) -> Path:
-    for name, content in files.items():
-        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    return folder
-
-
 ARGS = argparse.Namespace(dry_run=None, output="out.jsonl")
 
 
-@pytest.mark.parametrize("case", BAD_MODELS)
-def test_bad_models(tmp_path, capsys, case):
-    files, words = BAD_MODELS[case]
-    folder = make_model(tmp_path, files)
-    refused(capsys, lambda: cli.check_model(ARGS, str(folder)), f"--model: {folder}: {words}")
+@pytest.mark.parametrize("case", MODELS)
+def test_models_are_checked_by_their_files(tmp_path, capsys, case):
+    files, words = MODELS[case]
+    for name, content in files.items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+    def check():
+        cli.check_model(ARGS, str(tmp_path))
+
+    refused(capsys, check, f"--model: {tmp_path}: {words}") if words else check()
 
 
 @pytest.mark.parametrize("case", ["cut off", "a pointer of LFS", "a shard is missing"])
@@ -357,18 +350,10 @@ def test_bad_specs_of_models(capsys, spec):
     refused(capsys, lambda: cli.check_model(ARGS, spec), f"--model: {spec}: {BAD_SPECS[spec]}")
 
 
-VISION = {"model_type": "vision-encoder-decoder", "encoder": {}, "decoder": {}}
-LEGAL_MODELS = {
-    "two files": {"config.json": SEEING, "a.safetensors": "", "b.safetensors": ""},
-    "remote code": {"config.json": READING | {"auto_map": {"AutoModel": "c.M"}}, "model.safetensors": ""},
-    "two models in one": {"config.json": VISION, "model.safetensors": ""},
-    "pickled too": {"config.json": SEEING, "model.safetensors": "", "pytorch_model.bin": "x"},
-}
-
-
-@pytest.mark.parametrize("case", LEGAL_MODELS)
-def test_legal_models(tmp_path, case):
-    cli.check_model(ARGS, str(make_model(tmp_path, LEGAL_MODELS[case])))
+def test_a_folder_of_the_project_is_no_hub_id_from_elsewhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = f"--model: toy/base: no such folder from here; write {ROOT / 'toy' / 'base'}"
+    refused(capsys, lambda: cli.check_model(ARGS, "toy/base"), words)
 
 
 def test_every_image_text_to_text_architecture_is_let_in_by_its_config():
@@ -404,6 +389,10 @@ BAD_CALLS = [  # of p.jsonl, which holds a problem
     ("01_sample", "--input p.jsonl --model http://127.0.0.1:9/v1#m", "cannot be reached"),
     ("01_sample", "--input p.jsonl", "the following arguments are required: --model"),
     ("01_sample", "--input p.jsonl --model solutions", "no problem has a `solution`"),
+    ("01_sample", "--input p.jsonl --model toy/base --serve vllm={model}", "--serve: needs a model"),
+    ("01_sample", "--input p.jsonl --model http://h/v1#m --serve {model}{port}", "--serve: needs a model"),
+    *(("01_sample", f"--input p.jsonl --model https://{address}#m", "a name or key in an endpoint's address")
+      for address in ("user:sk-1@h/v1", "h/v1?api-version=1&api-key=sk-1", "h/v1?sig=sk-1")),
     ("02_verify", "--input p.jsonl", "--model: needed for --accept both"),
     ("02_verify", "--input p.jsonl --accept answer", "sample: missing"),
     ("02_verify", "--input p.jsonl --model toy/base --orm-samples 3", "--orm-samples: more than one"),
@@ -428,7 +417,8 @@ def test_bad_flags(folder, capsys, monkeypatch, stage, script, flags, words):
     (folder / "p.jsonl").write_text(line())
     given = [str(folder / flag) if flag == "p.jsonl" else flag for flag in flags.split()]
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *given, "--output", str(folder / "out")])
-    refused(capsys, stage(script).main, words)
+    refused(capsys, stage(script).main, words, secret="sk-1")
+    assert not (folder / "out").exists()
 
 
 # ---------------------------------------------------------------- every stage, as a user calls it

@@ -22,13 +22,8 @@ def test_help_needs_no_torch(script):
     assert "torch" not in imported and "argparse" in imported
 
 
-@pytest.fixture
-def image(tmp_path):
+def test_answers_alone_need_no_model(run, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "x.png")
-    return "x.png"
-
-
-def test_answers_alone_need_no_model(run, tmp_path, image):
     told = {"verified_in": "../round_1/verified.jsonl", "origin": "round-1", "sample": 0}
     said = [("The answer to this problem is 1.", "stop"), ("The answer to this problem is 2.", "stop")]
     said += [("Hm.", "stop"), ("The answer", "length")]
@@ -42,14 +37,6 @@ def test_answers_alone_need_no_model(run, tmp_path, image):
     assert (output.parent / verified[0]["images"][0]).resolve() == (tmp_path / "x.png").resolve()
     # relative to the file that holds it
     assert verified[0]["draft_of"] == told | {"verified_in": "../../round_1/verified.jsonl"}
-
-
-def test_a_folder_of_the_project_is_no_hub_id_from_elsewhere(tmp_path, image):
-    write_rows(tmp_path / "p.jsonl", [problem()])
-    command = [sys.executable, ROOT / "01_sample.py", "--input", "p.jsonl", "--output", "s.jsonl"]
-    done = subprocess.run([*command, "--model", "toy/base"], cwd=tmp_path, capture_output=True, text=True)
-    said = f"error: --model: toy/base: no such folder from here; write {ROOT / 'toy' / 'base'}\n"
-    assert (done.returncode, done.stderr) == (2, said)
 
 
 def test_the_toy_refuses_in_one_line():

@@ -112,22 +112,6 @@ def test_an_endpoint_that_hangs_does_not_hold_the_command(sample):
     assert one_line(sample(hangs, "--timeout", 0.3, "--concurrency", 20), "none was answered")
 
 
-@pytest.mark.parametrize("key", ["sk-é", "sk-a\nb"])
-def test_a_key_that_is_none(sample, key):
-    done = sample(Server(good), OPENAI_API_KEY=key)
-    assert one_line(done, "holds a character") and key not in done.stderr
-
-
-@pytest.mark.parametrize(
-    "address",
-    [f"user:{KEY}@example.org/v1", f"example.org/v1?api-version=1&api-key={KEY}", f"h/v1?sig={KEY}"],
-)
-def test_a_key_in_the_address_is_refused(run, words, tmp_path, address):
-    done = run(*words(f"https://{address}#m"))
-    assert one_line(done, "OPENAI_API_KEY")
-    assert secret_free(done.stdout + done.stderr, tmp_path)
-
-
 @pytest.mark.parametrize("script", ["01_sample.py", "03_reflect.py"])
 def test_rows_of_another_file_are_told_apart_by_their_problems(script, run, tmp_path):
     """With the keys of predictions: what is made of them is found again, and nothing is asked twice."""

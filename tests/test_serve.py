@@ -115,11 +115,6 @@ def test_a_server_that_does_not_come_up_is_one_line(run, words):
     assert one_line(done, "--serve: the server ended (RuntimeError: no such kernel)")
 
 
-@pytest.mark.parametrize("more", [("--serve", "vllm serve {model}"), ("--model", "http://127.0.0.1:1/v1#x")])
-def test_what_cannot_be_served_is_refused(run, words, more):
-    assert one_line(run(*words, *more), "--serve: needs a model folder")
-
-
 def test_vllm_is_told_to_have_no_habits(tmp_path):
     command = serve.filled("vllm serve {model} --port {port}", str(tmp_path), 81)
     assert command == f"vllm serve {tmp_path} --port 81 --generation-config vllm"
