@@ -234,31 +234,29 @@ def test_every_form_of_a_reply_is_read_once():
 
 COUNTED = {"prompt_tokens": 7, "completion_tokens": 3}
 ESTIMATED = (50 + len("<image>q0") // 4, 8 // 4)  # of an image of 50 tokens, and of texts
-SAID, CUT_OFF = completion("12345678"), completion(None, "length")
+SAID = completion("12345678")
+USAGES = [  # (a reply, its usage, tokens)
+    (SAID, COUNTED, (7, 3)),
+    (SAID, COUNTED | {"completion_tokens": 0}, (7, ESTIMATED[1])),
+    *((SAID, odd, ESTIMATED) for odd in (None, [], "7", {}, dict.fromkeys(COUNTED, -7))),
+    *((SAID, dict.fromkeys(COUNTED, odd), ESTIMATED) for odd in ("7", 7.0, True, 1 << 40)),
+    (completion(None, "length"), None, (ESTIMATED[0], SAMPLING["max_tokens"])),
+]
 
 
-@pytest.mark.parametrize(
-    "said, usage, tokens",
-    [
-        (SAID, COUNTED, (7, 3)),
-        (SAID, COUNTED | {"completion_tokens": 0}, (7, ESTIMATED[1])),
-        *((SAID, odd, ESTIMATED) for odd in (None, [], "7", {}, dict.fromkeys(COUNTED, -7))),
-        *((SAID, dict.fromkeys(COUNTED, odd), ESTIMATED) for odd in ("7", 7.0, True, 1 << 40)),
-        (CUT_OFF, None, (ESTIMATED[0], SAMPLING["max_tokens"])),
-    ],
-)
-def test_tokens_that_are_not_counted_are_estimated(said, usage, tokens, tmp_path):
+def test_tokens_that_are_not_counted_are_estimated(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
-    asked = questions(1, [str(tmp_path / "x.png")])
-    _, (reply,) = ask(lambda number, body: (200, said | {"usage": usage}, {}), asked, max_pixels=50 * 28 * 28)
-    assert (reply.prompt_tokens, reply.tokens) == tokens
+    asked = questions(len(USAGES), [str(tmp_path / "x.png")])
+    sent = [said | {"usage": usage} for said, usage, _ in USAGES]
+    _, replies = ask(lambda _, body: (200, sent[body["seed"]], {}), asked, max_pixels=50 * 28 * 28)
+    for reply, (*told, tokens) in zip(replies, USAGES):
+        assert (reply.prompt_tokens, reply.tokens) == tokens, told
 
 
 def test_a_cost_that_no_server_counts_is_limited(monkeypatch, capsys):
     monkeypatch.setenv("PRICE_OUT", "1000000")
-    _, replies = ask(
-        lambda number, body: (200, SAID | {"usage": None}, {}), 100, concurrency=2, max_cost=10.0
-    )
+    uncounted = SAID | {"usage": None}
+    _, replies = ask(lambda number, body: (200, uncounted, {}), 100, concurrency=2, max_cost=10.0)
     assert 5 <= len(replies) <= 7 and "--max-cost 10 is reached" in capsys.readouterr().err
 
 

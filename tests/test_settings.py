@@ -130,27 +130,21 @@ def test_paths_may_hold_spaces(run, python, own_data, tmp_path):
         assert str(test) in words and ("toy/test.jsonl" in words) == (tests != str(test))
 
 
-@pytest.fixture
-def own_run():
-    """A run folder that is new, and removed in the end."""
+def test_own_problems_with_solutions_go_through_the_loop(run, own_data, request):
+    """README's example: without a teacher, D0 is the problems' own solutions."""
     folder = ROOT / "runs" / "test-own"
     shutil.rmtree(folder, ignore_errors=True)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def test_own_problems_with_solutions_go_through_the_loop(run, own_data, own_run):
-    """README's example: without a teacher, D0 is the problems' own solutions."""
+    request.addfinalizer(lambda: shutil.rmtree(folder))
     settings = {"DATA": str(own_data / "solved.jsonl"), "TEST": str(own_data / "test set.jsonl")}
-    settings |= {"RUN": own_run.name, "ROUNDS": "1", "DATA_FLAGS": "--contaminated warn"}
+    settings |= {"RUN": folder.name, "ROUNDS": "1", "DATA_FLAGS": "--contaminated warn"}
     done = run("run_rounds.sh", **settings)
     assert done.returncode == 0, done.stderr
-    taught = read_rows(own_run / "round_0" / "train.jsonl")
+    taught = read_rows(folder / "round_0" / "train.jsonl")
     assert len(taught) == 3 and {row["model"] for row in taught} == {"solutions"}
     for row in taught:
         k = int(row["id"].removeprefix("p"))
         assert row["messages"][-1]["content"] == f"It is {k} + 1.\n{common.CLOSING} {k + 1}."
-    assert len(read_rows(own_run / "round_1" / "samples.jsonl")) == 5 * 3  # the rest
+    assert len(read_rows(folder / "round_1" / "samples.jsonl")) == 5 * 3  # the rest
 
 
 def test_an_active_environment_without_the_packages_is_not_used(tmp_path):
