@@ -43,16 +43,17 @@ class Server:
     """Answers each chat completion by `behave(number of the request, body)` -> (status, content, headers).
 
     `seen`: (Authorization, body) of every request; `heads`: (path, headers); `answered`: bodies of those that
-    got a whole completion; `peak`: in flight at once. `models`: the status of GET /models.
+    got a whole completion; `peak`: in flight at once. `models`: the status of GET /models, and what it tells.
     """
 
-    def __init__(self, behave, seconds: float = 0.05, models: int = 200):
+    def __init__(self, behave, seconds: float = 0.05, models: int = 200, told: tuple = (), port: int = 0):
         self.count, self.running, self.peak = 0, 0, 0
         self.seen, self.heads, self.answered, lock = [], [], [], threading.Lock()
         self.behave, self.seconds, outer = behave, seconds, self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each reply takes 40 ms
 
             def send(self, status, content, headers):
                 body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -70,7 +71,7 @@ class Server:
                 self.close_connection = status == CUT
 
             def do_GET(self):
-                self.send(models, {"data": []}, {})
+                self.send(models, {"data": told}, {})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -96,7 +97,7 @@ class Server:
         class Listener(ThreadingHTTPServer):
             request_queue_size = 128  # connections that wait to be accepted
 
-        self.server = Listener(("127.0.0.1", 0), Handler)
+        self.server = Listener(("127.0.0.1", port), Handler)
         self.server.daemon_threads, self.server.handle_error = True, lambda *arguments: None
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.spec = f"http://127.0.0.1:{self.server.server_port}/v1#m"

@@ -13,16 +13,12 @@ KEY = "sk-this-is-a-secret-0123456789"
 
 
 @pytest.fixture
-def problems(tmp_path):
+def words(tmp_path):
+    """The words of 01_sample.py on 60 problems."""
     row = {"images": []}
     rows = [row | {"id": f"p{k}", "question": f"Question {k}?", "answer": str(k)} for k in range(60)]
-    return write_rows(tmp_path / "problems.jsonl", rows)
-
-
-@pytest.fixture
-def words(problems):
-    """The words of 01_sample.py on the problems; the file of samples is OUT."""
-    files = ["--input", str(problems), "--output", str(problems.parent / "out.jsonl")]
+    problems = write_rows(tmp_path / "problems.jsonl", rows)
+    files = ["--input", str(problems), "--output", str(tmp_path / "out.jsonl")]
     return lambda spec: ["01_sample.py", *files, "--model", spec]
 
 
@@ -96,8 +92,7 @@ def test_limits_stop_cleanly_and_the_same_command_goes_on(sample, tmp_path):
     assert done.stderr.splitlines()[-1] == "stopped: --max-requests 25 is reached; call again to go on"
     assert len(read_rows(tmp_path / "out.jsonl.part" / "rank_0.jsonl")) == 25
     assert not (tmp_path / "out.jsonl").exists()
-    spent = ["--spent", tmp_path / "spent.tsv"]
-    prices = {"PRICE_IN": "1", "PRICE_OUT": "1"}
+    spent, prices = ["--spent", tmp_path / "spent.tsv"], {"PRICE_IN": "1", "PRICE_OUT": "1"}
     done = sample(server, *spent, "--concurrency", 4, "--max-cost", "0.00007", **prices)
     # 10 tokens a reply: 7 replies, and what is in flight
     assert done.returncode == 3 and "--max-cost 7e-05 is reached" in done.stderr and 32 <= server.count < 60
@@ -107,42 +102,11 @@ def test_limits_stop_cleanly_and_the_same_command_goes_on(sample, tmp_path):
     assert sample(server, *spent).returncode == 0
     assert server.count == len(read_rows(tmp_path / "out.jsonl")) == 60
     assert len((tmp_path / "spent.tsv").read_text().splitlines()) == 35
-    done = sample(server, "--max-cost", 1, "--output", tmp_path / "other.jsonl")
-    assert one_line(done, "error: --max-cost: needs PRICE_IN")
-
-
-def test_an_endpoint_that_dies_makes_no_error_rows(sample, tmp_path):
-    def behave(number, body):
-        return good(number, body) if number < 20 else (403, {"error": "quota"}, {})
-
-    server = Server(behave, seconds=0.0)
-    done = sample(server, "--concurrency", 4)
-    assert done.returncode == 3 and "call again when it works" in done.stderr.splitlines()[-1]
-    assert len(read_rows(tmp_path / "out.jsonl.part" / "rank_0.jsonl")) == 20
-    server.behave = good
-    assert sample(server).returncode == 0
-    assert {row["finish"] for row in read_rows(tmp_path / "out.jsonl")} == {"stop"}
 
 
 def test_an_endpoint_that_hangs_does_not_hold_the_command(sample):
     hangs = Server(lambda number, body: (HANG, b"", {}))
     assert one_line(sample(hangs, "--timeout", 0.3, "--concurrency", 20), "none was answered")
-
-
-@pytest.mark.parametrize("key", ["sk-é", "sk-a\nb"])
-def test_a_key_that_is_none(sample, key):
-    done = sample(Server(good), OPENAI_API_KEY=key)
-    assert one_line(done, "holds a character") and key not in done.stderr
-
-
-@pytest.mark.parametrize(
-    "address",
-    [f"user:{KEY}@example.org/v1", f"example.org/v1?api-version=1&api-key={KEY}", f"h/v1?sig={KEY}"],
-)
-def test_a_key_in_the_address_is_refused(run, words, tmp_path, address):
-    done = run(*words(f"https://{address}#m"))
-    assert one_line(done, "OPENAI_API_KEY")
-    assert secret_free(done.stdout + done.stderr, tmp_path)
 
 
 @pytest.mark.parametrize("script", ["01_sample.py", "03_reflect.py"])
@@ -151,9 +115,9 @@ def test_rows_of_another_file_are_told_apart_by_their_problems(script, run, tmp_
     row = {"question": "1?", "images": [], "answer": 2, "prompt": "1?", "response": "3", "status": "wrong"}
     row |= {"benchmark": "toy_test", "sample": 1, "finish": "stop"}
     rows, server = [row | {"id": str(k)} for k in range(3)], Server(good, seconds=0.0)
-    path = str(write_rows(tmp_path / "in.jsonl", rows))
-    flags = ["--input", path, *[path][: script[:2] == "03"], "--output", tmp_path / "o.jsonl"]
-    done = run(script, *flags, "--model", server.spec)
+    path = write_rows(tmp_path / "in.jsonl", rows)
+    files = [path, path] if script == "03_reflect.py" else [path]
+    done = run(script, "--input", *files, "--output", tmp_path / "o.jsonl", "--model", server.spec)
     assert done.returncode == 0 and server.count == 3, done.stderr
     made = [(row["id"], row["sample"]) for row in read_rows(tmp_path / "o.jsonl")]
     assert made == [(str(k), 0) for k in range(3)]

@@ -1,9 +1,9 @@
 """The house: imports run one way, and a stage imports no other stage."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
 from conftest import ROOT
 
 # Rooms of the package; a module imports from its own room or from one further up.
@@ -11,8 +11,6 @@ ROOMS = (
     "images answers records launch jsonl recipe chat replies attention cli generate stage train problems "
     "report"
 ).split()
-STAGES = sorted(ROOT.glob("0?_*.py"))
-MODULES = sorted((ROOT / "mathse").rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
@@ -33,31 +31,22 @@ def room(name: str) -> int:
     return ROOMS.index(parts[1]) if len(parts) > 1 and parts[0] == "mathse" else -1
 
 
-def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+def test_imports_run_one_way():
+    """Over others, no module imports itself: TopologicalSorter raises."""
+    paths = sorted((ROOT / "mathse").rglob("*.py"))
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths
+    ]
+    modules = {name: imported(path) for name, path in zip(names, paths)}
+    assert {name.split(".")[1] for name in modules if name != "mathse"} == {*ROOMS}
+    for name, others in modules.items():
+        assert "common" not in others, name
+        later = {other for other in others if room(other) > room(name)}
+        assert not later, f"{name} imports from a later room: {later}"
+    graph = {name: others & modules.keys() - {name} for name, others in modules.items()}
+    TopologicalSorter(graph).prepare()
 
 
-def test_every_module_has_a_room():
-    assert {name_of(path).split(".")[1] for path in MODULES if name_of(path) != "mathse"} == {*ROOMS}
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_run_one_way(path):
-    assert "common" not in imported(path)
-    later = {name for name in imported(path) if room(name) > room(name_of(path))}
-    assert not later, f"{name_of(path)} imports from a later room: {later}"
-
-
-def test_no_circle():
-    """Also within a room no module imports, over others, itself."""
-    names = {name_of(path) for path in MODULES}
-    edges = {name_of(path): imported(path) & names - {name_of(path)} for path in MODULES}
-    while leaves := {name for name, others in edges.items() if not others & edges.keys()}:
-        edges = {name: others for name, others in edges.items() if name not in leaves}
-    assert not edges
-
-
-@pytest.mark.parametrize("path", [*STAGES, ROOT / "common.py"], ids=lambda path: path.name)
-def test_stages_do_not_import_each_other(path):
-    assert not {name for name in imported(path) if name[:1].isdigit()}
-    assert path.name != "common.py" or "common" not in imported(path)
+def test_stages_do_not_import_each_other():
+    for path in [*ROOT.glob("0?_*.py"), ROOT / "common.py"]:
+        assert not {name for name in imported(path) if name[:1].isdigit()}, path

@@ -30,12 +30,17 @@ def status(text: str) -> str:
     return '{"status": ' + text + "}"
 
 
+THOUGHTS = [  # how models mark what they think first
+    ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>\n", "\n</reasoning>\n"),
+    ("<seed:think>", "</seed:think>"), ("\u25c1think\u25b7", "\u25c1/think\u25b7"), ("[THINK]", "[/THINK]"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>\n"),
+    ("<|channel|>analysis<|message|>", "<|end|><|channel|>final<|message|>"),
+]  # fmt: skip
 REPLIES = {  # group: [(a judge's reply, verdict, error step)]
     "plain": [
         (GOOD, W, STEP),
         (f"Here it is:\n```json\n{GOOD}\n```\nI hope this helps: {{x}}.", W, STEP),
         (f"<|begin_of_box|>{GOOD}<|end_of_box|>", W, STEP),
-        (f"<answer>{GOOD}</answer>", W, STEP),
         (f"[{GOOD}]", W, STEP),
         (RIGHT, C, None),
         ("The solution is correct.", U, None),
@@ -45,67 +50,40 @@ REPLIES = {  # group: [(a judge's reply, verdict, error step)]
         ("{'status': 'WRONG', 'error_step': 'Step 1', 'error_analysis': 'no',}", W, "Step 1"),
         ("{'status': 'WRONG', 'error_step': 'the triangle's side', }", W, "the triangle's side"),
         ("{'status': 'WRONG', 'error_step': \"it's 4\", 'error_analysis': None}", W, "it's 4"),
-        ("{'status': 'WRONG', 'error_step': 'it\\'s 4'}", W, "it's 4"),
-        ("{'status': 'CORRECT', 'error_step': None, 'error_analysis': None}", C, None),
         ('{"status": "WRONG" "error_step": "Step 1"}', W, "Step 1"),
         ('{"error_step": "Step 1",\n"error_analysis": "a",\n"status": "WRONG"\n}', W, "Step 1"),
         ('{status: "WRONG", error_step: "Step 1"}', W, "Step 1"),
         ('{"status": "WRONG", "error_step": "he calls it "big", but"}', W, 'he calls it "big", but'),
         ('{"status": "WRONG", "error_step": "3 + 4\n= 8"}', W, "3 + 4\n= 8"),
         ('{"Status": " wrong ", "Error_Step": "Step 1"}', W, "Step 1"),
-        ('{"STATUS": "CORRECT", "errorStep": null, "confidence": true}', C, None),
         ("**Status:** WRONG\n**Error step:** Step 1", W, "Step 1"),
         ('"status": "WRONG",\n"error_step": "Step 1"\n}', W, "Step 1"),
     ],
     "the word": [
-        (status('"INCORRECT"'), W, None),
-        (status('"correct."'), C, None),
-        (status('"**CORRECT**"'), C, None),
-        (status("WRONG"), W, None),
-        (status('"MAYBE"'), U, None),
-        (status('"Right"'), U, None),
-        (status('"NOT CORRECT"'), U, None),
-        (status('"PARTIALLY CORRECT"'), U, None),
+        *((status(word), W, None) for word in ("WRONG", '"INCORRECT"')),
+        *((status(word), C, None) for word in ('"correct."', '"**CORRECT**"')),
+        *((status(word), U, None) for word in ('"Right"', '"NOT CORRECT"', "true", '["CORRECT"]')),
         (status('"CORRECT answer but WRONG reasoning"'), U, None),
-        (status('"CORRECT, except for step 2"'), U, None),
         (status('"CORRECT" or "WRONG"'), U, None),  # the form, repeated
-        (status('"CORRECT|WRONG"'), U, None),
-        (status("true"), U, None),
-        (status("null"), U, None),
-        (status('["CORRECT"]'), U, None),
         (status('"CORRECT", "status": "WRONG"'), U, None),
     ],
     "behind the thinking": [
-        (f'<think>Maybe {{"status": "WRONG"}}? No.</think>\n{RIGHT}', C, None),
+        *((f"{begin}{RIGHT}{end}{GOOD}", W, STEP) for begin, end in THOUGHTS),
+        *((f"{begin.upper()}{RIGHT} but let me check", U, None) for begin, _ in THOUGHTS),
         (f'It says {{"status": "CORRECT"}}, but step 2 ...</think>{GOOD}', W, STEP),  # opened by the template
-        (f"<think></think>{GOOD}", W, STEP),
-        (f"<|begin_of_thought|>{RIGHT}<|end_of_thought|>\n{GOOD}", W, STEP),
-        (f"<thinking>{RIGHT}</thinking>{GOOD}", W, STEP),
-        (f"<reasoning>\n{RIGHT}\n</reasoning>\n{GOOD}", W, STEP),
-        (f"<seed:think>{RIGHT}</seed:think>{GOOD}", W, STEP),
-        (f"\u25c1think\u25b7{RIGHT}\u25c1/think\u25b7{GOOD}", W, STEP),
-        (f"[THINK]{RIGHT}[/THINK]{GOOD}", W, STEP),
-        (f"<|channel|>analysis<|message|>{RIGHT}<|end|><|channel|>final<|message|>{GOOD}", W, STEP),
-        (f"<think>I would say {RIGHT} but let me check", U, None),
-        (f"<THINK>{RIGHT}", U, None),
         (f"<think>{RIGHT}</think>", U, None),
         (f"<think>a</think>{RIGHT}<think>Wait,", U, None),
-        (f"<|begin_of_thought|>{RIGHT}", U, None),
-        (f"<|channel|>analysis<|message|>{RIGHT}", U, None),
     ],
     "which object": [
         (f"Status: CORRECT for step 1. Status: WRONG for step 2.\n{GOOD}", W, STEP),
         (f"Step 2: \\frac{{1}}{{2}}, {{x}}, \\{{a: b\\}}. {GOOD}", W, STEP),
-        ('{"status": "CORRECT", "error_analysis": "A \'status: WRONG\' is too strict."}', C, None),
         ('{"status": "CORRECT", "error_analysis": "Not {\\"status\\": \\"WRONG\\"}."}', C, None),
         ('{"steps": [{"status": "CORRECT"}, {"status": "WRONG"}], "status": "WRONG"}', W, None),
         ('{"status": "CORRECT", "steps": [{"status": "CORRECT"}, {"status": "WRONG"}]}', C, None),
         ('{"steps": {"1": {"status": "WRONG", "note": "it\'s {"}}, "status": "CORRECT"}', C, None),
-        ('{"steps": [{"status": "CORRECT"}, {"status": "CORRECT"}]}', U, None),
         ('{\n "steps": [\n  {\n   "status": "CORRECT"\n  }\n ]\n}', U, None),
         ('[{"step": 1, "status": "WRONG"}, {"step": 2, "status": "CORRECT"}]', U, None),
         (f"{RIGHT}\nWait, step 2 is wrong:\n{GOOD}", W, STEP),
-        (f"{RIGHT}\n{GOOD}", W, STEP),
         (f'{GOOD}\n{{"confidence": 0.9}}', W, STEP),
         (f'The form: {{"status": "CORRECT" or "WRONG", "error_step": a step or null}}\n{GOOD}', W, STEP),
         ('{"status": "CORRECT"} or {"status": "WRONG"}', U, None),
@@ -117,7 +95,6 @@ REPLIES = {  # group: [(a judge's reply, verdict, error step)]
         ('{"status": "WRONG", "error_step": "Step \\"1\\"', W, 'Step "1"'),
         ('{"status": "WRONG", "error_step": "Step 1\\', W, "Step 1\\"),
         ('{"status": "WRONG", "error_st', W, None),
-        ('{"status": "CORRECT", "error_step"', C, None),
         ('{"status": "CORRECT", "error_step": "Step 1', U, None),
         ('{"status": "CORRECT', U, None),
         ('{"status": "CORRECT}', U, None),
@@ -125,19 +102,15 @@ REPLIES = {  # group: [(a judge's reply, verdict, error step)]
         (f'{RIGHT[:-1]}\nWait, step 2 is wrong:\n{GOOD}', U, None),  # json-repair takes GOOD for a field
         (f'{GOOD}\nWait, [2 is right: {RIGHT}', U, None),  # and here RIGHT for a text
         ('{"status": "WRONG", "error_analysis": "Not {"status": "CORRECT"}', U, None),
-        ('{"status": "CORRECT" or "WRONG"', U, None),
-        ('{"steps": [{"status": "CORRECT"}, {"status"', U, None),
     ],
     "the step": [
         (wrong("2"), W, "2"),
-        (wrong("2.5"), W, "2.5"),
         (wrong('["Step 1", "Step 2"]'), W, "Step 1, Step 2"),
         (wrong("['the triangle's side', 'b']"), W, "the triangle's side, b"),
         (wrong('{"step": 2, "content": "3 + 4 = 8", "next": null}'), W, "2, 3 + 4 = 8"),
         *((wrong(no), W, None) for no in ('""', '"None"', "null", '"null"', '"N/A"', "[]", "{}", "[null]")),
         *((status(f'"CORRECT", "error_step": {no}'), C, None) for no in ('"none"', '" "', "[]", "None")),
         (status('"CORRECT", "error_step": "Step 2"'), U, None),
-        (status('"CORRECT", "error_step": 2'), U, None),
         (status('"CORRECT", "error_step": ["Step 2"]'), U, None),
     ],
     "backslashes": [
@@ -252,40 +225,25 @@ LEGAL_IMAGES = {
     "grayscale": (coded(Image.new("L", (9, 7), 100)), (9, 7), (100, 100, 100)),
     "black and white": (coded(Image.new("1", (9, 7), 1)), (9, 7), (255, 255, 255)),
     "16 bits: by their full range": (coded(SIXTEEN), (9, 7), (128, 128, 128)),
-    "TIFF of 16 bits": (coded(SIXTEEN, "TIFF"), (9, 7), (128, 128, 128)),
-    "PPM of 16 bits": (b"P5 2 1 65535\n" + b"\x80\x80" * 2, (2, 1), (128, 128, 128)),
     "TIFF of 16 bits, dark": (coded(Image.new("I;16B", (9, 7), 200), "TIFF"), (9, 7), (1, 1, 1)),
     "PPM of 16 bits, dark": (b"P5 2 1 65535\n" + b"\x02\x02" * 2, (2, 1), (2, 2, 2)),
     "16 bits, one shade transparent": (coded(SIXTEEN, transparency=32896), (9, 7), (255, 255, 255)),
     "16 bits, another one transparent": (coded(SIXTEEN, transparency=32897), (9, 7), (128, 128, 128)),
     "32 bits, fractions": (coded(FLOATS, "TIFF"), (9, 7), (128, 128, 128)),
     "32 bits up to 255": (coded(Image.new("I", (9, 7), 128), "TIFF"), (9, 7), (128, 128, 128)),
-    "32 bits up to 65,535": (coded(Image.new("I", (9, 7), 32896), "TIFF"), (9, 7), (128, 128, 128)),
     "32 bits beyond": (coded(Image.new("I", (9, 7), 1 << 20), "TIFF"), (9, 7), (255, 255, 255)),
     "32 bits below 0": (coded(Image.new("F", (9, 7), -3), "TIFF"), (9, 7), (0, 0, 0)),
     "RGBA: on white": (coded(Image.new("RGBA", (9, 7), (0, 0, 0, 0))), (9, 7), (255, 255, 255)),
-    "grayscale, half transparent": (coded(Image.new("LA", (9, 7), (0, 128))), (9, 7), (127, 127, 127)),
     "one colour transparent": (coded(blue(), transparency=(0, 0, 255)), (9, 7), (255, 255, 255)),
     "one shade transparent": (coded(Image.new("L", (9, 7), 100), transparency=100), (9, 7), (255, 255, 255)),
-    "black transparent": (coded(Image.new("1", (9, 7), 0), transparency=0), (9, 7), (255, 255, 255)),
-    "TIFF, transparent": (coded(Image.new("RGBA", (9, 7), 0), "TIFF"), (9, 7), (255, 255, 255)),
-    "WebP, transparent": (coded(Image.new("RGBA", (9, 7), 0), "WEBP", lossless=True), (9, 7), (255,) * 3),
-    "palette": (coded(palette()), (4, 4), (255, 0, 0)),
     "palette with a transparent colour": (coded(palette(), transparency=1), (4, 4), (255, 255, 255)),
     "palette, half transparent": (coded(palette(), transparency=b"\xff\x80"), (4, 4), (255, 127, 127)),
-    "GIF with a transparent colour": (coded(palette(), "GIF", transparency=1), (4, 4), (255, 255, 255)),
     "CMYK": (coded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"), (16, 16), (254, 0, 0)),
-    "TIFF in CMYK": (coded(blue("CMYK"), "TIFF"), (9, 7), (0, 0, 255)),
-    "TIFF in YCbCr": (coded(blue("YCbCr"), "TIFF"), (9, 7), (0, 0, 254)),
     "TIFF in LAB": (coded(Image.new("LAB", (9, 7), (255, 128, 128)), "TIFF"), (9, 7), (255, 255, 255)),
-    "EXIF: turned": (turned("JPEG"), (20, 40), (0, 0, 0)),
-    "EXIF: a PNG turned": (turned("PNG"), (20, 40), (0, 0, 0)),
-    "EXIF: a WebP turned": (turned("WEBP"), (20, 40), (0, 0, 0)),
-    "EXIF: a TIFF turned": (turned("TIFF"), (20, 40), (0, 0, 0)),
+    **{f"EXIF: {kind}": (turned(kind), (20, 40), (0, 0, 0)) for kind in ("JPEG", "PNG", "WEBP", "TIFF")},
     "EXIF: turned, a long text": (with_chunk(b"zTXt", b"a\0\0" + LONG, turned("PNG")), (20, 40), (0, 0, 0)),
     "an orientation that there is not": (turned("JPEG", 77), (40, 20), (0, 0, 0)),
     "a broken EXIF in a JPEG": (coded(blue(), "JPEG", exif=b"Exif\0\0broken"), (9, 7), (0, 0, 254)),
-    "a broken EXIF in a PNG": (with_chunk(b"eXIf", b"broken"), (9, 7), (0, 0, 255)),
     "an EXIF with a wrong checksum": (with_chunk(b"eXIf", b"broken", checksum=1), (9, 7), (0, 0, 255)),
     "a long zTXt": (with_chunk(b"zTXt", b"a\0\0" + LONG), (9, 7), (0, 0, 255)),
     "a long iTXt": (with_chunk(b"iTXt", b"a\0\1\0\0\0" + LONG), (9, 7), (0, 0, 255)),
@@ -294,11 +252,9 @@ LEGAL_IMAGES = {
     "a text with a wrong checksum": (with_chunk(b"tEXt", b"a\0b", checksum=1), (9, 7), (0, 0, 255)),
     "animated GIF: its first frame": (frames("GIF"), (30, 20), (255, 0, 0)),
     "two pictures in a JPEG: the first": (frames("MPO"), (30, 20), (254, 0, 0)),
-    "two pictures in a TIFF: the first": (frames("TIFF"), (30, 20), (255, 0, 0)),
     "one pixel": (coded(blue(size=(1, 1))), (1, 1), (0, 0, 255)),
     "one row of 3,000": (coded(blue(size=(3000, 1))), (3000, 1), (0, 0, 255)),
     "5 megapixels: scaled down": (coded(blue(size=(2500, 2000)), "JPEG"), (353, 282), (0, 0, 254)),
-    "5 megapixels, PNG": (coded(Image.new("L", (2500, 2000), 50)), (353, 282), (50, 50, 50)),
     "WebP": (coded(blue(), "WEBP", lossless=True), (9, 7), (0, 0, 255)),
     "BMP": (coded(blue(), "BMP"), (9, 7), (0, 0, 255)),
 }  # fmt: skip
@@ -313,35 +269,33 @@ def sent(data: bytes, folder: Path) -> bytes:
     return base64.b64decode(images.data_url(in_file(data, folder), 100_000).partition(",")[2])
 
 
-SOURCES = {
-    "file": in_file,
-    "bytes": lambda data, folder: data,
-    "saved bytes": images.save_image,
-    "saved as datasets has it": lambda data, folder: images.save_image({"bytes": data, "path": "x"}, folder),
-    "saved data URL": lambda data, folder: images.save_image(f"data:image/png;base64,{text(data)}", folder),
-    "saved path": lambda data, folder: images.save_image(
-        {"path": Path(in_file(data, folder)).name}, folder, lambda path: str(folder / path)
-    ),
-    "sent": sent,
-}
+SOURCES = {"file": in_file, "bytes": lambda data, folder: data, "sent": sent}
 
 
 def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("case", LEGAL_IMAGES)
-def test_legal_images(tmp_path, case, source):
+def test_legal_images(tmp_path, case):
     content, size, colour = LEGAL_IMAGES[case]
-    value = SOURCES[source](content, tmp_path)
-    image = images.open_image(value, 100_000)
-    assert image.mode == "RGB" and image.size == size
-    assert max(abs(one - other) for one, other in zip(image.getpixel((0, 0)), colour)) <= 2
-    if case.startswith("EXIF"):
-        assert image.getpixel((10, 35)) > (250, 250, 250)
-    if isinstance(value, str):
-        assert images.image_problem(Path(value)) is None
+    for source, form in SOURCES.items():
+        image = images.open_image(form(content, tmp_path), 100_000)
+        assert (image.mode, image.size) == ("RGB", size), source
+        assert max(abs(one - other) for one, other in zip(image.getpixel((0, 0)), colour)) <= 2, source
+        assert not case.startswith("EXIF") or image.getpixel((10, 35)) > (250, 250, 250), source
+    assert images.image_problem(tmp_path / "image") is None
+
+
+def test_an_image_of_a_data_set_is_saved_or_found(tmp_path):
+    path = in_file(PHOTOGRAPH, tmp_path)
+    assert images.save_image({"path": "image"}, tmp_path, lambda name: str(tmp_path / name)) == path
+    for value in (
+        PHOTOGRAPH,
+        {"bytes": PHOTOGRAPH, "path": "x"},
+        f"data:image/png;base64,{text(PHOTOGRAPH)}",
+    ):
+        assert Path(images.save_image(value, tmp_path)).read_bytes() == PHOTOGRAPH
 
 
 MODES = "1 L P RGB RGBA RGBX RGBa CMYK YCbCr LAB HSV I F LA La PA I;16 I;16L I;16B I;16N"
@@ -364,18 +318,17 @@ NOISE, PHOTOGRAPH = (coded(Image.effect_noise((99, 99), 50), kind) for kind in (
 CUT = "not an image that can be read \\(OSError: .*; mend the file"
 BROKEN_IMAGES = {  # name: (content, words of the error)
     "a PNG cut off": (NOISE[:3000], CUT),
-    "a PNG cut off, with a text": (with_chunk(b"tEXt", b"a\0b", NOISE)[:3000], CUT),
     "a JPEG cut off": (PHOTOGRAPH[:2000], CUT),
     "a PNG of 400 million pixels": (bomb(), "more than 100000000 pixels; scale it down"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("source", ["file", "bytes", "saved bytes", "sent"])
 @pytest.mark.parametrize("case", BROKEN_IMAGES)
-def test_what_cannot_be_read_is_said_in_plain_words(tmp_path, case, source):
+def test_what_cannot_be_read_is_said_in_plain_words(tmp_path, case):
     content, words = BROKEN_IMAGES[case]
-    with pytest.raises(OSError, match=words):
-        images.open_image(SOURCES[source](content, tmp_path), 100_000)
+    for form in SOURCES.values():
+        with pytest.raises(OSError, match=words):
+            images.open_image(form(content, tmp_path), 100_000)
 
 
 @pytest.mark.parametrize("kind", images.FORMATS)
@@ -401,8 +354,9 @@ def test_small_files_are_sent_as_they_are(tmp_path):
     """Pixels that nobody would see are not sent: another decoder would show them as black."""
     for name, content in {"PNG": coded(blue()), "JPEG": coded(blue(), "JPEG")}.items():
         assert sent(content, tmp_path) == content, name
-    assert sent(coded(blue(size=(900, 900))), tmp_path) != coded(blue(size=(900, 900)))
-    for case in ("RGBA: on white", "CMYK", "EXIF: turned", "a long zTXt", "a broken EXIF in a PNG"):
+    large = coded(blue(size=(900, 900)))
+    assert sent(large, tmp_path) != large
+    for case in ("RGBA: on white", "CMYK", "EXIF: JPEG", "a long zTXt", "a broken EXIF in a JPEG"):
         content = LEGAL_IMAGES[case][0]
         with Image.open(io.BytesIO(sent(content, tmp_path))) as image:
             assert image.tobytes() == images.open_image(content, 100_000).tobytes(), case

@@ -21,6 +21,9 @@ def is_alive(pid: str) -> bool:
     return state != "Z"
 
 
+SAMPLED = ("--samples", 4, "--temperature", 1.0)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """What the fake server tells of itself. However a stage ends, neither it nor its child is left."""
@@ -30,16 +33,16 @@ def folder(tmp_path, monkeypatch):
     assert not any(map(is_alive, pids))
 
 
-def flags(toy_world, folder, *more):
-    world = ["--input", toy_world / "train.jsonl", "--limit", 6, "--model", "toy/base"]
-    return ["01_sample.py", *world, "--output", folder / "out/samples.jsonl", "--serve", FAKE, *more]
+@pytest.fixture
+def words(toy_world, folder):
+    """The words of a command that samples in folder/out."""
+    world = ["--input", toy_world / "train.jsonl", "--limit", 6, "--model", "toy/base", *SAMPLED]
+    return ["01_sample.py", *world, "--output", folder / "out/samples.jsonl", "--serve", FAKE]
 
 
-SAMPLED = ("--samples", 4, "--temperature", 1.0)
-
-
-def test_a_model_is_served_and_its_server_ended(run, toy_world, folder):
-    done = run(*flags(toy_world, folder, *SAMPLED))
+def test_a_model_is_served_and_its_server_ended(run, words, folder):
+    """A server that dies is started once more, and the samples are the same."""
+    done = run(*words)
     assert done.returncode == 0, done.stderr
     rows = read_rows(folder / "out/samples.jsonl")
     assert len(rows) == 24 and {row["model"] for row in rows} == {"toy/base"}
@@ -51,9 +54,13 @@ def test_a_model_is_served_and_its_server_ended(run, toy_world, folder):
     for body in bodies:  # all that a folder's habits could change
         assert body["top_k"] == -1 and body["repetition_penalty"] == 1.0 and body["min_p"] == 0.0
     assert len({row["response"] for row in rows if row["id"] == rows[0]["id"]}) > 1
-    assert run(*flags(toy_world, folder, *SAMPLED)).stdout.startswith("skip ")
-    local = [flag for flag in flags(toy_world, folder, *SAMPLED) if flag not in ("--serve", FAKE)]
-    assert one_line(run(*local), "serve was")  # served and local are not mixed
+    assert run(*words).stdout.startswith("skip ")
+    assert one_line(run(*words[:-2]), "serve was")  # served and local are not mixed
+    again = folder / "out/again.jsonl"
+    done = run(*words, "--output", again, "--concurrency", 2, "--serve", f"{FAKE} 4")
+    assert done.returncode == 0, done.stderr
+    assert "the server died; it is started anew" in done.stdout
+    assert read_rows(again) == rows
 
 
 def test_all_stages_are_served(run, toy_world, folder):
@@ -78,54 +85,34 @@ def test_all_stages_are_served(run, toy_world, folder):
     assert {row["orm_check"] for row in read_rows(out / "verified.jsonl")} <= {"correct", "wrong"}
 
 
-def test_greedy_samples_are_told(run, toy_world, folder):
+def test_greedy_samples_are_told(run, words):
     """As of a server that takes its sampling from somewhere else."""
-    done = run(*flags(toy_world, folder, *SAMPLED, "--serve", f"GREEDY=1 {FAKE}"))
+    done = run(*words, "--serve", f"GREEDY=1 {FAKE}")
     assert done.returncode == 0, done.stderr
     assert "all samples of 6 of 6 problems are one text" in done.stdout
 
 
-def test_a_server_that_dies_is_started_once_more(run, toy_world, folder):
-    whole = run(*flags(toy_world, folder, "--output", folder / "whole.jsonl", *SAMPLED, "--concurrency", 2))
-    assert whole.returncode == 0, whole.stderr
-    done = run(*flags(toy_world, folder, *SAMPLED, "--concurrency", 2, "--serve", f"{FAKE} 4"))
-    assert done.returncode == 0, done.stderr
-    assert "the server died; it is started anew" in done.stdout
-    key = ("id", "sample", "response", "finish")
-    files = (folder / "whole.jsonl", folder / "out/samples.jsonl")
-    rows = [sorted([row[name] for name in key] for row in read_rows(path)) for path in files]
-    assert rows[0] == rows[1] and len(rows[0]) == 24
-
-
-def test_a_server_that_dies_again_is_one_line(run, toy_world, folder):
+def test_a_server_that_dies_again_is_one_line(run, words):
     """At once: no request waits for it."""
-    more = ("--concurrency", 2, "--serve", f"AGAIN=1 {FAKE} 2")
-    done = run(*flags(toy_world, folder, *SAMPLED, *more))
+    done = run(*words, "--concurrency", 2, "--serve", f"AGAIN=1 {FAKE} 2")
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("error: ") == 1 and "--serve: the server died again" in done.stderr
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stage_that_is_stopped_ends_its_server(toy_world, folder, stop):
+def test_a_stage_that_is_stopped_ends_its_server(words, folder, stop):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child inherits what nohup ignores
-    command = [sys.executable, *flags(toy_world, folder, *SAMPLED)]
+    command = [sys.executable, *words]
     stage = begin(command, lambda _: lines_of(folder / "pids"), stdout=PIPE, stderr=STDOUT)
     stage.send_signal(stop)
     stage.communicate(timeout=60)
     assert stage.returncode != 0
 
 
-def test_a_server_that_does_not_come_up_is_one_line(run, toy_world, folder):
+def test_a_server_that_does_not_come_up_is_one_line(run, words):
     fails = "echo starting {model} {port}; echo 'RuntimeError: no such kernel' >&2; echo bye; exit 3"
-    done = run(*flags(toy_world, folder, "--serve", fails))
+    done = run(*words, "--serve", fails)
     assert one_line(done, "--serve: the server ended (RuntimeError: no such kernel)")
-
-
-@pytest.mark.parametrize(
-    "more", [("--serve", "vllm serve {model}"), ("--serve", FAKE, "--model", "http://127.0.0.1:1/v1#x")]
-)
-def test_what_cannot_be_served_is_refused(run, toy_world, folder, more):
-    assert one_line(run(*flags(toy_world, folder, *more)), "--serve: needs a model folder")
 
 
 def test_vllm_is_told_to_have_no_habits(tmp_path):
