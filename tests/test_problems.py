@@ -20,16 +20,6 @@ from mathse.chat import question_text
 DATA = ROOT.parent / "shared" / "data"
 
 
-def read(spec: str, folder, **fields) -> tuple[str, list[dict]]:
-    """(name, problems) of a source, its images saved in a folder."""
-    name, rows = problems.open_source(spec, folder, fields, 0)
-    return name, [row for _, row in rows]
-
-
-def load(name, folder):
-    return read(f"{name}:{folder}", folder)[1]
-
-
 def blank(path):
     path.parent.mkdir(exist_ok=True)
     Image.new("RGB", (9, 9)).save(path)
@@ -62,11 +52,11 @@ VERSE = {
 }  # fmt: skip
 
 
-def test_mathvista_rows(folder):
+def test_mathvista_rows(folder, read):
     choice = {"answer_type": "text", "question_type": "multi_choice", "choices": ["2", "3"], "answer": "3"}
     rows = {"7": VISTA, "8": VISTA | choice | {"pid": "8", "unit": None, "precision": None}}
     (folder / "testmini.json").write_text(json.dumps(rows))
-    row, other = load("mathvista", folder)
+    row, other = read(f"mathvista:{folder}")
     assert row["question"].startswith("How long? (Unit: cm)\nHint: ")
     assert "one decimal place" in row["question"] and row["precision"] == 1
     assert row["subject"] == "geometry problem solving"
@@ -87,13 +77,13 @@ def versions(number: str, width: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_every_version_of_a_mathverse_problem_has_its_choices(folder, order):
+def test_every_version_of_a_mathverse_problem_has_its_choices(folder, order, read):
     """The answer check reads an option's text in all versions; a prompt tells only what its version tells."""
     rows = [*versions("1", "5"), *versions("2", "7")][::order]
     (folder / "testmini.json").write_text(json.dumps(rows))
     text_only = {"problem_version": "Text Only", "image": "", "question": "A bearing?", "answer": "118掳T"}
     write_rows(folder / "testmini_text_only.jsonl", [VERSE | text_only])
-    found = {row["id"]: row for row in load("mathverse", folder)}
+    found = {row["id"]: row for row in read(f"mathverse:{folder}")}
     text_only = found.pop("mathverse/1/text-only")
     assert (text_only["source"], text_only["images"], text_only["answer"]) == ("Text Only", [], "118°T")
     assert len(found) == 10 and {row["source"] for row in found.values()} == {*VERSIONS}
@@ -106,11 +96,11 @@ def test_every_version_of_a_mathverse_problem_has_its_choices(folder, order):
     assert [result["answer_check"] for result in checked] == ["correct", "wrong", "correct"]
 
 
-def test_vision_only_alone_has_the_choices_of_the_evaluations_text(folder):
+def test_vision_only_alone_has_the_choices_of_the_evaluations_text(folder, read):
     *_, row = versions("1", "5")
     for text, options in ((VERSE["question"], ["4 cm", "5"]), ("", [])):
         (folder / "testmini.json").write_text(json.dumps([row | {"question_for_eval": text}]))
-        (found,) = load("mathverse", folder)
+        (found,) = read(f"mathverse:{folder}")
         assert (found["options"], found["answer"]) == (options, "B")
         assert ("options_drawn" in found) == bool(options) and "Choices" not in question_text(found)
 
@@ -159,7 +149,7 @@ SOURCES = {  # rows in DATA, what they are called beside blank images (None: the
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_rows_of_the_sources(name, tmp_path):
+def test_rows_of_the_sources(name, tmp_path, read):
     """Every row becomes a problem whose reference answer our answer check and the benchmark's rule accept."""
     file, target, count = SOURCES[name]
     if not (DATA / file).exists():
@@ -169,7 +159,7 @@ def test_rows_of_the_sources(name, tmp_path):
         write_rows(tmp_path / target, given)
         for image in filter(None, (row["image"] for row in given)):
             blank(tmp_path / image)
-    rows = load(name, tmp_path if target else (DATA / file).parent)
+    rows = read(f"{name}:{tmp_path if target else (DATA / file).parent}")
     assert len(rows) == count
     said = [row | {"response": f"The answer to this problem is {row['answer']}."} for row in rows]
     for row, result in zip(rows, check_rows(said)):
@@ -183,7 +173,7 @@ def test_rows_of_the_sources(name, tmp_path):
 # `datasets` reads a local folder the same way; the hub itself is not tried
 
 
-def test_a_benchmark_as_a_data_set(tmp_path):
+def test_a_benchmark_as_a_data_set(tmp_path, read):
     """As the hub has it: the image in a column."""
     one = MATHV | {"decoded_image": Image.new("RGB", (20, 10), "red")}
     other = {"id": "2", "question": "<image1> or <image2>?", "options": ["A", "B"], "answer": "B"}
@@ -191,7 +181,7 @@ def test_a_benchmark_as_a_data_set(tmp_path):
     (tmp_path / "set" / "train.parquet").rename(tmp_path / "set" / "testmini.parquet")
     configs = "- config_name: default\n  data_files:\n  - split: testmini\n    path: testmini.parquet"
     (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n{configs}\n---\n")
-    rows = load("mathvision", tmp_path / "set")
+    rows = read(f"mathvision:{tmp_path / 'set'}")
     assert [row["question"] for row in rows] == ["How many?", "<image1> or <image2>?"]
     assert [row["options"] for row in rows] == [[], ["A", "B"]]
     assert [Image.open(row["images"][0]).size for row in rows] == [(20, 10)] * 2
@@ -229,12 +219,11 @@ BAD_SOURCES = {  # (benchmark, a file in its folder, None without a folder, what
 
 
 @pytest.mark.parametrize("case", BAD_SOURCES)
-def test_bad_sources(folder, capsys, case):
+def test_bad_sources(folder, read, case):
     name, file, content, words = BAD_SOURCES[case]
     if file:
         (folder / file).write_text(content if isinstance(content, str) else json.dumps(content))
-    spec = f"{name}:" if file is None else f"{name}:{folder}"
-    refused(capsys, lambda: read(spec, folder / "images"), words)
+    assert words in read(f"{name}:" if file is None else f"{name}:{folder}")
 
 
 # ---------------------------------------------------------------- the command
