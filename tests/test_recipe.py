@@ -116,36 +116,24 @@ def test_the_same_model_at_another_address_is_the_same(sample):
 
 
 COMMON = """
-def load(spec):
-    \"\"\"A docstring.\"\"\"
-
-
 PROMPT = "Solve."
 OTHER = "of another stage"
-BY_MODULE: str = 'a'
+BY_MODULE: str = "a"
 RENAMED = 1
-
-
 def solve(row):
+    \"\"\"A docstring.\"\"\"
     return PROMPT
 """
 STAGE = """
 import common
-from common import RENAMED as name, load, solve
-
-
+from common import RENAMED as name, solve
 class Draft:
     def text(self):
         return solve(self)
-
-
 def decide():
     return 1
-
-
 def main():
-    print(load)  # not before
-    decide()
+    decide()  # a comment
     return common.BY_MODULE
 """
 
@@ -154,15 +142,15 @@ def main():
     "file, old, new, noticed",
     [
         ("stage", "return solve(self)", "return solve(self) + '!'", True),  # a method
-        ("stage", "print(load)", "print(load, 1)", True),  # main() itself
+        ("stage", "    return common", "    return not common", True),  # main() itself
         ("common", "Solve", "Answer", True),  # a constant that a function which the stage names names
         ("common", "return PROMPT", "return PROMPT + row", True),
-        ("common", "BY_MODULE: str = 'a'", "BY_MODULE: str = 'b'", True),  # common.X, and with its type
+        ("common", 'BY_MODULE: str = "a"', 'BY_MODULE: str = "b"', True),  # common.X, and with its type
         ("common", "RENAMED = 1", "RENAMED = 2", True),
         ("common", "of another stage", "edited", False),
         ("common", "A docstring.", "Another.", False),
         ("stage", "return 1", "return 2", False),  # of what this call does not use
-        ("stage", "print(load)  # not before", "print(\n        load\n    )", False),
+        ("stage", "decide()  # a comment", "decide(\n    )", False),
     ],
 )
 def test_every_edit_of_a_stage_and_of_what_it_takes_from_common_is_noticed(

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -288,16 +287,14 @@ def test_a_stage_that_is_not_evaluated_yet_is_left_out(run_folder, tmp_path):
     assert found["pool"]["first_solved"]["final"] == 1  # but its responses are
 
 
-def test_a_moved_run_reports_the_same(reported, tmp_path, monkeypatch, capsys):
+def test_a_moved_run_reports_the_same(reported, tmp_path, monkeypatch, call, capsys):
     folder = shutil.copytree(reported.folder, tmp_path / "else/try")
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    assert len(before) == 5
-    monkeypatch.setattr(sys, "argv", ["report", str(folder)])
     for name, value in PRICES.items():
         monkeypatch.setenv(name, value)
-    main()
+    call(main, folder)
     assert capsys.readouterr().out == reported.said.replace(str(reported.folder), str(folder))
-    assert {path: path.read_bytes() for path in before} == before
+    assert {path: path.read_bytes() for path in before} == before and folder / "report.html" in before
 
 
 def test_a_run_in_which_all_is_zero(tmp_path):
@@ -312,9 +309,8 @@ def test_a_run_in_which_all_is_zero(tmp_path):
 
 
 @pytest.mark.parametrize("name, message", [("none", "no such folder"), ("", "no stage has been evaluated")])
-def test_a_folder_that_is_no_run(name, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / name)])
-    refused(capsys, main, message)
+def test_a_folder_that_is_no_run(name, message, tmp_path, call, capsys):
+    refused(capsys, lambda: call(main, tmp_path / name), message)
 
 
 # ---------------------------------------------------------------- the page
