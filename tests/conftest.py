@@ -104,24 +104,6 @@ def call(monkeypatch):
     return run
 
 
-@pytest.fixture
-def read(tmp_path, capsys):
-    """The problems of a source, by --fields, or the line by which it is refused."""
-    from mathse.problems import open_source, parse_fields
-
-    def problems(spec: object, fields: str = "") -> list[dict] | str:
-        capsys.readouterr()  # what was written before
-        try:
-            _, rows = open_source(str(spec), tmp_path / "images", parse_fields(fields), 0)
-            return [row for _, row in rows]
-        except SystemExit as end:
-            error = capsys.readouterr().err
-            assert end.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
-            return error
-
-    return problems
-
-
 def lines_of(path: Path) -> int:
     """Whole lines of a file that may not be there yet."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
