@@ -148,9 +148,8 @@ def test_a_problem_without_an_answer_is_left_out(run, tmp_path):
 
 
 def test_references_that_are_not_read_are_told(run, tmp_path):
-    rows = [
-        ROWS[0] | {"id": str(k), "answer": f"about {k} or so, see page 5" if k else "6"} for k in range(5)
-    ]
+    said = ["6", *(f"about {k} or so, see page 5" for k in range(4))]
+    rows = [ROWS[0] | {"id": str(k), "answer": answer} for k, answer in enumerate(said)]
     flags = "--input", write_set(tmp_path, rows), "--model", Server(behave).spec
     errors = run("01_sample.py", *flags, "--output", tmp_path / "s.jsonl").stderr
     (line,) = [line for line in errors.splitlines() if line.startswith("--input: 4 of 5 answers")]
@@ -174,9 +173,8 @@ def test_a_failed_answer_is_asked_for_again_and_counted_anew(evaluated, run):
 def test_blank_image_and_against(evaluated, run):
     folder, server, _ = evaluated
     server.seen = []
-    printed, _, (row, *_) = evaluate(
-        run, server, folder / "blank", "--blank-image", "--against", folder / "eval"
-    )
+    flags = "--blank-image", "--against", folder / "eval"
+    printed, _, (row, *_) = evaluate(run, server, folder / "blank", *flags)
     assert "0 and 0 only in one" in printed and "on 4 common problems" in printed
     assert "NOT COMPARABLE" not in printed
     parts = [part for _, body in server.seen for part in body["messages"][0]["content"]]

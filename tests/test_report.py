@@ -288,6 +288,7 @@ def test_a_stage_that_is_not_evaluated_yet_is_left_out(run_folder, tmp_path):
 
 
 def test_a_moved_run_reports_the_same(reported, tmp_path, monkeypatch, call, capsys):
+    """Drawn in another process, too: its cards are the same."""
     folder = shutil.copytree(reported.folder, tmp_path / "else/try")
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     for name, value in PRICES.items():
@@ -350,10 +351,8 @@ def test_page_holds_no_foreign_markup(reported):
     assert len(text) < 2_000_000
 
 
-def test_gallery_shows_each_kind_the_same_at_every_call(run_folder):
-    folders = metrics.folders_of(run_folder, SETTINGS)
-    cards = gallery.draw_cards(folders)
-    assert cards == gallery.draw_cards(folders)
+def test_gallery_shows_each_kind(run_folder):
+    cards = gallery.draw_cards(metrics.folders_of(run_folder, SETTINGS))
     kinds = [(card["kind"], card["stage"], card["row"]["id"]) for card in cards]
     assert {*kinds[:2]} == {("correct", "+ distilled", "p0"), ("correct", "+ round 1", "p1")}
     assert kinds[-1] == ("reflected", "+ reflection", "p2")
