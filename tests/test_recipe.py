@@ -88,13 +88,17 @@ def test_an_output_without_a_recipe_is_nobodys_to_overwrite(verify, output):
     assert len(read_rows(output)) == 4
 
 
-@pytest.mark.parametrize("name", ["answer check", "the code of 02_verify.py or common.py"])
-def test_an_edit_is_refused_in_words(verify, output, name):
-    path = Path(f"{output}.recipe.json")
+def test_an_edited_stage_is_refused_in_words(verify, output):
+    path, name = Path(f"{output}.recipe.json"), "the code of 02_verify.py or common.py"
     made = json.loads(path.read_text())
     assert made["constants"].pop(name)
     path.write_text(json.dumps(made))
     verify(error=f"{name} was edited")
+
+
+def test_another_answer_check_is_noticed(verify, stage, monkeypatch):
+    monkeypatch.setattr(stage("02_verify"), "check_version", lambda: "another")
+    verify(error="answer check was edited")
 
 
 def test_an_unfinished_output_is_not_gone_on_with_by_another_recipe(sample, output):
