@@ -93,6 +93,17 @@ def begin(words: list, is_ready: Callable[[subprocess.Popen], bool], **settings)
     return process
 
 
+@pytest.fixture
+def call(monkeypatch):
+    """A command's main() in this process, with these flags."""
+
+    def run(main: Callable, *words: object) -> object:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
+        return main()
+
+    return run
+
+
 def lines_of(path: Path) -> int:
     """Whole lines of a file that may not be there yet."""
     return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -3,41 +3,31 @@
 import random
 import subprocess
 import sys
-import time
 
 import problems as toy
 import pytest
-from conftest import ROOT, read_rows, write_rows
+from conftest import begin, lines_of, read_rows, write_rows
 from PIL import Image
+from test_bad_input import refused
 
 import mathse.problems.__main__ as command
 from mathse.problems import decontaminate
 
 LISTING = "contamination.jsonl"
 BICUBIC, BILINEAR, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS
-
-
-def resized(image: Image.Image, across: float, down: float = 0, way=BICUBIC) -> Image.Image:
-    return image.resize((round(image.width * across), round(image.height * (down or across))), way)
-
-
-# How a copy of a test problem's image is made: (change, file ending, options of saving)
-COPIES = {
-    "JPEG of quality 90": (lambda image: image, "jpg", {"quality": 90}),
-    "JPEG of quality 75": (lambda image: image, "jpg", {"quality": 75}),
-    "JPEG of quality 50": (lambda image: image, "jpg", {"quality": 50}),
-    "WebP": (lambda image: image, "webp", {"quality": 80}),
-    "GIF, 256 colours": (lambda image: image, "gif", {}),
-    "half as large again": (lambda image: resized(image, 1.5), "png", {}),
-    "twice as large": (lambda image: resized(image, 2), "png", {}),
-    "three quarters": (lambda image: resized(image, 0.75), "png", {}),
-    "three quarters, bilinear": (lambda image: resized(image, 0.75, way=BILINEAR), "png", {}),
-    "four fifths, Lanczos": (lambda image: resized(image, 0.8, way=LANCZOS), "png", {}),
-    "stretched": (lambda image: resized(image, 1.25, 1.0), "png", {}),
-    "larger, as JPEG": (lambda image: resized(image, 1.37), "jpg", {"quality": 60}),
-    "smaller, as JPEG": (lambda image: resized(image, 0.8), "jpg", {"quality": 75}),
-    "the same pixels": (lambda image: image, "png", {"compress_level": 0}),
-}  # fmt: skip
+COPIES = {  # of a test problem's image: its scale across and down, file ending, options of saving
+    "JPEG": (1, 1, BICUBIC, "jpg", {"quality": 50}),
+    "WebP": (1, 1, BICUBIC, "webp", {"quality": 80}),
+    "GIF, 256 colours": (1, 1, BICUBIC, "gif", {}),
+    "half as large again": (1.5, 1.5, BICUBIC, "png", {}),
+    "twice as large": (2, 2, BICUBIC, "png", {}),
+    "three quarters, bilinear": (0.75, 0.75, BILINEAR, "png", {}),
+    "four fifths, Lanczos": (0.8, 0.8, LANCZOS, "png", {}),
+    "stretched": (1.25, 1, BICUBIC, "png", {}),
+    "larger, as JPEG": (1.37, 1.37, BICUBIC, "jpg", {"quality": 60}),
+    "smaller, as JPEG": (0.8, 0.8, BICUBIC, "jpg", {"quality": 75}),
+    "the same pixels": (1, 1, BICUBIC, "png", {"compress_level": 0}),
+}
 
 
 def spread(text: str) -> str:
@@ -52,10 +42,7 @@ def pixels(path) -> bytes:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, run):
-    """(folder, ids of what is planted, ids that share an image by the chance of the draw).
-
-    200 training and 60 test problems, 20 copies of test problems and 6 that only look like it.
-    """
+    """(folder, ids of 17 planted copies, ids that share an image by the chance of the draw)"""
     folder = tmp_path_factory.mktemp("planted")
     made = run("toy/problems.py", "--output", folder, "--train", 200, "--test", 60, "--seed", 5)
     assert made.returncode == 0
@@ -72,10 +59,13 @@ def world(tmp_path_factory, run):
     words[5] |= {"question": "多少？", "options": []}
     planted = []
     # other words, another question: the image gives it away
-    for (name, (change, ending, options)), row in zip(COPIES.items(), test):
-        change(Image.open(folder / row["images"][0])).save(folder / f"images/{name}.{ending}", **options)
-        changes = {"images": [f"images/{name}.{ending}"], "question": f"Look: {row['question']}"}
-        planted.append(row | {"id": f"planted/{name}"} | changes)
+    for (name, (across, down, way, ending, options)), row in zip(COPIES.items(), test):
+        image, path = Image.open(folder / row["images"][0]), f"images/{name}.{ending}"
+        size = round(image.width * across), round(image.height * down)
+        image.resize(size, way).save(folder / path, **options)
+        planted.append(
+            row | {"id": f"planted/{name}", "images": [path], "question": f"Look: {row['question']}"}
+        )
     for row in words:
         options = [f"({letter}) {option} " for letter, option in zip("ABC", reversed(row["options"]))]
         changes = {"question": spread(row["question"]), "options": options or None}
@@ -99,18 +89,12 @@ def world(tmp_path_factory, run):
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Decontaminate a file into clean.jsonl, in this process: (exit code, stdout, stderr)."""
+def clean(tmp_path, call, capsys):
+    """Decontaminate a file into clean.jsonl; what is printed."""
 
-    def run(source, test, *flags):
-        words = ["--input", source, "--output", tmp_path / "clean.jsonl", *flags]
-        words += ["--test", test] if test else []
-        monkeypatch.setattr(sys, "argv", ["mathse.problems", *map(str, words)])
-        try:
-            code = command.main() or 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
+    def run(source, *flags):
+        call(command.main, "--input", source, "--output", tmp_path / "clean.jsonl", *flags)
+        return capsys.readouterr().out
 
     return run
 
@@ -120,16 +104,15 @@ def ids(path) -> list[str]:
 
 
 @pytest.mark.parametrize("action", ["drop", "warn"])
-def test_planted_copies_are_found_and_nothing_else(world, call, tmp_path, action):
+def test_planted_copies_are_found_and_nothing_else(world, clean, tmp_path, action):
     folder, planted, shared = world
-    code, said, errors = call(folder / "mixed.jsonl", folder / "test.jsonl", "--contaminated", action)
-    assert code == 0, errors
+    said = clean(folder / "mixed.jsonl", "--test", folder / "test.jsonl", "--contaminated", action)
     listed = {row["id"]: row for row in read_rows(tmp_path / LISTING)}
-    assert len(planted) == 20 and set(listed) == planted | shared
+    assert len(planted) == 17 and set(listed) == planted | shared
     expected = [name for name in ids(folder / "mixed.jsonl") if action == "warn" or name not in listed]
     assert ids(tmp_path / "clean.jsonl") == expected
     assert not any("test_set" in row for row in read_rows(tmp_path / "clean.jsonl"))
-    tests = {row["id"]: row for row in read_rows(folder / "test.jsonl")}
+    tests = ids(folder / "test.jsonl")
     for name, row in listed.items():
         assert set(row) == {"id", "test_set", "test_id", "why", "distance", "images", "also"}
         assert row["test_id"] in tests and row["test_set"] == f"{folder.name}_test"
@@ -141,58 +124,58 @@ def test_planted_copies_are_found_and_nothing_else(world, call, tmp_path, action
     assert f"{len(listed)} contaminated" in said
 
 
-def test_a_killed_call_goes_on(world, call, tmp_path):
+# the first rows are written before all images are decoded
+IN_CHUNKS = "from mathse.problems import __main__, decontaminate as it; it.CHUNK = 8; __main__.main()"
+
+
+def test_a_killed_call_goes_on(world, clean, tmp_path):
     """Killed in the middle, then torn in the middle of a line: the rerun writes the same files."""
-    mixed, test = world[0] / "mixed.jsonl", world[0] / "test.jsonl"
-    assert call(mixed, test)[0] == 0
+    words = [world[0] / "mixed.jsonl", "--test", world[0] / "test.jsonl"]
+    clean(*words)
     whole = {name: (tmp_path / name).read_text() for name in ("clean.jsonl", LISTING)}
     for name in (*whole, "clean.jsonl.recipe.json"):
         (tmp_path / name).unlink()
-    part = tmp_path / "clean.jsonl.part" / "rank_0.jsonl"
-    # chunks of 8: the first rows are written before all images are decoded
-    code = "import runpy; from mathse.problems import decontaminate; decontaminate.CHUNK = 8; "
-    code += "runpy.run_module('mathse.problems', run_name='__main__')"
-    words = ["--input", mixed, "--test", test, "--output", tmp_path / "clean.jsonl"]
-    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") > 20):
-        time.sleep(0.005)
+    part = tmp_path / "clean.jsonl.part/rank_0.jsonl"
+    command = [sys.executable, "-c", IN_CHUNKS, "--output", tmp_path / "clean.jsonl", "--input", *words]
+    process = begin(command, lambda _: lines_of(part) > 20, stdout=subprocess.DEVNULL)
     process.kill()
     process.wait()
-    assert part.exists() and not (tmp_path / "clean.jsonl").exists()
+    assert not (tmp_path / "clean.jsonl").exists()
     part.write_bytes(part.read_bytes()[:-30])
-    assert 10 < part.read_bytes().count(b"\n") < len(read_rows(mixed))
-    assert call(mixed, test)[0] == 0
+    assert 10 < lines_of(part) < lines_of(words[0])
+    clean(*words)
     assert {name: (tmp_path / name).read_text() for name in whole} == whole
-    assert call(mixed, test)[1].startswith("skip ")
+    assert clean(*words).startswith("skip ")
 
 
 OTHER = {"id": "o", "question": "What is 3.5 + 3?", "images": [], "answer": "6", "options": ["6", "7", "8"]}
 
 
-def test_a_listing_of_other_test_sets_does_not_outlive_its_output(world, call, tmp_path):
+def test_a_listing_of_other_test_sets_does_not_outlive_its_output(world, clean, tmp_path, capsys):
     folder, planted, shared = world
-    mixed, test, other = folder / "mixed.jsonl", folder / "test.jsonl", tmp_path / "other.jsonl"
-    write_rows(other, [OTHER])
-    assert call(mixed, test)[0] == 0
-    code, _, errors = call(mixed, other)
-    assert code == 2 and "test was" in errors and "--force" in errors
+    mixed, test = folder / "mixed.jsonl", ("--test", folder / "test.jsonl")
+    other = "--test", write_rows(tmp_path / "other.jsonl", [OTHER])
+    clean(mixed, *test)
+    refused(capsys, lambda: clean(mixed, *other), "test was", "--force")
     for tests, expected in ((other, {"planted/words/3"}), (test, planted | shared)):
-        assert call(mixed, tests, "--force")[0] == 0
+        clean(mixed, *tests, "--force")
         assert set(ids(tmp_path / LISTING)) == expected
         assert set(ids(tmp_path / "clean.jsonl")) == set(ids(mixed)) - expected
-    write_rows(other, [OTHER | {"question": "Nothing like it?"}])
-    for tests in (other, None):  # nothing is contaminated
-        assert call(mixed, test, "--force")[0] == 0 and (tmp_path / LISTING).exists()
-        assert call(mixed, tests, "--force")[0] == 0 and not (tmp_path / LISTING).exists()
-        assert ids(tmp_path / "clean.jsonl") == ids(mixed)
+    write_rows(other[1], [OTHER | {"question": "Nothing like it?"}])
+    for tests in (other, ()):  # nothing is contaminated
+        clean(mixed, *test, "--force")
+        assert (tmp_path / LISTING).exists()
+        clean(mixed, *tests, "--force")
+        assert not (tmp_path / LISTING).exists() and ids(tmp_path / "clean.jsonl") == ids(mixed)
 
 
-def test_a_training_file_that_is_the_test_file_is_refused(toy_world, call, tmp_path):
+def test_a_training_file_that_is_the_test_file_is_refused(toy_world, clean, tmp_path, capsys):
     path = toy_world / "test.jsonl"
-    code, _, errors = call(path, path)
-    assert code == 2 and errors.startswith(f"error: {path}: all its 10 problems are in the test sets")
-    assert len(errors.splitlines()) == 1 and not list(tmp_path.iterdir())
-    assert call(path, path, "--contaminated", "warn")[0] == 0 and len(ids(tmp_path / "clean.jsonl")) == 10
+    said = f"error: {path}: all its 10 problems are in the test sets"
+    refused(capsys, lambda: clean(path, "--test", path), said)
+    assert not list(tmp_path.iterdir())
+    clean(path, "--test", path, "--contaminated", "warn")
+    assert len(ids(tmp_path / "clean.jsonl")) == 10
 
 
 @pytest.mark.parametrize("name", list(toy.FAMILIES))
@@ -200,15 +183,17 @@ def test_one_other_number_is_another_image(tmp_path, name):
     """Of ten drawings of a family, no two with different numbers are taken for one, and each is for its own
     JPEG.
     """
-    rng, seen = random.Random(name), []
+    rng, seen = random.Random(name), {}
     for index in range(10):
-        _, numbers, canvas = toy.make_problem(name, rng)
+        _, _, canvas = toy.make_problem(name, rng)
         canvas.image.save(tmp_path / f"{index}.png")
         canvas.image.save(tmp_path / f"{index}.jpg", quality=75)
-        seen.append((tmp_path / f"{index}.png", tmp_path / f"{index}.jpg", canvas.image.tobytes()))
-    tests = [({"id": str(png), "question": "?"}, decontaminate.hash_image(str(png))) for png, _, _ in seen]
-    held = decontaminate.HeldOut(("set", row, [found]) for row, found in tests)
-    for _, jpg, content in seen:
-        matches = held.matches({"question": "!"}, [decontaminate.hash_image(str(jpg))])
-        same = {str(other) for other, _, others in seen if others == content}
-        assert {match["test_id"] for match in matches} == same
+        seen[tmp_path / f"{index}.png"] = canvas.image.tobytes()
+    hashes = {path: decontaminate.hash_image(str(path)) for path in seen}
+    held = decontaminate.HeldOut(
+        ("set", {"id": path, "question": "?"}, [found]) for path, found in hashes.items()
+    )
+    for path, content in seen.items():
+        copy = decontaminate.hash_image(str(path.with_suffix(".jpg")))
+        matches = held.matches({"question": "!"}, [copy])
+        assert {match["test_id"] for match in matches} == {other for other in seen if seen[other] == content}

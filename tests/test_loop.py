@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, finish, one_line, read_rows
+from conftest import ROOT, one_line, read_rows
 from kill_runs import BUDGET as SMALL
 
 import common
@@ -18,6 +18,10 @@ FOLDER = ROOT / "runs" / "test-loop"
 
 def rows_of(name: str) -> list[dict]:
     return read_rows(FOLDER / name)
+
+
+def by_sample(name: str) -> dict[tuple, dict]:
+    return {(row["id"], row["sample"]): row for row in rows_of(name)}
 
 
 def correct_in(*names: str) -> set[str]:
@@ -33,33 +37,22 @@ def test_the_loop_runs_to_its_end(small_run):
     assert "report: runs/test-loop/report.html" in small_run.stdout
     types = {row["error_type"] for row in rows_of("final/eval/errors.jsonl")}
     assert types & {"vision", "calculation", "reasoning"}
-    assert len(rows_of("problems.jsonl")) == 20
     settings = json.loads((FOLDER / "config.json").read_text())["settings"]
     assert (settings["MODEL"], settings["LIMIT"]) == ("toy/base", "20")
     assert "--lr 1e-3" in settings["FINETUNE_FLAGS"]
 
 
 def test_records_grow_field_by_field(small_run):
-    sample = rows_of("round_1/samples.jsonl")[0]
-    keys = {records.row_key(row): row for row in rows_of("round_1/verified.jsonl")}
-    verified = keys[records.row_key(sample)]
+    sample, *_ = samples = rows_of("round_1/samples.jsonl")
+    assert {row["sample"] for row in samples} == {0, 1}  # SAMPLES
+    verified = by_sample("round_1/verified.jsonl")[sample["id"], sample["sample"]]
     needed = {"id", "question", "images", "answer", "sample", "response", "finish", "tokens", "model", "seed"}
-    assert needed <= set(sample) <= set(verified) | {"reason"}
+    assert needed <= sample.keys() <= verified.keys() | {"reason"}
     checks = {"answer_check", "orm_check", "status", "error_step", "error_analysis", "judge_reply"}
-    assert checks <= set(verified)
-    reflected = rows_of("final/reflected.jsonl")[0]
+    assert checks <= verified.keys()
+    reflected, *_ = rows_of("final/reflected.jsonl")
     assert reflected["draft"] and reflected["draft"] != reflected["response"]
     assert reflected["origin"] == "reflection-teacher"
-    trained = rows_of("final/train.jsonl")
-    assert {"teacher", "reflection-teacher"} <= {row["origin"] for row in trained}
-    files = (f"{name}/verified.jsonl" for name in ("round_0", "round_1", "final"))
-    assert {row["id"] for row in trained} == correct_in(*files)
-
-
-def found_in(file: str, name: str, sample: int) -> dict:
-    """The one row of a file, as train.jsonl names it, with this id and sample."""
-    (row,) = [row for row in rows_of(f"final/{file}") if (row["id"], row["sample"]) == (name, sample)]
-    return row
 
 
 def test_every_row_that_is_trained_on_leads_back_to_its_sample(small_run):
@@ -67,9 +60,13 @@ def test_every_row_that_is_trained_on_leads_back_to_its_sample(small_run):
     reflection also its draft.
     """
     rooms = {"teacher": "round_0", "round-1": "round_1", "reflection-teacher": ""}
-    for row in rows_of("final/train.jsonl"):
+    trained = rows_of("final/train.jsonl")
+    assert {"teacher", "reflection-teacher"} <= {row["origin"] for row in trained}
+    files = (f"{name}/verified.jsonl" for name in ("round_0", "round_1", "final"))
+    assert {row["id"] for row in trained} == correct_in(*files)
+    for row in trained:
         name, origin = row["id"], row["origin"]
-        found = found_in(row["verified_in"], name, row["sample"])
+        found = by_sample(f"final/{row['verified_in']}")[name, row["sample"]]
         said = {"role": "assistant", "content": found["response"]}
         assert (found["status"], found["origin"]) == ("correct", origin)
         assert (found["model"], found["seed"]) == (row["model"], row["seed"]) and row["model"]
@@ -82,7 +79,7 @@ def test_every_row_that_is_trained_on_leads_back_to_its_sample(small_run):
             assert (ROOT / row["model"] / "config.json").is_file()
         if origin == "reflection-teacher":
             draft = row["draft_of"]
-            wrong = found_in(draft["verified_in"], name, draft["sample"])
+            wrong = by_sample(f"final/{draft['verified_in']}")[name, draft["sample"]]
             told = ("wrong", found["draft"], draft["origin"])
             assert (wrong["status"], wrong["response"], wrong["origin"]) == told
 
@@ -90,18 +87,17 @@ def test_every_row_that_is_trained_on_leads_back_to_its_sample(small_run):
 def test_solved_problems_are_not_sampled_again(small_run):
     solved = correct_in("round_0/verified.jsonl")
     sampled = {row["id"] for row in rows_of("round_1/samples.jsonl")}
-    assert solved and not solved & sampled and len(solved | sampled) == 20
+    assert solved and not solved & sampled and len(solved | sampled) == len(rows_of("problems.jsonl")) == 20
 
 
 def test_the_orms_training_file_is_whole(small_run):
     """Annotated paths of M0, the correct ones of D0, corrections of what M0 does not solve."""
-    names = ("annotated.jsonl", "corrected_annotated.jsonl", "../round_0/verified.jsonl")
-    rows = {(name, records.row_key(row)): row for name in names for row in rows_of(f"orm/{name}")}
     trained = rows_of("orm/train.jsonl")
-    assert {row["verified_in"] for row in trained} == {*names}
+    names = {"annotated.jsonl", "corrected_annotated.jsonl", "../round_0/verified.jsonl"}
+    assert {row["verified_in"] for row in trained} == names
     assert {row["status"] for row in trained} == {"correct", "wrong"}
     for row in trained:
-        found = rows[row["verified_in"], records.row_key({"id": row["id"], "sample": row["sample"]})]
+        found = by_sample(f"orm/{row['verified_in']}")[row["id"], row["sample"]]
         assert row["messages"][0]["content"].endswith(common.judge_prompt(found))
         assert row["status"] == found["status"]
         assert row["status"] == "correct" or found["teacher_check"] == "wrong"
@@ -111,20 +107,19 @@ def recipes(folder: Path) -> dict[str, str]:
     return {str(path): path.read_text() for path in folder.rglob("*recipe.json")}
 
 
-@pytest.mark.parametrize("output", ["round_1/samples.jsonl", "final/verified.jsonl", "orm/model"])
-def test_the_same_stage_by_hand_has_nothing_to_do(small_run, output):
+@pytest.mark.parametrize("output", ["round_1/samples.jsonl", "orm/model"])
+def test_the_same_stage_by_hand_has_nothing_to_do(small_run, run, output):
     """The recipe of a run's stage, its code included, is that of the command that it names."""
     path = FOLDER / output
     recipe = path / "recipe.json" if path.is_dir() else Path(f"{path}.recipe.json")
     _, *words = shlex.split(json.loads(recipe.read_text())["command"])
-    done = finish(*words)
+    done = run(*words)
     assert done.stdout == f"skip runs/test-loop/{output}\n", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
     "changed, said",
     [
-        ({"SAMPLES": "3"}, "samples was 2, is 3"),
         ({"ROUNDS": "2"}, "input was 2 files, is 3"),  # of final/: said before round 2 is made
         ({"SEED": "1"}, "seed was 0, is 1"),
     ],
@@ -147,23 +142,16 @@ def test_a_run_folder_that_was_moved_is_gone_on_with(small_run, run, tmp_path):
     assert image.resolve() == (ROOT / "toy" / "images").resolve() / image.name
 
 
-def test_a_second_call_only_skips_and_force_makes_anew_what_depends_on_a_setting(small_run, run):
+def test_force_makes_anew_what_depends_on_a_setting_and_another_call_only_skips(small_run, run):
     """The ORM, too, accepts reflections: it learns from the last round, which what judges them tells; what
     all this reads stays byte for byte as it was.
     """
-    folder = ROOT / "runs" / "test-force"
+    folder, settings = ROOT / "runs/test-force", SMALL | {"RUN": "test-force", "REFLECT_ACCEPT": "both"}
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(FOLDER, folder)
-    before, same = recipes(folder), SMALL | {"RUN": "test-force"}
     try:
-        again = run("run_rounds.sh", **same)
-        lines = again.stdout.split("\n\n")[0].splitlines()
-        assert again.returncode == 0 and lines, again.stderr
-        assert all(line.startswith("skip ") for line in lines), again.stdout
-        assert not again.stderr and "report: runs/test-force/report.html" in again.stdout
-        assert recipes(folder) == before and len(before) == 23
         texts = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
-        done = run("run_rounds.sh", FORCE="1", REFLECT_ACCEPT="both", **same)
+        done = run("run_rounds.sh", FORCE="1", **settings)
         assert done.returncode == 0, done.stderr
         made = re.findall(r"^\+ python .*--output runs/test-force/(\S+)", done.stdout, re.MULTILINE)
         steps = ["verified.jsonl", "model", "eval", "eval/errors.jsonl"]
@@ -174,7 +162,11 @@ def test_a_second_call_only_skips_and_force_makes_anew_what_depends_on_a_setting
         assert judge[0]["name"] == "runs/test-force/orm_1/model"
         edited = [path.relative_to(folder) for path, text in texts.items() if path.read_bytes() != text]
         assert {path.parts[0] for path in edited} <= {"final", "ledger.jsonl"}
-        again = run("run_rounds.sh", REFLECT_ACCEPT="both", **same)
-        assert again.returncode == 0 and "+ python" not in again.stdout
+        before = recipes(folder)
+        again = run("run_rounds.sh", **settings)
+        lines = again.stdout.split("\n\n")[0].splitlines()
+        assert len(lines) == len(before) == 25 and all(line.startswith("skip ") for line in lines), lines
+        assert again.returncode == 0 and not again.stderr and recipes(folder) == before
+        assert "report: runs/test-force/report.html" in again.stdout
     finally:
         shutil.rmtree(folder, ignore_errors=True)
