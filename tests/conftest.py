@@ -133,7 +133,7 @@ def small_run(run):
     """The whole loop on a very small budget, as runs/test-loop, made by one of the workers; the finished
     process. It is read, not changed.
     """
-    from kill_runs import BUDGET
+    from test_kills import BUDGET
 
     runs, session = ROOT / "runs", os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     runs.mkdir(exist_ok=True)

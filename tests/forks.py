@@ -3,7 +3,7 @@
     python tests/forks.py SOCKET
 
 A command (tests/fork.py) has its caller's folder, environment and files, and ends when its caller does; with
-RANKS in the environment it is as many forks as a launcher would start.
+RANKS in the environment it is as many processes, set up as a launcher would.
 """
 
 import atexit
@@ -19,11 +19,12 @@ import socket
 import sys
 import threading
 import traceback
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parent.parent)
 import mathse
-from mathse.launch import free_port, stage_end
+from mathse.launch import launch, stage_end
 
 
 def main() -> None:
@@ -48,39 +49,26 @@ def main() -> None:
 
 
 def answer(connection: socket.socket) -> None:
-    """Run what is called, and send its exit code; of several ranks 1 if one fails, which ends the others."""
+    """Run what is called, and send its exit code; end it when the caller ends."""
     files = socket.recv_fds(connection, 1, 3)[1]
     call = json.loads(connection.makefile().readline())
-    ranks, running, code = int(call["environment"].pop("RANKS", 1)), {}, 0
-    call["environment"] |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
-    for rank in range(ranks):
-        if not (process := os.fork()):
-            connection.close()
-            return be(rank, ranks, files, **call)
-        running[os.pidfd_open(process)] = process
-    while running:
-        ended = select.select([connection, *running], [], [])[0]
-        for file in running.keys() & {*ended}:
-            status = os.waitpid(running.pop(file), 0)[1]
-            code = code or os.waitstatus_to_exitcode(status)
-        for file in running if code or connection in ended else ():
-            signal.pidfd_send_signal(file, signal.SIGTERM if code else signal.SIGKILL)
-    if connection not in ended:
-        connection.sendall(b"%d" % (code if ranks == 1 else code != 0))
+    if not (process := os.fork()):
+        connection.close()
+        be(files, **call)
+    ended = os.pidfd_open(process)
+    if connection in select.select([connection, ended], [], [])[0]:
+        signal.pidfd_send_signal(ended, signal.SIGKILL)
+    else:
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        connection.sendall(b"%d" % code)
     os._exit(0)
 
 
-def be(rank: int, ranks: int, files: list[int], words: list[str], folder: str, environment: dict) -> None:
+def be(files: list[int], words: list[str], folder: str, environment: dict) -> None:
     """Become what is called."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    if ranks > 1:
-        import torch
-
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
-        os.environ.update({name: str(number) for name, number in names.items()})
-        torch.set_num_threads(1)  # as a launcher's OMP_NUM_THREADS would
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -88,8 +76,9 @@ def be(rank: int, ranks: int, files: list[int], words: list[str], folder: str, e
         path = Path(*words.pop(1).split("."))
         words[0] = str((path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).absolute())
     sys.argv, code = words, 0
+    work = partial(runpy.run_path, os.path.abspath(words[0]), run_name="__main__")
     try:
-        runpy.run_path(os.path.abspath(words[0]), run_name="__main__")
+        launch(int(os.environ.pop("RANKS", 1)), work)
     except SystemExit as end:
         code = end.code or 0
     except BaseException:

@@ -5,11 +5,11 @@ tower. Its vocabulary, template and prose are real; its pictures are noise to it
     PYTHONPATH=DIR python tests/smollm.py MODEL
 """
 
-import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import tiny
 import torch
 import transformers as t
 
@@ -48,16 +48,11 @@ def make_model(folder: Path) -> None:
     model = t.Idefics3ForConditionalGeneration(config)
     model.model.text_model.load_state_dict(text.model.state_dict())
     model.tie_weights()
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = t.GenerationConfig(**ends)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     images = t.models.idefics3.Idefics3ImageProcessorPil(
         size={"longest_edge": SIDE}, max_image_size={"longest_edge": SIDE}, do_image_splitting=False
     )
-    images.save_pretrained(folder)
-    processor = {"processor_class": "Idefics3Processor", "image_seq_len": (SIDE // PATCH // 2) ** 2}
-    (folder / "processor_config.json").write_text(json.dumps(processor))
+    tokens = {"image_seq_len": (SIDE // PATCH // 2) ** 2}
+    tiny.save_model(folder, model, tokenizer, images, "Idefics3Processor", tokens)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,11 @@
-"""What breaks from outside: kills, a full disk, a folder that may not be written, a second call."""
+"""What breaks from outside: a full disk, a folder that may not be written, a second call."""
 
 import subprocess
-from pathlib import Path
 from subprocess import DEVNULL
 
 import pytest
 from conftest import ROOT, begin, kill, lines_of, one_line, read_rows, write_rows
 from server import Server, good
-
-# ---------------------------------------------------------------- kills
-
-
-def lesson(k: int) -> dict:
-    messages = [{"role": "user", "content": f"Q{k}?"}, {"role": "assistant", "content": f"It is {k}."}]
-    return {"id": str(k), "sample": 0, "images": [], "messages": messages}
-
-
-def test_training_that_is_killed_goes_on_exactly(tiny_model, tmp_path, run, python):
-    """SIGKILL between two checkpoints: the log of all steps equals that of a training without a kill."""
-    rows = write_rows(tmp_path / "t.jsonl", [lesson(k) for k in range(6)])
-    flags = ["--input", rows, "--model", tiny_model("qwen2_vl"), "--epochs", 12, "--lr", "1e-3"]
-    flags += ["--batch-size", 2, "--workers", 0, "--save-steps", 5]
-    assert run("04_finetune.py", *flags, "--output", tmp_path / "whole").returncode == 0
-    output, log = tmp_path / "killed", tmp_path / "killed.part" / "train_log.jsonl"
-    command = [python, "04_finetune.py", *flags, "--output", output]
-    kill(begin(command, lambda _: lines_of(log) >= 13, stdout=DEVNULL, stderr=DEVNULL))
-    again = run("04_finetune.py", *flags, "--output", output)
-    assert again.returncode == 0 and "resumed at step " in again.stdout, again.stderr
-    logs = [learnt(tmp_path / name) for name in ("whole", "killed")]
-    assert logs[0] == logs[1] and len(logs[0]) == 36
-    assert not list(output.glob("checkpoint*"))
-
-
-def learnt(folder: Path) -> list[dict]:
-    """The log without what the clock says."""
-    rows = read_rows(folder / "train_log.jsonl")
-    return [{name: row[name] for name in row.keys() - {"tokens_per_second"}} for row in rows]
-
 
 # ---------------------------------------------------------------- the disk
 
@@ -76,13 +45,12 @@ def test_a_full_disk_ends_a_stage_in_one_line_and_the_rerun_goes_on(mount, sampl
 
 
 def test_a_full_disk_ends_training_in_one_line(mount, tiny_model, tmp_path, run):
-    flags = ["--input", write_rows(tmp_path / "t.jsonl", [lesson(1)]), "--model", tiny_model("qwen2_vl")]
-    flags += ["--workers", 0, "--output", mount / "m"]
+    messages = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "It is 1."}]
+    rows = write_rows(tmp_path / "t.jsonl", [{"id": "1", "sample": 0, "images": [], "messages": messages}])
+    flags = ["--input", rows, "--model", tiny_model("qwen2_vl"), "--workers", 0, "--output", mount / "m"]
     done = run("04_finetune.py", *flags)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert (
-        any(line.startswith("error: ") for line in done.stderr.splitlines()) and "call again" in done.stderr
-    )
+    assert "\nerror: " in f"\n{done.stderr}" and "call again" in done.stderr
     subprocess.run(["mount", "-o", "remount,size=16m", mount], check=True)
     assert run("04_finetune.py", *flags).returncode == 0 and (mount / "m" / "model.safetensors").exists()
 
@@ -104,16 +72,18 @@ def test_a_read_only_folder_ends_in_one_line(mount, samples, run):
 # ---------------------------------------------------------------- a second call
 
 
-@pytest.mark.parametrize("more", [[], ["--force", "--max-tokens", "5"]], ids=["the same", "forced"])
-def test_a_second_call_on_one_output_is_refused(samples, run, python, tmp_path, more):
+def test_a_second_call_on_one_output_is_refused(samples, run, python, tmp_path):
+    """Also a forced one."""
     server = Server(good, seconds=0.5)
     flags = ["--input", samples, "--output", tmp_path / "s.jsonl", "--model", server.spec]
     part, command = tmp_path / "s.jsonl.part" / "rank_0.jsonl", [python, "01_sample.py", *flags]
     first = begin([*command, "--concurrency", 2], lambda _: lines_of(part), stdout=DEVNULL)
-    done = run("01_sample.py", *flags, *more)
-    assert one_line(done, "is being written by another process"), done.stderr
+    forced = [*flags, "--force", "--max-tokens", 5]
+    for words in (flags, forced):
+        done = run("01_sample.py", *words)
+        assert one_line(done, "is being written by another process"), done.stderr
     assert first.poll() is None and part.exists()
     kill(first)
     server.seconds = 0.0
-    assert run("01_sample.py", *flags, *more).returncode == 0
+    assert run("01_sample.py", *forced).returncode == 0
     assert len(read_rows(tmp_path / "s.jsonl")) == 200

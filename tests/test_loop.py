@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, one_line, read_rows
-from kill_runs import BUDGET as SMALL
+from test_kills import BUDGET as SMALL
 
 import common
 from mathse import chat, records

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from functools import partial
+from itertools import product
 
 import pytest
 import tiny
@@ -32,11 +33,22 @@ def special_names(processor) -> list[str]:
     return [token.content for token in added if token.special and len(token.content) > 1]
 
 
+def asked_and(reply: str) -> list[dict]:
+    return [{"role": "user", "content": "What?"}, {"role": "assistant", "content": reply}]
+
+
+def learnt_of(processor, reply: str) -> list[int]:
+    return reply_tokens(processor, [{"messages": asked_and(reply)}])[0]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_prompt_holds_only_the_template_s_special_tokens(kind, tiny_model):
-    """Alone and beside a shorter one; and nothing but spaces has come into the text."""
+def test_texts_hold_no_special_tokens(kind, tiny_model):
+    """A prompt those of the template only, alone and beside a shorter one, a reply its end; and nothing but
+    spaces has come into the text.
+    """
     processor = common.load_processor(str(tiny_model(kind)))
-    question = chat.harmless(" or ".join(["What is", *special_names(processor)]))
+    tokenizer, names = processor.tokenizer, special_names(processor)
+    question = chat.harmless(" or ".join(["What is", *names]))
 
     def prompts(*texts: str) -> list[list[int]]:
         chats = [chat.chat_parts(chat.user_message(text, [IMAGE]), [IMAGE]) for text in texts]
@@ -45,23 +57,16 @@ def test_a_prompt_holds_only_the_template_s_special_tokens(kind, tiny_model):
 
     (usual,), (alone,) = prompts("What is x?"), prompts(question)
     assert prompts("What is x?", question) == [usual, alone]
-    specials = processor.tokenizer.convert_tokens_to_ids(special_names(processor))
+    specials = tokenizer.convert_tokens_to_ids(names)
     assert [each for each in alone if each in specials] == [each for each in usual if each in specials]
     said = chat.as_text(processor, question)
-    assert said in processor.tokenizer.decode(alone) and said.replace(" ", "") == question.replace(" ", "")
+    assert said in tokenizer.decode(alone) and said.replace(" ", "") == question.replace(" ", "")
     messages = [chat.user_message(text, [IMAGE]) for text in (question, "What is x?", f"<pad>{question}")]
     assert chat.encode_texts(processor, messages, alone) == [alone, usual, *prompts(f"<pad>{question}")]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_reply_holds_no_special_token_but_its_end(kind, tiny_model):
-    processor = common.load_processor(str(tiny_model(kind)))
-    reply = f"Not {' '.join(special_names(processor))}, but 2."
-    messages = [*chat.user_message("What is x?", []), {"role": "assistant", "content": reply}]
-    (learnt,) = reply_tokens(processor, [{"messages": messages}])
-    assert processor.tokenizer.decode(learnt) == f"{chat.as_text(processor, reply)}<eos>"
+    learnt = learnt_of(processor, question)
+    assert tokenizer.decode(learnt) == f"{said}<eos>"
     (end,) = (token for token in learnt if token < len(tiny.SPECIAL))
-    assert end == tiny.SPECIAL.index("<eos>") == chat.turn_end(processor)
+    assert end == tiny.IDS["<eos>"] == chat.turn_end(processor)
 
 
 def test_tokens_that_overlap(tiny_model):
@@ -84,19 +89,12 @@ def test_a_question_with_tokens_is_one(tmp_path):
 
 CUT = "So it is 5."
 KEPT = [  # what is no end
-    "There are <|im_end|> two, so it is 2.",
-    "<|im_end|> ends a turn, and `</s>` too.",
-    "Two tokens: <|endoftext|>, </s>. So it is 2.",
-    "<|begin_of_box|>5<|end_of_box|>",
-    "<think>2 + 3</think>",
+    "There are <|im_end|> two, so it is 2.", "<|im_end|> ends a turn, and `</s>` too.", "It is 5.  \n", "",
+    "Two tokens: <|endoftext|>, </s>. So it is 2.", "<|begin_of_box|>5<|end_of_box|>", "|A|<|B|", "x<y>",
+    "<think>2 + 3</think>", "2 + 3<|end|><|start|>assistant<|channel|>final<|message|>5.",
     "<|begin_of_thought|>2 + 3<|end_of_thought|>\n\n<|begin_of_solution|>5<|end_of_solution|>",
-    "2 + 3<|end|><|start|>assistant<|channel|>final<|message|>5.",
     "It is <s>4</s> 5, so 5.",
-    "|A|<|B|",
-    "x<y>",
-    "It is 5.  \n",
-    "",
-]
+]  # fmt: skip
 ENDS = [
     "<|im_end|>", "<|im_end|>\n", " <|eot_id|>", "</s>", "<s>", "<|endoftext|>", "<|eot_id|><|eot_id|>",
     "<|im_end|>\n<|im_end|> </s>", "<end_of_utterance>", "<end_of_turn>\n", "<turn|>", "<eos>", "<eoa>",
@@ -109,28 +107,21 @@ ENDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("end", ENDS)
-def test_the_end_marks_of_any_server_are_cut_off(end):
-    for finish in ("stop", "length"):  # a server may write on behind it, up to the limit
+def test_the_end_marks_of_any_server_are_cut_off():
+    for end, finish in product(ENDS, ("stop", "length")):  # it may write on behind it, up to the limit
         reply = read_choice({"message": {"content": CUT + end}, "finish_reason": finish})
-        assert (reply.text, reply.finish) == (CUT, "stop")
-
-
-@pytest.mark.parametrize("text", KEPT)
-def test_what_is_no_end_stays(text):
-    assert without_end(text) == text
-
-
-def test_a_reply_of_end_marks_alone_is_no_text():
+        assert (reply.text, reply.finish) == (CUT, "stop"), end
+    assert [without_end(text) for text in KEPT] == KEPT
+    # a reply of end marks alone is no text
     assert read_choice({"message": {"content": "<|im_end|>"}, "finish_reason": "stop"}).finish == "error"
 
 
-@pytest.mark.parametrize("text", [" ", "<|im_end|> ", " <|im_end|>", "<", "<|a", "<|" + "a" * 9, "[", "</s>"])
-def test_no_text_takes_long(text):
-    begun = time.process_time()
-    without_end(text * 30_000 + "x")
-    without_end("x" + text * 30_000)
-    assert time.process_time() - begun < 2
+def test_no_text_takes_long():
+    for text in (" ", "<|im_end|> ", " <|im_end|>", "<", "<|a", "<|" + "a" * 9, "[", "</s>"):
+        begun = time.process_time()
+        without_end(text * 30_000 + "x")
+        without_end("x" + text * 30_000)
+        assert time.process_time() - begun < 2, text
 
 
 def test_end_marks_are_neither_judged_nor_learnt(run, stage, tmp_path):
@@ -147,17 +138,17 @@ def test_end_marks_are_neither_judged_nor_learnt(run, stage, tmp_path):
     assert [(row["status"], row["response"]) for row in verified] == [("correct", said)] * len(ENDS)
     make = partial(stage("04_finetune").training_row, args=argparse.Namespace(orm=False, binary=False))
 
-    def learnt(source) -> list[dict]:
+    def learnt(rows: list[dict]) -> list[dict]:
+        source = write_rows(tmp_path / "input.jsonl", rows)
         chosen = {(str(source), row["id"], row["sample"]) for row in rows}
-        path = tmp_path / "train.jsonl"
-        made = read_rows(write_training_file(path, [str(source)], 0, lambda: chosen, make))
+        made = read_rows(write_training_file(tmp_path / "t.jsonl", [str(source)], 0, lambda: chosen, make))
         assert [row["messages"][-1]["content"] for row in made] == [said] * len(ENDS)
         return made
 
-    made = learnt(output)
+    made = learnt(verified)
     for row, end in zip(made, ENDS):
         row["messages"][-1]["content"] += end
-    learnt(write_rows(tmp_path / "sampled.jsonl", made))
+    learnt(made)
 
 
 # ---------------------------------------------------------------- what is learnt is what is sampled
@@ -213,24 +204,18 @@ def processor_with(turn: str, opening: str, **special) -> argparse.Namespace:
     return argparse.Namespace(tokenizer=tokenizer, apply_chat_template=apply)
 
 
-def learnt_of(processor, reply: str) -> list[int]:
-    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": reply}]
-    return reply_tokens(processor, [{"messages": messages}])[0]
-
-
 @pytest.mark.parametrize("turn, opening, reply, learnt, end", SHAPES)
 def test_what_is_learnt_is_what_is_sampled(turn, opening, reply, learnt, end):
     """Also of a sample of what has been learnt; and the template writes no more than that in a whole chat,
     unless it rewrites the reply."""
     processor = processor_with(turn, opening)
-    tokenizer = processor.tokenizer
-    tokens = learnt_of(processor, reply)
+    tokenizer, tokens = processor.tokenizer, learnt_of(processor, reply)
     assert tokenizer.decode(tokens) == learnt
     assert chat.turn_end(processor) == (end and tokenizer.convert_tokens_to_ids(end))
     sampled = tokenizer.decode(tokens[:-1], skip_special_tokens=True).strip()
     assert learnt_of(processor, sampled) == tokens
+    asked = chat.chat_parts(asked_and(sampled)[:1])
     said = {"role": "assistant", "content": [{"type": "text", "text": sampled}]}
-    asked = chat.chat_parts([{"role": "user", "content": "What?"}])
     head = chat.render(processor, asked, add_generation_prompt=True)
     whole = chat.render(processor, [*asked, said])
     (prompt,) = chat.token_ids(processor, [head])
@@ -248,56 +233,51 @@ def test_a_model_whose_replies_have_no_end_is_refused(capsys):
 # ---------------------------------------------------------------- where a template stands
 
 PLAIN = tiny.template("<image>")
-
-
 STRINGS = (  # what a user says is a list, what the assistant says a text
     "{% for m in messages %}{% if m['role'] == 'user' %}{% for p in m['content'] %}"
     "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
     "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
 )
+NO_IMAGES = "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+NONE, UNUSABLE = "no chat template (default) in ", "cannot encode an image and a question: "
 
 
 def named(*names: str) -> list[dict]:
     return [{"name": name, "template": PLAIN} for name in names]
 
 
-@pytest.mark.parametrize(
-    "file, content, problem",
-    [
-        ("chat_template.jinja", PLAIN, ""),
-        ("chat_template.json", {"chat_template": PLAIN}, ""),
-        ("chat_template.json", {"chat_template": named("default", "rag")}, ""),
-        ("processor_config.json", PLAIN, ""),
-        ("processor_config.json", {"default": PLAIN, "tool_use": "no"}, ""),
-        ("tokenizer_config.json", PLAIN, ""),
-        ("tokenizer_config.json", named("default", "tool_use"), ""),
-        ("tokenizer_config.json", named("chat"), ""),
-        ("additional_chat_templates/default.jinja", PLAIN, ""),
-        ("tokenizer_config.json", named("rag", "tool_use"), "no chat template (default) in "),
-        ("tokenizer_config.json", None, "no chat template (default) in "),
-        ("tokenizer_config.json", "", "no chat template (default) in "),
-        ("chat_template.jinja", "{% for", "cannot encode an image and a question: TemplateSyntaxError"),
-        ("chat_template.jinja", "{{ nothing.at.all }}", "cannot encode an image and a question: Undefined"),
-        ("chat_template.jinja", "{{ raise_exception('no list') }}", "TemplateError: no list"),
-        ("chat_template.jinja", "{{ messages[0]['content'] }}", "does not write a text"),
-        (
-            "tokenizer_config.json",
-            "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}",
-            "an image",
-        ),
-        ("chat_template.jinja", STRINGS, "does not write a text"),
-    ],
-)
+PLACES = [  # (file, content, what is wrong)
+    ("chat_template.jinja", PLAIN, ""),
+    ("chat_template.json", {"chat_template": PLAIN}, ""),
+    ("chat_template.json", {"chat_template": named("default", "rag")}, ""),
+    ("processor_config.json", PLAIN, ""),
+    ("processor_config.json", {"default": PLAIN, "tool_use": "no"}, ""),
+    ("tokenizer_config.json", PLAIN, ""),
+    ("tokenizer_config.json", named("default", "tool_use"), ""),
+    ("tokenizer_config.json", named("chat"), ""),
+    ("additional_chat_templates/default.jinja", PLAIN, ""),
+    ("tokenizer_config.json", named("rag", "tool_use"), NONE),
+    ("tokenizer_config.json", None, NONE),
+    ("tokenizer_config.json", "", NONE),
+    ("chat_template.jinja", "{% for", UNUSABLE + "TemplateSyntaxError"),
+    ("chat_template.jinja", "{{ nothing.at.all }}", UNUSABLE + "Undefined"),
+    ("chat_template.jinja", "{{ raise_exception('no list') }}", "TemplateError: no list"),
+    ("chat_template.jinja", "{{ messages[0]['content'] }}", "does not write a text"),
+    ("tokenizer_config.json", NO_IMAGES, "does not write an image"),
+    ("chat_template.jinja", STRINGS, "does not write a text"),
+]
+
+
+@pytest.mark.parametrize("file, content, problem", PLACES)
 def test_a_template_is_found_or_one_line_says_so(file, content, problem, tiny_model, tmp_path, capsys):
     spec = shutil.copytree(tiny_model("llava"), tmp_path / "model")
     (spec / "chat_template.jinja").unlink()
     path = spec / file
     path.parent.mkdir(exist_ok=True)
     if file.endswith("_config.json"):
-        text = json.dumps(json.loads(path.read_text()) | {"chat_template": content})
+        tiny.edit(path, chat_template=content)
     else:
-        text = content if path.suffix == ".jinja" else json.dumps(content)
-    path.write_text(text)
+        path.write_text(content if path.suffix == ".jinja" else json.dumps(content))
     if not problem:
         processor = common.load_processor(str(spec))
         asked = chat.chat_parts(chat.user_message("x", ["an image"]))

@@ -2,6 +2,7 @@
 tests load.
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -160,13 +161,38 @@ def make_model(kind: str, folder: Path, seed: int = 0) -> Path:
     room, name = made["images"][0].split(".")
     images = getattr(getattr(transformers.models, room), f"{name}ImageProcessorPil")(**made["images"][1])
     model = getattr(transformers, f"{made['name']}ForConditionalGeneration")(config)
-    ends = {"eos_token_id": IDS["<eos>"], "pad_token_id": IDS["<pad>"]}
-    model.generation_config = transformers.GenerationConfig(**ends)
-    model.save_pretrained(folder)
-    # the files that AutoProcessor reads, piece by piece: no class that needs torchvision is made
     tokenizer.chat_template = template(made["mark"])
-    tokenizer.save_pretrained(folder)
-    images.save_pretrained(folder)
-    settings = {"processor_class": f"{made['name']}Processor"} | made["processor"]
+    return save_model(folder, model, tokenizer, images, f"{made['name']}Processor", made["processor"])
+
+
+def save_model(folder: Path, model, tokenizer, images, name: str, settings: dict) -> Path:
+    """Write the files that AutoProcessor reads, piece by piece: no class that needs torchvision is made."""
+    from transformers import GenerationConfig
+
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig(**ends)
+    for part in (model, tokenizer, images):
+        part.save_pretrained(folder)
+    settings = {"processor_class": name} | settings
     (Path(folder) / "processor_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def edit(path: Path, **changes: object) -> None:
+    """Change entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def flags(**changes: object) -> argparse.Namespace:
+    """Those of a stage that asks a model; greedy unless changed."""
+    values = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 12, "max_pixels": 10_000}
+    values |= {"batch_size": 64, "trust_remote_code": False, "serve": None}
+    return argparse.Namespace(**values | changes)
+
+
+def open_engine(spec: object, **changes: object):
+    """A local model as a stage opens it."""
+    import common
+    from mathse.generate import open_model
+
+    return open_model(str(spec), flags(**changes), common.load)
