@@ -2,8 +2,7 @@
 
 A rank appends whole lines to OUT.part/rank_R.jsonl. When all rows are there, they are joined in the order of
 their keys and the result is renamed to OUT: what is written does not depend on the number of ranks or on the
-order in which rows arrived. A rerun drops a torn last line, skips the keys that are there and tries failed
-rows again.
+order in which rows arrived. A rerun drops a torn last line and skips the keys that are there.
 """
 
 import contextlib
@@ -23,6 +22,8 @@ from mathse.launch import meet, processes
 from mathse.records import fail, relative_images, row_key, written_rows
 
 SYNC_SECONDS = 5.0  # a power cut loses the rows written since
+EARLIER = "earlier.jsonl"  # in OUT.part: a complete output whose failed rows are tried again
+HOPELESS = 20  # rows that have all failed: then they are no result
 IMAGE_LENGTH, REPLY_LENGTH = 2000, 1000  # characters that an image, and a reply, count for in keys_of_rank()
 
 
@@ -56,14 +57,15 @@ def expected_length(row: dict) -> int:
 class Output:
     """The rows of one output file. `recipe` (mathse/recipe.py) says where it lies and how it is made.
 
-    `done`: keys of the rows that earlier calls wrote, without those that failed.
+    `done`: keys of the rows that earlier calls wrote, without those that are to be tried again.
     """
 
     def __init__(self, recipe):
         self.recipe, self.path, self.folder = recipe, recipe.output, recipe.part
         recipe.start()
         self.file, self.synced = None, time.monotonic()
-        self.done = {key for key, (failed, *_) in self.index().items() if not failed}
+        places = self.index().items()
+        self.done = {key for key, (failed, path, _) in places if not failed or path.name != EARLIER}
 
     def write(self, row: dict) -> None:
         """Append a row to this rank's file. Raises OSError if the disk is full, with the file as before."""
@@ -114,6 +116,11 @@ class Output:
                 self.recipe.pause()
                 print(f"{self.folder}: {len(keys) - missing} of {len(keys)} rows are written", flush=True)
                 sys.exit(3)
+            if len(keys) >= HOPELESS and all(index[key][0] for key in keys):
+                first = json.loads(next(read_lines([index[keys[0]]])))
+                reason = f"the first: {first.get('reason') or first.get('judge_error')}"
+                remedy = f"mend the cause, remove {self.folder} and call again"
+                fail(f"{self.folder}: all {len(keys)} rows have failed, {reason}; {remedy}", 1)
             joined, tokens = self.folder / "joined", [0, 0]
             with joined.open("wb") as file:
                 rows = (json.loads(line) for line in read_lines([index[key] for key in keys]))

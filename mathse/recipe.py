@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
-from mathse.jsonl import failed_rows, hold, remove, replace, write_json
+from mathse.jsonl import EARLIER, failed_rows, hold, remove, replace, write_json
 from mathse.launch import meet, processes, stage_end
 from mathse.records import fail, is_endpoint
 
@@ -68,23 +69,24 @@ class Recipe:
         self.content = {
             "stage": name_of(script),
             "flags": {name: str(flag) if isinstance(flag, Path) else flag for name, flag in flags.items()},
-            "inputs": {name: [self.input(str(spec)) for spec in specs] for name, specs in given.items()},
+            "inputs": {name: [of_content(str(spec)) for spec in specs] for name, specs in given.items()},
             "constants": {name: digest(text) for name, text in (constants or {}).items()},
         }
         code = f"the code of {name_of(script)} or common.py"
         self.content["constants"][code] = code_digest(Path(script), unused)
         self.begun = time.monotonic()
 
-    def input(self, spec: str) -> dict:
-        return {"name": spec, "content": fingerprint(spec, self.output)}
-
     def refuse_inside(self, name: str, specs: list) -> None:
-        """End the command if an input is the output or lies in it: --force would remove it."""
+        """End the command if an input is the output or lies in it: --force would remove it. So does an output
+        in an input's folder: it would change the input.
+        """
         output = Path(os.path.realpath(self.output))
         for spec in specs:
-            place = Path(os.path.realpath(spec))
+            place = Path(os.path.realpath(place_of(str(spec)) or spec))
             if output == place or output in place.parents:
                 fail(f"--{name.replace('_', '-')}: {spec}: is the output too; choose another --output")
+            if place in output.parents:
+                fail(f"--output: {self.output}: lies in {spec}, which is an input; choose another folder")
 
     def is_done(self) -> bool:
         """Whether the output stands already, made by this recipe; then a line says so."""
@@ -105,8 +107,8 @@ class Recipe:
         goes_on = begun is not None and not self.differences(begun)
         is_folder = self.path.parent == self.output
         if self.output.exists() and not (is_folder and is_empty_folder(self.output)):
-            if made and not self.differences(made):
-                return not (self.retry_errors and failed_rows(self.output))
+            if made and not self.differences(made):  # complete, or tried again for its failed rows
+                return not (goes_on or (self.retry_errors and failed_rows(self.output)))
             if not goes_on and made:
                 self.refuse(self.output, made)
             elif not goes_on:
@@ -157,10 +159,12 @@ class Recipe:
         self.part.mkdir(parents=True, exist_ok=True)
         self.lock = hold(self.part)
         begun, standing = read_recipe(self.part / "recipe.json"), read_recipe(self.path)
+        retry = self.output.is_file() and standing is not None and not self.differences(standing)
         if begun is None or self.differences(begun):
             remove(*(path for path in self.part.iterdir() if path.name != "lock"))
             begun = None
-        retry = self.output.is_file() and standing is not None and not self.differences(standing)
+            if retry:  # the recipe, which is written last, says that it is there
+                shutil.copyfile(self.output, self.part / EARLIER)
         before = begun or (standing if retry else None) or {}
         command = shlex.join(["python", *name_of(sys.argv[0]).split(), *sys.argv[1:]])
         why = "  # again, for rows that failed" if retry else "  # anew" if self.output.exists() else ""
@@ -168,8 +172,6 @@ class Recipe:
         self.made = {"command": command} | self.content | {"folder": os.path.realpath(self.output.parent)}
         self.made |= provenance() | {"seconds": before.get("seconds", 0)}
         write_json(self.part / "recipe.json", self.made)
-        if retry:
-            self.output.replace(self.part / "earlier.jsonl")
 
     def pause(self) -> None:
         """Note what a call took that ends before the output is complete."""
@@ -262,32 +264,29 @@ def plain_code(tree: ast.AST) -> str:
     return ast.dump(tree)
 
 
-def fingerprint(spec: str, output: Path | None = None) -> str | None:
-    """The content behind a spec: of a file, of a folder (also NAME:FOLDER) but for an output that lies in it,
-    an endpoint's model name, or the text. None for a file of a run that an earlier stage has yet to make.
+def of_content(spec: str) -> dict:
+    return {"name": spec, "content": fingerprint(spec)}
+
+
+def place_of(spec: str) -> Path | None:
+    """The file or folder that a spec names, also as NAME:FOLDER or hf:FOLDER:SPLIT."""
+    names = spec, spec.partition(":")[2], spec.partition(":")[2].rpartition(":")[0]
+    return next((Path(name) for name in names if name and os.path.exists(name)), None)
+
+
+def fingerprint(spec: str) -> str | None:
+    """The content behind a spec: of a file or folder, an endpoint's model name, or the text. None for a file
+    of a run that an earlier stage has yet to make.
     """
     if is_endpoint(spec):
         return "#" + spec.partition("#")[2]  # the same model at another address is the same model
-    names = spec, spec.partition(":")[2], spec.partition(":")[2].rpartition(":")[0]  # hf:FOLDER:SPLIT
-    place = next((Path(name) for name in names if name and os.path.exists(name)), None)
+    place = place_of(spec)
     if place and place.is_file():
         return content_of(place)
     if place and place.is_dir():
         files = [path for path in sorted(place.rglob("*")) if path.is_file() and is_content(path, place)]
-        own = beginnings(output, place)
-        files = [path for path in files if not f"{path.absolute()}/".startswith(own)]
         return digest(json.dumps([(str(path.relative_to(place)), content_of(path)) for path in files]))
     return None if spec.count("/") > 1 and ":" not in spec else spec
-
-
-def beginnings(output: Path | None, folder: Path) -> tuple[str, ...]:
-    """What the paths of an output that lies in a folder, and of what stands with it, begin with."""
-    place = output and output.absolute()
-    if not place or folder.absolute() not in place.parents:
-        return ()
-    if place.parent != folder.absolute():
-        return (f"{place.parent}/",)
-    return tuple(f"{place}{end}" for end in ("/", ".part", ".recipe.json", ".replaced", ".serve.log"))
 
 
 def is_content(path: Path, folder: Path) -> bool:

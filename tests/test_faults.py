@@ -2,12 +2,15 @@
 twice, limits hold, the key stays secret.
 """
 
+import time
 from pathlib import Path
 from subprocess import DEVNULL
 
 import pytest
 from conftest import begin, kill, lines_of, one_line, read_rows, write_rows
-from server import HANG, Server, completion, faulty, good, text_of
+from server import HANG, Server, choices, completion, faulty, good, text_of
+
+from mathse.recipe import read_recipe
 
 KEY = "sk-this-is-a-secret-0123456789"
 
@@ -104,6 +107,55 @@ def test_limits_stop_cleanly_and_the_same_command_goes_on(sample, tmp_path):
     assert len((tmp_path / "spent.tsv").read_text().splitlines()) == 35
 
 
+def refusing(meant, reply: tuple):
+    """Behaves well but to the problems that are meant, which get this reply at once."""
+
+    def behave(number, body):
+        if "Question" in text_of(body) and meant(int(question(body)[1:])):
+            return reply
+        time.sleep(0.2)
+        return 200, choices(*["x"] * body.get("n", 1)), {}
+
+    return behave
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_rows_that_a_server_refuses_end_no_stage(status, sample, tmp_path):
+    """More than twenty in a row, before the first answer too: it is asked whether it answers at all."""
+    server = Server(
+        refusing(lambda number: number < 30, (status, {"error": "not this one"}, {})), seconds=0.0
+    )
+    assert sample(server, "--max-requests", 40).returncode == 3
+    assert sample(server).returncode == 0
+    rows = read_rows(tmp_path / "out.jsonl")
+    assert [row["finish"] for row in rows] == ["error"] * 30 + ["stop"] * 30
+    assert server.count <= 60 + 2
+    done = sample(server, "--retry-errors")
+    assert done.returncode == 0 and read_rows(tmp_path / "out.jsonl") == rows, done.stderr
+
+
+def test_samples_of_few_problems_that_are_refused_end_no_stage(sample, tmp_path):
+    server = Server(refusing(lambda number: number < 3, (400, {"error": "too long"}, {})), seconds=0.0)
+    done = sample(server, "--samples", 8, "--temperature", 1, "--concurrency", 64)
+    assert done.returncode == 0, done.stderr
+    assert sum(row["finish"] == "error" for row in read_rows(tmp_path / "out.jsonl")) == 24
+
+
+def test_a_refusal_that_was_paid_for_is_final(sample, tmp_path):
+    server = Server(refusing(lambda number: number == 0, (200, completion("", "content_filter"), {})))
+    flags = "--spent", tmp_path / "spent.tsv", "--concurrency", 1
+    assert sample(server, *flags, "--max-requests", 1).returncode == 3
+    assert sample(server, *flags).returncode == 0 and server.count == 60
+    assert [row["finish"] for row in read_rows(tmp_path / "out.jsonl")] == ["error"] + ["stop"] * 59
+
+
+def test_rows_that_have_all_failed_are_no_output(sample, tmp_path):
+    server = Server(refusing(lambda number: True, (400, {"error": "not this one"}, {})), seconds=0.0)
+    done = sample(server)
+    assert done.returncode == 1 and not (tmp_path / "out.jsonl").exists()
+    assert "all 60 rows have failed, the first: HTTP 400: not this one; mend the cause" in done.stderr
+
+
 def test_an_endpoint_that_hangs_does_not_hold_the_command(sample):
     hangs = Server(lambda number, body: (HANG, b"", {}))
     assert one_line(sample(hangs, "--timeout", 0.3, "--concurrency", 20), "none was answered")
@@ -113,7 +165,14 @@ def test_an_endpoint_that_hangs_does_not_hold_the_command(sample):
 def test_rows_of_another_file_are_told_apart_by_their_problems(script, run, tmp_path):
     """With the keys of predictions: what is made of them is found again, and nothing is asked twice."""
     row = {"question": "1?", "images": [], "answer": 2, "prompt": "1?", "response": "3", "status": "wrong"}
-    row |= {"benchmark": "toy_test", "sample": 1, "finish": "stop"}
+    row |= {
+        "benchmark": "toy_test",
+        "sample": 1,
+        "finish": "stop",
+        "judge_reply": "x",
+        "judge_tokens": [9, 9],
+    }
+    row["messages"] = [{"role": role, "content": "x"} for role in ("user", "assistant")]
     rows, server = [row | {"id": str(k)} for k in range(3)], Server(good, seconds=0.0)
     path = write_rows(tmp_path / "in.jsonl", rows)
     files = [path, path] if script == "03_reflect.py" else [path]
@@ -121,6 +180,7 @@ def test_rows_of_another_file_are_told_apart_by_their_problems(script, run, tmp_
     assert done.returncode == 0 and server.count == 3, done.stderr
     made = [(row["id"], row["sample"]) for row in read_rows(tmp_path / "o.jsonl")]
     assert made == [(str(k), 0) for k in range(3)]
+    assert read_recipe(tmp_path / "o.jsonl.recipe.json")["tokens"] == [21, 9]
 
 
 def test_a_list_of_answers_is_all_of_them(run, tmp_path):

@@ -502,6 +502,12 @@ def test_what_is_no_rows_fault_ends_the_stage(place, fault, tiny_model, monkeypa
     assert len(replies) > failed or place not in ("the rest of prompts", "generate()")
 
 
+def test_rows_that_have_failed_before_may_all_fail_again(tiny_model, monkeypatch):
+    generate = open_engine(tiny_model("llava"), retry_errors=True)
+    monkeypatch.setattr(Engine, "read", fails_from(1, ValueError("no"), Engine.read))
+    assert [reply.finish for reply in generate(many_requests(40))] == ["error"] * 40
+
+
 def test_memory_that_lacks_while_a_model_is_tried_ends_the_stage(tiny_model, monkeypatch, capsys):
     error, words = ERRORS["memory"]
     monkeypatch.setattr(Engine, "read", fails_from(1, error, Engine.read))

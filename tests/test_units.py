@@ -76,12 +76,12 @@ def recipe_of(path, **settings) -> Recipe:
 
 
 def test_an_output_is_in_the_order_of_its_keys_whoever_wrote_it(tmp_path):
-    """Parts of two processes, a failed row that was tried again, a row that stands twice, a torn line."""
+    """Parts of two processes, a failed row to be tried again, a row that stands twice, a torn line."""
     rows = [{"id": name, "images": [], "finish": "stop"} for name in "abcd"]
     path, part = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.part"
     first = Output(recipe_of(path))
     first.write(rows[2])
-    first.write(rows[0] | {"finish": "error"})
+    write_rows(part / "earlier.jsonl", [rows[0] | {"finish": "error"}])
     write_rows(part / "rank_1.jsonl", [rows[3], rows[1], rows[2], rows[1] | {"finish": "error"}])
     first.file.close()  # as when its process is killed
     first.recipe.lock.close()
@@ -241,7 +241,7 @@ def test_toy_families(name):
         assert canvas.image.size == (112, 112)
 
 
-def test_teacher_answers_the_three_prompts(toy_world, stage):
+def test_teacher_answers_the_three_prompts(toy_world, stage, monkeypatch):
     feedback, reflect = stage("02_verify").FEEDBACK_PROMPT, stage("03_reflect").REFLECT_PROMPT
     row, *_ = read_rows(toy_world / "train.jsonl")
     picture = [(toy_world / row["images"][0]).read_bytes()]
@@ -260,6 +260,8 @@ def test_teacher_answers_the_three_prompts(toy_world, stage):
     assert verdict["status"] == "WRONG" and verdict["error_step"] == wrong.split("\n")[line]
     assert asked(reflect, response=wrong, error_step="x", error_analysis="y") == row["solution"]
     assert asked("What is this?") is None
+    monkeypatch.setattr(teacher, "SOLVE_PROMPT", "Solve: {question}\nAgain: {question}")  # as a fork may
+    assert asked(teacher.SOLVE_PROMPT) == row["solution"]
     # a picture's number, a sum's result and the operation changed: each is another type of error
     lines = row["solution"].split("\n")
     changed = {

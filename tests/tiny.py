@@ -186,7 +186,7 @@ def edit(path: Path, **changes: object) -> None:
 def flags(**changes: object) -> argparse.Namespace:
     """Those of a stage that asks a model; greedy unless changed."""
     values = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 12, "max_pixels": 10_000}
-    values |= {"batch_size": 64, "trust_remote_code": False, "serve": None}
+    values |= {"batch_size": 64, "trust_remote_code": False, "serve": None, "retry_errors": False}
     return argparse.Namespace(**values | changes)
 
 

@@ -33,7 +33,14 @@ from mathse.records import fail, read_rows
 
 def prompt_pattern(prompt: str) -> re.Pattern:
     """A prompt with {fields} -> a pattern with named groups, so that a changed prompt is understood, too."""
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.*?)", re.escape(prompt)) + r"\Z", re.DOTALL)
+    names = set()
+
+    def group(match: re.Match) -> str:
+        is_new = match[1] not in names
+        names.add(match[1])
+        return f"(?P<{match[1]}>.*?)" if is_new else f"(?P={match[1]})"
+
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", group, re.escape(prompt)) + r"\Z", re.DOTALL)
 
 
 def problem_key(question: str, images: list[bytes]) -> bytes:
@@ -111,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             text, images = text_and_images(body["messages"][-1]["content"])
             answer = self.server.teacher.answer(text, images, body.get("seed") or 0)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, LookupError, TypeError, OSError) as error:
             return self.reply(400, {"error": {"message": f"{type(error).__name__}: {error}"}})
         if answer is None:
             return self.reply(404, {"error": {"message": "unknown prompt or problem"}})

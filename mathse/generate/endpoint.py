@@ -2,8 +2,9 @@
 
 A server is expected to limit rates, to be gone for minutes, to fail, to hang and to answer junk. A request
 ends as an answer or as a reply with finish `error`: after TRIES tries or, while there is no server, after
-DEADLINE times `--timeout`. A server that answers nothing more, or a limit that is reached (`--max-requests`,
-`--max-cost`), stops the stage instead: what was answered is kept, and the same command goes on later.
+DEADLINE times `--timeout`. A server that answers nothing more, not even a question of ours, stops the stage
+instead. So does a limit that is reached (`--max-requests`, `--max-cost`). What was answered is kept, and the
+same command goes on later.
 
 Samples of a problem that are drawn at a temperature are asked for in one request, so that its images are paid
 for once; those that the server does not give are asked for one by one.
@@ -29,23 +30,23 @@ from urllib.parse import parse_qs, urlsplit
 
 from mathse.chat import chat_parts
 from mathse.cli import PIXELS_A_TOKEN, price
-from mathse.generate.types import Generator, Reply, Request
+from mathse.generate.types import Generator, Reply, Request, probe
 from mathse.images import MAX_PIXELS, data_url
-from mathse.records import fail
+from mathse.records import fail, row_key
 from mathse.replies import MARK, ended
 
 CONCURRENCY = 32  # requests in flight, if --concurrency does not say
 TRIES = 8  # of one request, but for those that met no server
 DEADLINE = 3  # times --timeout: the longest that all tries of one request take together
 MAX_PAUSE = 120.0  # seconds between two tries, also where the server asks for more
-HOPELESS = 20  # requests that failed in a row, after which a server is given up
+HOPELESS = 20  # requests that failed in a row: then the server is asked a question of ours
 MAX_REASON = 300  # characters
 MAX_REPLY = 32 << 20  # bytes
 KEY_VARIABLE = "OPENAI_API_KEY"
 CHARACTERS_A_TOKEN = 4  # where a server does not count
 AWAY_STATUS = {429, 503, 529}  # later, says the server: no fault of the request
 RETRY_STATUS = {408, 409, 425, 500, 502, 504}
-KEY_STATUS = {401, 402, 403}  # the key or the account, not the request, is refused
+KEY_STATUS = {401, 402}  # the key or the account, not the request, is refused
 PARAMETER_STATUS = {400, 422}
 # An account without money, by an error's code or type, and in words. (Words such as "check your plan and
 # billing details" also stand in refusals of too many requests a minute.)
@@ -119,28 +120,37 @@ class Endpoint(Generator):
     def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
         if self.stop.is_set():  # by an earlier call
             return
-        answered, given_up, in_a_row = False, False, 0
+        answered, problem = False, ""
         failed: list[Reply] = []  # since the last answer; held back, because the server may be at fault
+        in_a_row = set()  # the requests that failed since then
         for outcome in self.outcomes(self.jobs(requests)):
-            if outcome.kind not in ("answer", "row"):
-                last, in_a_row = outcome, in_a_row + 1
-                failed += outcome.replies
-                if not given_up and (outcome.kind == "key" or in_a_row == HOPELESS):
-                    given_up = True
-                    self.give_up(last, in_a_row, answered)  # and take what is in flight
+            if outcome.kind in ("answer", "row"):
+                if outcome.kind == "answer":
+                    yield from [] if problem else failed
+                    answered, failed, in_a_row = True, [], set()
+                yield from outcome.replies
                 continue
-            if outcome.kind == "answer":
-                answered, in_a_row = True, 0
-                yield from [] if given_up else failed
-                failed.clear()
-            yield from outcome.replies
-        if failed and not (answered or self.stop.is_set() or self.is_alive()):
-            self.give_up(last, in_a_row, answered)
-        if not self.stop.is_set():
+            is_paid = any(reply.tokens for reply in outcome.replies)
+            yield from outcome.replies if is_paid else ()
+            failed += [] if is_paid else outcome.replies
+            in_a_row |= {row_key(reply.row) for reply in outcome.replies}
+            many = outcome.kind == "key" or len(in_a_row) >= HOPELESS
+            if many and not problem:
+                if outcome.kind in ("key", "down") or not self.is_alive(outcome.replies[0].row):
+                    problem = self.given_up(outcome, len(in_a_row))  # and what is in flight is taken
+                elif not self.stop.is_set():  # the requests were at fault
+                    yield from failed
+                    failed, in_a_row = [], set()
+        if failed and not (answered or self.stop.is_set() or self.is_alive(failed[-1].row)):
+            problem = self.given_up(Outcome("refused", failed), len(in_a_row))
+        if problem and not answered:
+            fail(f"--model: {self.spec}: none was answered, {problem}")
+        if not problem and (answered or not self.stop.is_set()):
             yield from failed
-        elif not given_up:
+        if self.stop.is_set():
             more = " with more" if self.args.spent else ""
-            print(f"stopped: {self.budget.reached()}; call again{more} to go on", file=sys.stderr)
+            limit = f"{self.budget.reached()}; call again{more} to go on"
+            print(f"stopped: {f'--model: {self.spec}: {problem}' if problem else limit}", file=sys.stderr)
 
     def jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
         """Without a temperature the samples of one request would be the same text."""
@@ -184,22 +194,20 @@ class Endpoint(Generator):
             for _ in range(self.concurrency):
                 jobs.put(None)
 
-    def give_up(self, last: Outcome, in_a_row: int, answered: bool) -> None:
-        """Stop the stage; end it if the server has answered nothing."""
+    def given_up(self, last: Outcome, in_a_row: int) -> str:
+        """Ask nothing more; why, in words."""
         self.stop.set()
         reason = last.replies[-1].reason
         many = "" if last.kind == "key" else f"{in_a_row} requests failed in a row, the last one: "
-        why = f"{many}{reason}; call again when it works"
-        if not answered:
-            model = "; is it the right model?" if reason.startswith("HTTP 404") else ""
-            fail(f"--model: {self.spec}: none was answered, {why}{model}")
-        print(f"stopped: --model: {self.spec}: {why}", file=sys.stderr)
+        model = "; is it the right model?" if reason.startswith("HTTP 404") else ""
+        return f"{many}{reason}; call again when it works{model}"
 
-    def is_alive(self) -> bool:
-        """Whether the server answers a question of ours: then the rows that failed are at fault."""
-        test = Request({"images": []}, [{"role": "user", "content": "1 + 1 = ?"}], {0: 0})
-        kind = self.ask(Job(test, [0])).kind
-        if kind == "stopped":  # a limit is reached: nobody knows
+    def is_alive(self, row: dict) -> bool:
+        """Whether the server answers a question of ours, with an image if the row that failed has one: then
+        such rows are at fault. Where a limit is reached, nobody knows.
+        """
+        kind = self.ask(Job(probe("1 + 1 = ?", bool(row["images"])), [0])).kind
+        if kind == "stopped":
             self.stop.set()
         return kind in ("answer", "stopped")
 
@@ -209,8 +217,8 @@ class Endpoint(Generator):
             messages = self.messages(job.request)
         except Exception as error:  # Pillow raises anything on a hostile file
             return self.failed("row", job, f"{type(error).__name__}: {error}")
-        deadline, starts = time.monotonic() + DEADLINE * self.args.timeout, self.starts()
-        tries, failures = 0, 0
+        starts, tries, failures = self.starts(), 0, 0  # which may take the time that a server needs to load
+        deadline = time.monotonic() + DEADLINE * self.args.timeout
         while True:
             fields = self.parameters.of(job)
             if len(job.samples) > 1 and "n" not in fields:

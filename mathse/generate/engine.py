@@ -23,7 +23,6 @@ longest row, K dimensions that the model counts positions in, W width of a head,
 
 import argparse
 import inspect
-import io
 import itertools
 import math
 import os
@@ -33,7 +32,6 @@ from dataclasses import dataclass, field
 
 import torch
 import transformers
-from PIL import Image
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -41,8 +39,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import encode_groups, reply_ends, row_errors, user_message
-from mathse.generate.types import Generator, Reply, Request
+from mathse.chat import encode_groups, reply_ends, row_errors
+from mathse.generate.types import Generator, Reply, Request, probe
 from mathse.images import open_image
 from mathse.launch import KEPT, end_if_device_failed, one_line, processes
 from mathse.records import IMAGE, fail
@@ -257,9 +255,9 @@ class Engine(Generator):
             yield from (Sample(request, number, group, error=error) for number in request.seeds)
 
     def blame(self, what: str, error: Exception) -> None:
-        """End the stage if prompts fail one after the other."""
+        """End the stage if prompts fail one after the other, but for those that have failed before."""
         self.faults[what] += 1
-        if self.faults[what] == HOPELESS:
+        if self.faults[what] == HOPELESS and not self.args.retry_errors:
             fail(f"the model failed on {HOPELESS} prompts in a row, the last: {one_line(error)}; {KEPT}", 1)
 
     def start(self, fresh: list[Sample]) -> list[Sample]:
@@ -633,13 +631,6 @@ def cut(inputs: dict, lengths: list[int]) -> transformers.BatchFeature:
 
 
 # ---------------------------------------------------------------- opening a model, and faults
-
-
-def probe(text: str) -> Request:
-    """A question about an image, on which a model's two ways of decoding are compared."""
-    image = io.BytesIO()
-    Image.effect_noise((64, 64), 99).save(image, "PNG")
-    return Request({"images": [image]}, user_message(text, [image]), {0: 0})
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

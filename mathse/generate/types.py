@@ -3,6 +3,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from PIL import Image
+
+from mathse.chat import user_message
+from mathse.images import png
+
 
 @dataclass
 class Request:
@@ -11,6 +16,12 @@ class Request:
     row: dict
     messages: list[dict]
     seeds: dict[int, int]
+
+
+def probe(text: str, has_image: bool = True) -> Request:
+    """A question of ours, on which a model or a server is tried."""
+    images = [png(Image.effect_noise((64, 64), 99))] if has_image else []
+    return Request({"images": images}, user_message(text, images), {0: 0})
 
 
 @dataclass
