@@ -135,6 +135,9 @@ def run_folder(tmp_path_factory):
             write(folder / stage / "verified.jsonl", [verified(*row) for row in VERIFIED[stage]])
     write_errors(folder / "round_1/eval")
     shutil.copytree(folder / "round_0/eval", folder / "final/blank")
+    write(folder / "final/blank/metrics.json", {"conditions": {"max_tokens": 64, "blank_image": True}})
+    # of another call: REFLECT=final does not ask for it
+    write(folder / "round_1/reflected_verified.jsonl", [verified(PROBLEMS[3], "correct", "correct")])
     for output, made in RECIPES.items():
         write_recipe(f"{folder}/{output}", *made)
     shutil.copytree(folder / "round_1", folder / "round_2")  # of another call: ROUNDS=1 does not ask for it
@@ -171,6 +174,23 @@ def test_metrics_of_a_run(reported):
         "by_subject": subjects | {"['a list']": {"problems": 1}},
     }  # fmt: skip
     assert found["versions"] == {"torch": "2"} and found["git_commit"] == "abc"
+
+
+def test_reflections_of_every_round_count_where_they_are_asked_for(run_folder, tmp_path):
+    settings, run = SETTINGS | {"REFLECT": "every"}, shutil.copytree(run_folder, tmp_path / "try")
+    found = metrics.collect(run, metrics.folders_of(run, settings), settings)
+    (round_1,) = (stage for stage in found["stages"] if stage["stage"] == "round_1")
+    assert round_1["audit"]["responses"] == 7 and round_1["audit"]["status"]["correct"] == 2
+    assert found["pool"]["first_solved"] == {"round_0": 1, "round_1": 2}
+
+
+@pytest.mark.parametrize("file", ["eval/predictions.jsonl.recipe.json", "blank/metrics.json"])
+def test_blank_images_of_another_model_or_conditions_are_left_out(run_folder, tmp_path, file):
+    folder = shutil.copytree(run_folder / "final", tmp_path / "final")
+    assert metrics.blank_is_of(folder)
+    text = (folder / file).read_text()
+    (folder / file).write_text(text.replace('"content": "x"', '"content": "y"').replace("64", "65"))
+    assert not metrics.blank_is_of(folder)
 
 
 def test_seconds_tokens_and_cost_are_those_of_the_recipes(reported):
@@ -351,7 +371,8 @@ def test_page_holds_no_foreign_markup(reported):
 
 
 def test_gallery_shows_each_kind(run_folder):
-    cards = gallery.draw_cards(metrics.folders_of(run_folder, SETTINGS))
+    folders = metrics.folders_of(run_folder, SETTINGS)
+    cards = gallery.draw_cards(metrics.verified_files(folders, SETTINGS))
     kinds = [(card["kind"], card["stage"], card["row"]["id"]) for card in cards]
     assert {*kinds[:2]} == {("correct", "+ distilled", "p0"), ("correct", "+ round 1", "p1")}
     assert kinds[-1] == ("reflected", "+ reflection", "p2")
@@ -362,8 +383,8 @@ def test_gallery_shows_each_kind(run_folder):
 def test_gallery_is_short_and_the_same_at_every_call(tmp_path):
     rows = [verified({"id": str(number)}, "correct", "correct") for number in range(50)]
     write(tmp_path / "verified.jsonl", rows)
-    cards = gallery.draw_cards([tmp_path])
-    assert cards == gallery.draw_cards([tmp_path])
+    cards = gallery.draw_cards([tmp_path / "verified.jsonl"])
+    assert cards == gallery.draw_cards([tmp_path / "verified.jsonl"])
     assert len({card["row"]["id"] for card in cards}) == len(cards) == gallery.CARDS
 
 

@@ -28,7 +28,7 @@ def report(run: Path) -> dict:
     folders = folders_of(run, settings)
     from mathse.report.page import write_page  # matplotlib, which looks for a home when it is imported
 
-    metrics = collect(run, folders)
+    metrics = collect(run, folders, settings)
     write_page(run, metrics, settings, folders)
     write_json(run / "metrics.json", metrics)
     return metrics

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mathse.images import open_image
 from mathse.records import written_rows
-from mathse.report.metrics import VERIFIED, label, read_columns
+from mathse.report.metrics import label, read_columns
 
 CARDS = 8  # of each kind
 CARD_PIXELS = 300_000  # larger images are scaled down
@@ -22,10 +22,10 @@ KINDS = {  # of cards, and what the filters call them; in a pair of checks the a
 }
 
 
-def draw_cards(folders: list[Path]) -> list[dict]:
-    """{kind, stage, row, images: data URLs} of each card, kind by kind."""
+def draw_cards(paths: list[Path]) -> list[dict]:
+    """{kind, stage, row, images: data URLs} of each card of verified files, kind by kind."""
     kinds, rows = defaultdict(list), {}
-    for path in (folder / name for folder in folders for name in VERIFIED):
+    for path in paths:
         checks = read_columns(path, "id", "status", "answer_check", "orm_check")
         pairs = checks.answer_check + "/" + checks.orm_check
         checks["kind"] = pairs.where(pairs.isin([*KINDS]), checks.status)

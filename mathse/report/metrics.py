@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.json
+from pandas import concat
 
 from mathse.cli import price
 from mathse.generate.endpoint import read_spent
@@ -44,6 +45,12 @@ def folders_of(run: Path, settings: dict[str, str]) -> list[Path]:
         updated = settings.get("ORM_UPDATE", "every") == "every"
         names += [f"orm_{number}" for number in rounds if updated]
     return [run / name for name in names if (run / name).is_dir()]
+
+
+def verified_files(folders: list[Path], settings: dict[str, str]) -> list[Path]:
+    """Of these folders, the reflections of a round only if the settings ask for them."""
+    names = VERIFIED if settings.get("REFLECT", "every") == "every" else VERIFIED[:1]
+    return [folder / name for folder in folders for name in names]
 
 
 def label(stage: str) -> str:
@@ -92,11 +99,12 @@ def read_columns(path: Path, *names: str):
         fail(f"{path}: not rows as a stage writes them ({error}); make it anew")
 
 
-def audit_of(path: Path) -> dict:
+def audit_of(paths: list[Path]) -> dict:
     """Counts of verified responses, {} if there are none: {responses: all; status; finish; "answer/orm":
     pairs of checks; judged: those with an ORM check; tokens: the median}.
     """
-    rows = read_columns(path, "status", "answer_check", "orm_check", "finish", "tokens")
+    names = "status", "answer_check", "orm_check", "finish", "tokens"
+    rows = concat([read_columns(path, *names) for path in paths], ignore_index=True)
     if rows.empty:
         return {}
     rows["answer/orm"] = rows.answer_check.fillna("None") + "/" + rows.orm_check.fillna("None")
@@ -123,7 +131,7 @@ def error_types(folder: Path) -> dict[str, dict]:
 # ---------------------------------------------------------------- the whole
 
 
-def collect(run: Path, folders: list[Path]) -> dict:
+def collect(run: Path, folders: list[Path], settings: dict[str, str]) -> dict:
     """The metrics of a run; ledger.jsonl is written. No stage evaluated ends the command."""
     evaluated = [folder for folder in folders if (folder / "eval" / "metrics.json").is_file()]
     if not evaluated:
@@ -131,7 +139,7 @@ def collect(run: Path, folders: list[Path]) -> dict:
     answers = [predictions(folder / "eval", *CHECK, "subject") for folder in evaluated]
     taken = what_it_took(run, folders)
     stages = [
-        stage_of(folder, before, after) | taken[folder.name]
+        stage_of(folder, settings, before, after) | taken[folder.name]
         for folder, before, after in zip(evaluated, [{}, *answers], answers)
     ]
     for stage in stages:
@@ -144,7 +152,7 @@ def collect(run: Path, folders: list[Path]) -> dict:
         "stages": stages,
         "tests": list(dict.fromkeys(name for stage in stages for name in stage["benchmarks"])),
         "overall": compare_all(answers[0], answers[-1]),
-        "pool": write_ledger(run, folders, {folder.name: after for folder, after in zip(evaluated, answers)}),
+        "pool": write_ledger(run, folders, settings, dict(zip(evaluated, answers))),
         "seconds": round(sum(sum(each["steps"].values()) for each in taken.values()), 1),
         "orm": taken["orm"],
         "tokens": tokens,
@@ -154,7 +162,7 @@ def collect(run: Path, folders: list[Path]) -> dict:
     }
 
 
-def stage_of(folder: Path, before: dict, after: dict) -> dict:
+def stage_of(folder: Path, settings: dict[str, str], before: dict, after: dict) -> dict:
     """`before`, `after`: the predictions of the stage before, {} without one, and of this one."""
     evaluation, types = read_json(folder / "eval" / "metrics.json"), error_types(folder / "eval")
     return {
@@ -163,23 +171,35 @@ def stage_of(folder: Path, before: dict, after: dict) -> dict:
         "conditions": evaluation.get("conditions", {}),
         "benchmarks": {name: one | types.get(name, {}) for name, one in evaluation["benchmarks"].items()},
         "changes": compare_all(before, after),
-        "blank": compare_all(predictions(folder / "blank", *CHECK), after),
-        "audit": audit_of(folder / VERIFIED[0]),
+        "blank": compare_all(predictions(folder / "blank", *CHECK), after) if blank_is_of(folder) else {},
+        "audit": audit_of(verified_files([folder], settings)),
     }
 
 
-def write_ledger(run: Path, folders: list[Path], answers: dict[str, dict]) -> dict:
+def blank_is_of(folder: Path) -> bool:
+    """Whether the evaluation without images is that of the model, test sets and conditions of eval/."""
+    places = folder / "eval", folder / "blank"
+    recipes = (read_recipe(place / "predictions.jsonl.recipe.json") or {} for place in places)
+    contents = [
+        [source["content"] for sources in recipe.get("inputs", {}).values() for source in sources]
+        for recipe in recipes
+    ]
+    conditions = (read_json(place / "metrics.json").get("conditions", {}) for place in places)
+    return contents[0] == contents[1] and not differing(*conditions)
+
+
+def write_ledger(run: Path, folders: list[Path], settings: dict[str, str], answers: dict[Path, dict]) -> dict:
     """ledger.jsonl: a row a test problem, with the checks of its first sample by stage, or training problem.
 
     Returns of the latter {problems, first_solved: {stage: n}, by_subject: {subject: {"problems", stage: n}}}.
     """
     tests, solved, subjects, part = {}, {}, defaultdict(Counter), run / "ledger.jsonl.part"
-    for stage, benchmarks in answers.items():
+    for folder, benchmarks in answers.items():
         for name, rows in benchmarks.items():
             for row in (row for row in rows if row["sample"] == 0):
                 known = {"benchmark": name, "id": row["id"], "subject": row["subject"], "checks": {}}
-                tests.setdefault((name, row["id"]), known)["checks"][stage] = row["answer_check"]
-    for path in reversed([folder / name for folder in folders for name in VERIFIED]):
+                tests.setdefault((name, row["id"]), known)["checks"][folder.name] = row["answer_check"]
+    for path in reversed(verified_files(folders, settings)):
         checked = read_columns(path, "id", "status")  # the first stage has the last word
         solved |= dict.fromkeys(checked.id[checked.status == "correct"], path.parent.name)
     with part.open("wb") as file:

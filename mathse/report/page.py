@@ -17,7 +17,7 @@ from mathse.chat import question_text
 from mathse.jsonl import replace
 from mathse.report.figures import draw_figures
 from mathse.report.gallery import KINDS, draw_cards
-from mathse.report.metrics import label, read_columns
+from mathse.report.metrics import label, read_columns, verified_files
 from mathse.report.statistics import right_rate
 
 TEMPLATE = Path(__file__).parent / "page.html"
@@ -51,7 +51,7 @@ def write_page(run: Path, metrics: dict, settings: dict[str, str], folders: list
         metrics=metrics,
         figures={section: [Markup(drawing) for drawing in drawn] for section, drawn in figures.items()},
         logs=logs,
-        cards=draw_cards(folders),
+        cards=draw_cards(verified_files(folders, settings)),
         kinds=KINDS,
         script_hash=base64.b64encode(hashlib.sha256(script).digest()).decode(),
     )
