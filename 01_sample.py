@@ -23,11 +23,10 @@ from mathse.chat import user_message
 from mathse.generate import Generator, Reply, Request
 from mathse.jsonl import expected_length
 from mathse.launch import stage_end
-from mathse.records import derive_seed, fail, read_rows, row_key
+from mathse.records import NO_PROBLEM_S, derive_seed, fail, read_rows, row_key
 from mathse.stage import run_stage
 
 SOLUTIONS = "solutions"  # a --model: the problems' own, where there is no teacher
-KEY_FIELDS = ("sample", "benchmark", "messages")  # of other files' rows: problems are told apart by their ids
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,7 +62,7 @@ def read_problems(args: argparse.Namespace, check: bool) -> Iterator[dict]:
     rows = islice((row for path in args.input for row in read_rows(path, check=check)), args.limit or None)
     for row in rows:
         if args.model != SOLUTIONS or (is_text(row.get("solution")) and row.get("answer") is not None):
-            yield {name: value for name, value in row.items() if name not in KEY_FIELDS}
+            yield {name: value for name, value in row.items() if name not in NO_PROBLEM_S}
 
 
 def choose(args: argparse.Namespace, check: bool) -> dict[str, int]:

@@ -118,6 +118,8 @@ def decided(responses: list[dict], args: argparse.Namespace) -> Iterator[dict]:
     """The responses of a problem with their status."""
     for row in responses:
         status, reason = decide(row, responses, args)
+        if row["finish"] != "error":  # it is the verdict's, perhaps an earlier one's
+            row.pop("reason", None)
         yield row | {"status": status} | ({"reason": reason} if reason else {})
 
 

@@ -25,7 +25,7 @@ from mathse.chat import fill, question_text, user_message
 from mathse.generate import Generator, Request
 from mathse.jsonl import expected_length
 from mathse.launch import stage_end
-from mathse.records import VERDICT_FIELDS, derive_seed, read_rows, relative, row_key
+from mathse.records import NO_PROBLEM_S, derive_seed, read_rows, relative, row_key
 from mathse.stage import run_stage
 
 REFLECT_PROMPT = f"""You are an expert mathematics teacher. A student's solution of the problem below \
@@ -45,7 +45,6 @@ reconsidered solution, without a word about the earlier one. End with the senten
 result (for a multiple-choice problem, the letter of the choice)."""
 
 NEEDED = ("id", "question", "prompt", "sample", "response", "status")
-NOT_ITS_OWN = VERDICT_FIELDS | {"reason", "benchmark"}  # fields of a draft that its reflection does not take
 
 
 class Draft(NamedTuple):
@@ -117,7 +116,7 @@ def reflect(args: argparse.Namespace, generate: Generator, drafts: list[tuple[in
     """A row for each of the drafts, which come with the numbers of their reflections."""
     samples = {(draft.file, draft.key): number for number, draft in drafts}
     for reply in generate(requests(args, samples)):
-        row = {name: value for name, value in reply.row.items() if name not in NOT_ITS_OWN}
+        row = {name: value for name, value in reply.row.items() if name not in NO_PROBLEM_S}
         yield row | {"draft": row["response"], "origin": args.origin} | reply.record(args.model)
 
 

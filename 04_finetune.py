@@ -105,8 +105,10 @@ def pick_diverse(rows: list[tuple[object, array]], count: int) -> list:
     def likeness(some: set, others: set) -> float:
         return len(some & others) / (len(some | others) or 1)
 
-    texts = {text: (key, {*pairs}) for key, (text, *pairs) in reversed(rows)}
-    left = [*reversed(texts.values())]
+    texts = {}
+    for key, (text, *pairs) in rows:
+        texts.setdefault(text, (key, {*pairs}))
+    left = [*texts.values()]
     taken = [left.pop(0)] if left else []
     while left and len(taken) < count:
         alike = [max(likeness(pairs, other) for _, other in taken) for _, pairs in left]
@@ -234,10 +236,10 @@ def train(args: Namespace, spec: str, rows: TrainingRows, part: Path) -> dict:
 
 def main() -> None:
     args = parse_args()
-    source = "previous" if args.init == "previous" else "model"
+    source = args.init.replace("base", "model")  # the flag that names the first weights
     if not (spec := getattr(args, source)):
         fail("--previous: needed for --init previous; name the model folder of the round before")
-    check_model(args, spec, trained=True)
+    check_model(args, spec, trained=True, flag=f"--{source}")
     if args.lora and not importlib.util.find_spec("peft"):
         fail("--lora: peft is not installed here; pip install peft")
     if args.log_with:

@@ -123,7 +123,8 @@ def open_tests(args: Namespace) -> dict[str, tuple[str, Iterator[tuple[str, dict
     for spec in args.test:
         name, rows = open_source(spec, args.output / "images", fields, args.limit)
         if any(name == other for other, _ in tests.values()):
-            fail(f"--test: {spec}: a second test set called {name}; evaluate it in a call of its own")
+            remedy = "rename it, or evaluate it in a call of its own"
+            fail(f"--test: {spec}: a second test set called {name}; {remedy}")
         tests[spec] = name, rows
     return tests
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 
 from mathse.chat import fill, prepare, question_text
-from mathse.launch import processes
+from mathse.launch import end_if_device_failed, processes
 from mathse.records import fail
 
 # How a response states its answer: prompts ask for it, the answer check and the toy teacher know it.
@@ -58,7 +58,7 @@ def setup_kernels(threads: int = 0) -> tuple[str, object, str]:
         number = int(os.environ.get("LOCAL_RANK", 0))
         if number >= torch.cuda.device_count():
             count = torch.cuda.device_count()
-            fail(f"more processes than the {count} GPUs of this machine; start fewer (GPUS)")
+            fail(f"more processes than the {count} GPUs of this machine; start fewer (--processes)")
         torch.cuda.set_device(number)
         device, dtype, name = f"cuda:{number}", torch.bfloat16, torch.cuda.get_device_name()
         attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
@@ -98,7 +98,6 @@ def load_model(spec: str, device: str, dtype, attention: str = "sdpa", trust_rem
 
     An attention it lacks falls back to transformers' choice.
     """
-    import torch
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
@@ -113,9 +112,8 @@ def load_model(spec: str, device: str, dtype, attention: str = "sdpa", trust_rem
             if "AutoModel" in str(error):
                 raise
             return auto.from_pretrained(spec, **settings)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # a config that is not that of the weights makes transformers raise anything
+        end_if_device_failed(error)
         reason = " ".join(str(error).split())[:300]
         fail(f"--model: {spec}: cannot be loaded as an image-text-to-text model: {reason}")
 

@@ -118,14 +118,14 @@ def check_sampling(args: argparse.Namespace, flag: str, count: int) -> None:
 # ---------------------------------------------------------------- models
 
 
-def check_model(args: argparse.Namespace, spec: str, trained: bool = False) -> None:
+def check_model(args: argparse.Namespace, spec: str, trained: bool = False, flag: str = "--model") -> None:
     """End the command if a spec cannot be a model. What a hub id holds is known only when it is loaded.
 
     `trained`: it is to be fine-tuned, so no endpoint. In a dry run a model of the same run may still be made.
     """
 
     def refuse(problem: str) -> NoReturn:
-        fail(f"--model: {spec}: {problem}")
+        fail(f"{flag}: {spec}: {problem}")
 
     if serve := getattr(args, "serve", None):
         if is_endpoint(spec) or "{model}" not in serve or "{port}" not in serve:
@@ -142,6 +142,7 @@ def check_model(args: argparse.Namespace, spec: str, trained: bool = False) -> N
             refuse(f"no such folder from here; write {PROJECT / spec}")
         if folder.exists() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", spec):
             kinds = "a model folder, a hub id (owner/name) or http://host:port/v1#model-name"
+            kinds = "a model folder or a hub id (owner/name)" if trained else kinds
             refuse(f"no such folder; give {kinds}")
         return
     if not (folder / "config.json").is_file():
@@ -226,13 +227,15 @@ def watch_references(rows: Iterable, what: str) -> Iterator:
     cannot read."""
     from mathse.answers import is_readable
 
-    unread, total = [], 0
+    unread, total, told = [], 0, None
     for told in rows:
         row = told[1] if isinstance(told, tuple) else told
         total += row.get("answer") is not None
         if not is_readable(row):
             unread.append(f"{shown(row['id'])}: {shown(row['answer'])}")
         yield told
+    if told and not total:
+        tell(f"{what}: no problem has an answer, so that no response can be checked by one")
     if unread:
         first = "; ".join(unread[:3]) + ("; …" if len(unread) > 3 else "")
         effect = "of them only a response with the same text is right, all others stay undecided"

@@ -185,7 +185,7 @@ def save_image(value: object, folder: Path, find: Callable[[str], str] = os.path
         if not found:
             return find(value)
         try:
-            value = base64.b64decode((found[1] or found[2]).translate({45: "+", 95: "/"}))
+            value = base64.b64decode((found[1] or found[2] or "").translate({45: "+", 95: "/"}))
         except ValueError:
             raise ValueError("base64 text that breaks off") from None
     if not isinstance(value, bytes):

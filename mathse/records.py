@@ -43,6 +43,7 @@ VERDICT_FIELDS = {
     "answer_check", "orm_check", "status", "extracted", "rule", "error_step", "error_analysis", "error_type",
     "judge_reply", "judge_tokens", "judge_error", "teacher_check",
 }  # fmt: skip
+NO_PROBLEM_S = VERDICT_FIELDS | {"sample", "benchmark", "messages", "reason"}  # of rows that hold a problem
 ERROR_TYPES = ("reasoning", "understanding", "knowledge", "calculation", "vision")  # the paper's Figure 4
 Text = Annotated[str, Meta(pattern=r"\S")]
 Scalar = str | int | float
@@ -97,8 +98,9 @@ def is_endpoint(spec: str) -> bool:
 
 def row_key(row: dict) -> str:
     """What is unique in a file: problem and sample; in predictions also the benchmark, in training files the
-    origin."""
-    kind = row.get("origin") if "messages" in row else row.get("benchmark")
+    origin and the file of the verdict.
+    """
+    kind = [row.get("origin"), row.get("verified_in")] if "messages" in row else row.get("benchmark")
     return json.dumps([row["id"], row.get("sample", 0), kind])
 
 
@@ -260,15 +262,15 @@ def check_row(
     for field in required:
         if field not in row:
             refuse(field, f"missing; this stage needs {', '.join(required)}")
+    if has_half_pair([*row.values()]):
+        field = next(field for field, value in row.items() if has_half_pair(value))
+        refuse(field, "holds half a surrogate pair, which is no character; write the text anew in UTF-8")
     try:
         convert(row, Row)
     except ValidationError as error:
         field = re.search(r"\$\.(\w+)", str(error))[1]
         remedy = REMEDIES.get(field, "{} is not a string with text in it; write one")
         refuse(field, remedy.replace("{}", shown(row[field])))
-    if has_half_pair([*row.values()]):
-        field = next(field for field, value in row.items() if has_half_pair(value))
-        refuse(field, "holds half a surrogate pair, which is no character; write the text anew in UTF-8")
     options, answer, images = row.get("options"), row.get("answer"), row.get("images") or []
     if (marks := str([row.get("question"), options]).count(IMAGE)) not in (0, len(images)):
         refuse("question", f"{marks} {IMAGE} marks for {len(images)} images; write one for each, or none")

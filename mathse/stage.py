@@ -30,8 +30,10 @@ def counted(rows: Iterable[dict]) -> Iterator[str]:
     counts, texts, reason = Counter(), defaultdict(list), None
     for row in rows:
         counts[row["finish"]] += 1
-        texts[row["id"], row.get("benchmark")].append(hash(row["response"]))
-        reason = reason or (row["finish"] == "error" and row.get("reason"))
+        if row["finish"] == "error":
+            reason = reason or row.get("reason")
+        else:
+            texts[row["id"], row.get("benchmark")].append(hash(row["response"]))
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
     failed = f"; first error: {reason}" if reason else ""
     yield f"{counts.total():,} rows: {kinds or 'nothing to do'}{failed}"

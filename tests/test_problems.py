@@ -11,7 +11,7 @@ import zipfile
 import datasets
 import pyarrow
 import pytest
-from conftest import ROOT, read_rows, write_rows
+from conftest import ROOT, one_line, read_rows, write_rows
 from PIL import Image
 from pyarrow import parquet
 from server import Server, completion
@@ -377,13 +377,16 @@ def test_the_benchmarks_own_prompt(folder, run):
     """05_evaluate.py asks with it, and scores by the benchmark's rule and splits."""
     write_rows(folder / "testmini.jsonl", [MATHV | {"options": ["3", "6"], "answer": "B"}])
     server = Server(lambda number, body: (200, completion("\\boxed{B}"), {}))
-    flags = ["--output", folder / "eval", "--model", server.spec, "--prompt", "benchmark"]
-    done = run("05_evaluate.py", "--test", f"mathvision:{folder}", *flags)
+    flags = ["--test", f"mathvision:{folder}", "--model", server.spec, "--prompt", "benchmark"]
+    inside = run("05_evaluate.py", *flags, "--output", folder / "eval")
+    assert one_line(inside, f"predictions.jsonl: lies in mathvision:{folder}, which is an input; choose")
+    output = folder.with_name("eval")
+    done = run("05_evaluate.py", *flags, "--output", output)
     assert done.returncode == 0, done.stderr
     text = server.seen[0][1]["messages"][0]["content"][1]["text"]
     assert text.startswith("Please solve the problem step by step and put your answer in one")
     assert "(A) 3\n(B) 6" in text and "expert" not in text
-    metrics = json.loads((folder / "eval" / "metrics.json").read_text())
+    metrics = json.loads((output / "metrics.json").read_text())
     figures = metrics["benchmarks"]["mathvision"]
     assert metrics["conditions"]["prompt"] == "benchmark"
     assert figures["official"]["accuracy"] == 1 and figures["splits"]["level"]["1"]["n"] == 1
@@ -464,6 +467,8 @@ def test_rows_of_a_source(tmp_path, read, kind, rows, fields, expected):
 def test_a_source_without_a_column_of_fields_is_read_by_our_names(tmp_path, read, capsys):
     assert read(write_table(tmp_path, "parquet", [ROW]), "answer=glod")[0]["answer"] == "1"
     assert "read by our names" in capsys.readouterr().err
+    fields = "question=problem answer=answer,-gold"  # meant where the question is called so
+    assert read(write_table(tmp_path, "jsonl", [ROW]), fields)[0]["question"] == "Q?"
 
 
 def test_a_row_that_stands_twice_is_read_once_and_counted(tmp_path, read, capsys):
@@ -495,7 +500,7 @@ SOURCES = [  # files, the answers read or words of the refusal, a spec that is n
     ({"t.json": f"{json.dumps(ROW)}\n{json.dumps(ROW | {'answer': '2'})}"}, ["1", "2"]),
     ({"t.json": {"train": [ROW], "test": [ROW]}}, "holds several lists of rows (train, test)"),
     ({"t.jsonl": ROW | {"options": "3, 4", "question": "<image>?"}}, "options: must be a list"),
-    ({"t.jsonl": ROW | {"precision": "inf"}}, "OverflowError"),
+    ({"t.jsonl": ROW | {"precision": "inf"}}, "precision: 'inf' is not a whole number from 0"),
     ({"t.parquet": "PAR1" * 9}, "cannot be read"),
     ({"notes.txt": ""}, "holds no table"),
     ({"a.jsonl": ROW, "data/b.csv": "question,answer"}, "holds files of several kinds (jsonl, csv)"),

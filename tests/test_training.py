@@ -659,6 +659,15 @@ def test_a_training_row_names_its_files_from_its_own_folder(stage, tmp_path):
     assert row["draft_of"] == draft | {"verified_in": "../../round_2/verified.jsonl"}
 
 
+def test_a_training_file_is_an_input_again(stage, tmp_path):
+    """Also of files whose rows have one origin, and behind an empty file."""
+    files = [write_rows(tmp_path / f"{name}.jsonl", [verified("a", response=name)]) for name in ("x", "y")]
+    rows = written(stage("04_finetune"), choice(*files), tmp_path / "train.jsonl")
+    empty = write_rows(tmp_path / "empty.jsonl", [])
+    again = written(stage("04_finetune"), choice(empty, tmp_path / "train.jsonl"), tmp_path / "again.jsonl")
+    assert again == rows and [row["messages"][-1]["content"] for row in rows] == ["x", "y"]
+
+
 def test_balance_of_an_orms_training_data(stage):
     """As many correct as wrong ones; no subject tells the verdict: at most four of one kind for each of the
     other.
@@ -686,6 +695,7 @@ def test_pick_diverse(stage):
     rows = [(key, module.shingles(text)) for key, text in texts.items()]
     assert module.pick_diverse(rows, 2) == ["a", "d"]
     assert module.pick_diverse(rows, 9) == ["a", "d", "c"]
+    assert module.pick_diverse([rows[0], rows[2], rows[1]], 1) == ["a"]
     long = [" ".join(f"w{k * way}" for k in range(500)) for way in (1, 1, 1, 7)]
     long[2] += " 5"  # two long texts that hardly differ are two texts, and alike
     rows = [(key, module.shingles(text)) for key, text in enumerate(long)]

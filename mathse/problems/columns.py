@@ -14,7 +14,17 @@ from pathlib import Path
 from mathse.images import is_picture, save_image
 from mathse.launch import DISK_ERRORS
 from mathse.problems.marks import placed
-from mathse.records import NOTHING, OPTION_NAMES, Row, fail, is_an_option, is_passed_over, meant_field, shown
+from mathse.records import (
+    NO_PROBLEM_S,
+    NOTHING,
+    OPTION_NAMES,
+    Row,
+    fail,
+    is_an_option,
+    is_passed_over,
+    meant_field,
+    shown,
+)  # fmt: skip
 from mathse.replies import escaped
 
 FIELDS = (
@@ -92,7 +102,7 @@ def named_by(fields: Fields) -> set[str]:
 
 def rest_of(row: dict, fields: Fields) -> dict:
     """What else a row of JSON holds, beside its fields and what stages write: it stays."""
-    gone = {*FIELDS, *Row.__struct_fields__, "benchmark"} | named_by(fields)
+    gone = {*FIELDS, *Row.__struct_fields__, *NO_PROBLEM_S} | named_by(fields)
     gone |= {name for name, value in row.items() if meant_field(name, row) or is_picture(value)}
     return {name: value for name, value in row.items() if name not in gone}
 
@@ -201,7 +211,7 @@ def list_of(value: object) -> object:
         if re.fullmatch(r"\[.*\]|\{.*\}|\(.*\)", text, re.DOTALL):
             text = escaped(re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text))  # numpy writes no commas
             for read in (json.loads, ast.literal_eval):
-                with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                     return list_of(plain(read(text)))
     if isinstance(value, dict) and not is_picture(value):
         lists = [value[name] for name in sorted(value, reverse=True) if isinstance(value[name], list)]
@@ -233,7 +243,8 @@ def field_value(field: str, values: list) -> object:
         return [*map(as_text, options)] if isinstance(options, list) else options
     known = [value for value in map(as_text, values) if value not in NOTHING and str(value).strip()]
     if field == "precision" and known:
-        return int(float(known[0]))
+        with contextlib.suppress(ValueError, OverflowError):
+            return int(float(known[0]))
     if field == "id":  # in a column with gaps whole numbers are floats
         known = [int(value) if isinstance(value, float) and value.is_integer() else value for value in known]
     if field == "answer" and len(known) > 1:

@@ -105,12 +105,14 @@ def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Fi
     none of their columns is read by our names.
     """
     columns = {column for field in fields for column in read_columns(field, fields)}
+    # tell whether the source is meant: that of the question, unless it is called as ours
+    telling = {*read_columns("question", fields)} - {*FIELDS} or columns
     unread, chosen = columns, {field: [] for field in fields if not fields[field]}
     number = pictures = 0
     for number, (where, row) in enumerate(rows, 1):
         row = plain(row)
         unread = {name for name in unread if not has_column(row, name)}
-        if chosen != fields and (unread != columns or (number == 1 and "question" not in row)):
+        if chosen != fields and (telling - unread or (number == 1 and "question" not in row)):
             if number > 1:
                 fail(f"{where}: has columns of --fields, and the rows before it have none; write null there")
             chosen = fields

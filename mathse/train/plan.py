@@ -26,7 +26,7 @@ def write_training_file(path: Path, sources: list[str], limit: int, choose: Call
         fail("--input: a file is named twice; name each once")
     if os.path.realpath(path) in places:
         fail(f"--train-file: {path}: is an input too; choose another")
-    _, first = next(json_lines(Path(sources[0])), (None, None))
+    first = next((row for source in sources for _, row in json_lines(Path(source))), None)
     ready = isinstance(first, dict) and "messages" in first
     chosen = None if ready else choose()
     part, count = Path(f"{path}.{os.getpid()}.part"), 0
