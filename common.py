@@ -44,15 +44,13 @@ def judge_prompt(row: dict) -> str:
 # ---------------------------------------------------------------- models
 
 
-def setup_kernels(threads: int = 0) -> tuple[str, object, str]:
+def setup_kernels() -> tuple[str, object, str]:
     """Choose device, compute type and attention by what is installed, and print them: (device, dtype,
     attention).
     """
     import torch
 
     torch.set_float32_matmul_precision("high")  # TF32 in what stays in fp32
-    if threads:
-        torch.set_num_threads(threads)
     device, dtype, attention, name = "cpu", torch.float32, "sdpa", f"{torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         number = int(os.environ.get("LOCAL_RANK", 0))

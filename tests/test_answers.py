@@ -169,6 +169,14 @@ def test_check_rows():
     assert [row["answer_check"] for row in check_rows(rows, stated_only=True)] == [C, U, U]
 
 
+def test_an_option_that_stands_there_twice_is_one():
+    rows = [{"options": ["3", "3", "4"], "answer": answer} for answer in ("3", "A", "B")]
+    for row in rows:
+        assert [check(f"The answer is {said}.", row) for said in ("A", "B", "3", "C", "4")] == [C, C, C, W, W]
+    drawn = {"options": ["A", "B", "C"], "answer": "B"}
+    assert [check(f"The answer is {said}.", drawn) for said in "ABC"] == [W, C, W]
+
+
 @pytest.mark.parametrize("answer, options, explanation, response, revealed", REVEALED)
 def test_reveals(answer, options, explanation, response, revealed):
     row = {"answer": answer, "options": options, "response": response, "question": "Which?"}

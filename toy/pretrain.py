@@ -423,7 +423,8 @@ def train(args, model, tokenizer, queue) -> None:
     verdicts = dict(zip(("No", "Yes"), verdict_tokens(tokenizer)))
     begun, means = time.monotonic(), collections.defaultdict(list)
     for step in range(1, args.steps + 1):
-        parts = [{name: torch.from_numpy(value) for name, value in part.items()} for part in queue.get()]
+        made = queue.get(timeout=600)  # seconds: the process that makes them may have failed
+        parts = [{name: torch.from_numpy(value) for name, value in part.items()} for part in made]
         labels = sum(int((part["labels"] != NONE).sum()) for part in parts)
         for part in parts:
             cells, expected = part.pop("cells", None), part.pop("expected")

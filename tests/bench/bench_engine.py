@@ -148,7 +148,8 @@ def main() -> None:
     import torch
     from roofline import copy_bandwidth, matmul_rate
 
-    device, dtype, _ = common.setup_kernels(args.threads)
+    torch.set_num_threads(args.threads)
+    device, dtype, _ = common.setup_kernels()
     ceilings = copy_bandwidth(device), matmul_rate(device, dtype)
     print(f"copies {ceilings[0] / 1e9:.1f} GB/s, products {ceilings[1] / 1e12:.3f} TFLOP/s", flush=True)
     given = args.side, args.tokens, args.verdict_tokens

@@ -292,11 +292,13 @@ def main() -> None:
         os.environ["ARCHITECTURES"] = "all"
         os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", "-n", "2", *tests])
     import models
+    import torch
     from roofline import matmul_rate
 
     import common
 
-    device, dtype, _ = common.setup_kernels(args.threads)
+    torch.set_num_threads(args.threads)
+    device, dtype, _ = common.setup_kernels()
     rate = matmul_rate(device, dtype)
     print(f"matrix products {rate / 1e12:.3f} TFLOP/s", flush=True)
     for name in models.choose(args.models, device):
