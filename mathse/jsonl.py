@@ -64,8 +64,7 @@ class Output:
         self.recipe, self.path, self.folder = recipe, recipe.output, recipe.part
         recipe.start()
         self.file, self.synced = None, time.monotonic()
-        places = self.index().items()
-        self.done = {key for key, (failed, path, _) in places if not failed or path.name != EARLIER}
+        self.done = {key for key, place in self.index().items() if not is_open(place)}
 
     def write(self, row: dict) -> None:
         """Append a row to this rank's file. Raises OSError if the disk is full, with the file as before."""
@@ -111,7 +110,7 @@ class Output:
         meet()
         if processes()[0] == 0:
             index, keys = self.index(), list(keys)
-            missing = sum(key not in index for key in keys)
+            missing = sum(key not in index or is_open(index[key]) for key in keys)
             if missing:
                 self.recipe.pause()
                 print(f"{self.folder}: {len(keys) - missing} of {len(keys)} rows are written", flush=True)
@@ -129,6 +128,12 @@ class Output:
                     tokens = [total + new for total, new in zip(tokens, tokens_of(row))]
             self.recipe.complete(joined, rows=len(keys), tokens=tokens)
         meet()
+
+
+def is_open(place: tuple[bool, Path, int]) -> bool:
+    """Whether the row at this place of an index is one that is to be tried again."""
+    failed, path, _ = place
+    return failed and path.name == EARLIER
 
 
 def line_of(row: dict) -> bytes:

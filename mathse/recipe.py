@@ -94,7 +94,8 @@ class Recipe:
             return False
         if processes()[0] == 0:
             print(f"skip {self.output}", flush=True)
-            if self.part.is_dir():  # begun with another recipe, and given up
+            is_retry = (self.part / EARLIER).exists() and failed_rows(self.output)
+            if self.part.is_dir() and not is_retry:  # begun with another recipe, and given up
                 with hold(self.part):
                     remove(self.part)
         return True
@@ -107,8 +108,11 @@ class Recipe:
         goes_on = begun is not None and not self.differences(begun)
         is_folder = self.path.parent == self.output
         if self.output.exists() and not (is_folder and is_empty_folder(self.output)):
-            if made and not self.differences(made):  # complete, or tried again for its failed rows
-                return not (goes_on or (self.retry_errors and failed_rows(self.output)))
+            if made and not self.differences(made):
+                is_joined = (
+                    goes_on and not (self.part / EARLIER).exists()
+                )  # killed while its part was removed
+                return not (is_joined or (self.retry_errors and failed_rows(self.output)))
             if not goes_on and made:
                 self.refuse(self.output, made)
             elif not goes_on:
@@ -164,7 +168,8 @@ class Recipe:
             remove(*(path for path in self.part.iterdir() if path.name != "lock"))
             begun = None
             if retry:  # the recipe, which is written last, says that it is there
-                shutil.copyfile(self.output, self.part / EARLIER)
+                shutil.copyfile(self.output, self.part / "copied")
+                replace(self.part / "copied", self.part / EARLIER)
         before = begun or (standing if retry else None) or {}
         command = shlex.join(["python", *name_of(sys.argv[0]).split(), *sys.argv[1:]])
         why = "  # again, for rows that failed" if retry else "  # anew" if self.output.exists() else ""
@@ -185,7 +190,7 @@ class Recipe:
         if joined != self.part:
             replace(joined, self.output)  # a kill now leaves OUT.part, from which it is joined again
             write_json(self.path, self.made)
-            remove(self.part)
+            remove(self.part / "recipe.json", self.part)  # without it what is left of a kill is nothing begun
             return
         os.sync()
         replaced = Path(f"{self.output}.replaced")

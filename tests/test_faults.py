@@ -130,6 +130,8 @@ def test_rows_that_a_server_refuses_end_no_stage(status, sample, tmp_path):
     rows = read_rows(tmp_path / "out.jsonl")
     assert [row["finish"] for row in rows] == ["error"] * 30 + ["stop"] * 30
     assert server.count <= 60 + 2
+    assert sample(server, "--retry-errors", "--max-requests", 3).returncode == 3
+    assert sample(server).stdout.startswith("skip ")
     done = sample(server, "--retry-errors")
     assert done.returncode == 0 and read_rows(tmp_path / "out.jsonl") == rows, done.stderr
 
@@ -141,8 +143,17 @@ def test_samples_of_few_problems_that_are_refused_end_no_stage(sample, tmp_path)
     assert sum(row["finish"] == "error" for row in read_rows(tmp_path / "out.jsonl")) == 24
 
 
+def test_a_key_that_is_refused_near_the_end_is_no_fault_of_rows(sample, tmp_path):
+    server = Server(lambda *request: good(*request) if request[0] < 45 else (403, {"error": "limit"}, {}))
+    assert sample(server).returncode == 3
+    server.behave = good
+    assert sample(server).returncode == 0
+    assert {row["finish"] for row in read_rows(tmp_path / "out.jsonl")} == {"stop"}
+
+
 def test_a_refusal_that_was_paid_for_is_final(sample, tmp_path):
-    server = Server(refusing(lambda number: number == 0, (200, completion("", "content_filter"), {})))
+    paid = completion("", "content_filter") | {"usage": {"prompt_tokens": 900, "completion_tokens": 0}}
+    server = Server(refusing(lambda number: number == 0, (200, paid, {})))
     flags = "--spent", tmp_path / "spent.tsv", "--concurrency", 1
     assert sample(server, *flags, "--max-requests", 1).returncode == 3
     assert sample(server, *flags).returncode == 0 and server.count == 60

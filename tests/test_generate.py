@@ -486,7 +486,7 @@ FAULTS = [(place, fault) for place in PLACES for fault in ERRORS if (place, faul
 
 @pytest.mark.parametrize("place, fault", FAULTS)
 def test_what_is_no_rows_fault_ends_the_stage(place, fault, tiny_model, monkeypatch, capsys):
-    """One line, exit code 1; what was answered before is kept; a device's fault makes no error row."""
+    """One line, exit code 1; what was answered before is kept; no row is put down as an error."""
     (kind, owner, name, asked), (error, words) = PLACES[place], ERRORS[fault]
     generate = open_engine(tiny_model(kind), batch_size=8)
     owner, replies = owner or generate.model, []
@@ -497,9 +497,8 @@ def test_what_is_no_rows_fault_ends_the_stage(place, fault, tiny_model, monkeypa
         replies.extend(generate(asked(80)))
     printed = capsys.readouterr().err
     assert words in printed and printed.count("\n") == 1
-    failed = sum(reply.finish == "error" for reply in replies)
-    assert 0 < failed < 80 if fault == "always" else not failed
-    assert len(replies) > failed or place not in ("the rest of prompts", "generate()")
+    assert not any(reply.finish == "error" for reply in replies)
+    assert replies or place not in ("the rest of prompts", "generate()")
 
 
 def test_rows_that_have_failed_before_may_all_fail_again(tiny_model, monkeypatch):

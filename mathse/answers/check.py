@@ -224,9 +224,8 @@ def check_choice(response: str, span: str | None, rule: str, problem: dict, rule
     if not letters and not is_stated(rule):
         letters = concluded_letters(response, texts)
         span, rule = (", ".join(sorted(letters)), "conclusion") if letters else (span, rule)
-    if not wanted or letters:  # an option that stands there twice is one
-        meant = [{texts[LETTERS.index(letter)] or letter for letter in each} for each in (letters, wanted)]
-        return meant[0] == meant[1] if wanted else None, span, rule
+    if not wanted or letters:
+        return letters == wanted if wanted else None, span, rule
     value = texts[LETTERS.index(min(wanted))]
     verdict = same_answer(given, value, rules) if given and value and len(wanted) == 1 else None
     return verdict, span, rule

@@ -88,7 +88,8 @@ class Job:
 class Outcome:
     """What came of a job. Its `kind`: answer; row (its own image cannot be read); refused (or no text came);
     key (the key is refused); away (no server was met); again (a try failed); adapted (asked without a
-    parameter from now on); down (all tries failed); split (too much for one request); stopped (by a limit).
+    parameter from now on); down (all tries failed); gone (the time is over); split (too much for one
+    request); stopped (by a limit).
     """
 
     kind: str
@@ -130,18 +131,18 @@ class Endpoint(Generator):
                     answered, failed, in_a_row = True, [], set()
                 yield from outcome.replies
                 continue
-            is_paid = any(reply.tokens for reply in outcome.replies)
+            is_paid = any(reply.tokens or reply.prompt_tokens for reply in outcome.replies)
             yield from outcome.replies if is_paid else ()
             failed += [] if is_paid else outcome.replies
             in_a_row |= {row_key(reply.row) for reply in outcome.replies}
             many = outcome.kind == "key" or len(in_a_row) >= HOPELESS
             if many and not problem:
-                if outcome.kind in ("key", "down") or not self.is_alive(outcome.replies[0].row):
+                if outcome.kind in ("key", "gone") or not self.is_alive(outcome.replies[0].row):
                     problem = self.given_up(outcome, len(in_a_row))  # and what is in flight is taken
                 elif not self.stop.is_set():  # the requests were at fault
                     yield from failed
                     failed, in_a_row = [], set()
-        if failed and not (answered or self.stop.is_set() or self.is_alive(failed[-1].row)):
+        if failed and not (self.stop.is_set() or self.is_alive(failed[-1].row)):
             problem = self.given_up(Outcome("refused", failed), len(in_a_row))
         if problem and not answered:
             fail(f"--model: {self.spec}: none was answered, {problem}")
@@ -239,7 +240,8 @@ class Endpoint(Generator):
                 pause = outcome.after + random.uniform(0.0, 0.5)
             if failures == TRIES or time.monotonic() + pause >= deadline:
                 reason = outcome.replies[0].reason[: MAX_REASON - 20]
-                return self.failed("down", job, f"{reason} ({tries} tries)")
+                kind = "down" if failures == TRIES else "gone"
+                return self.failed(kind, job, f"{reason} ({tries} tries)")
             self.stop.wait(pause)
 
     def messages(self, request: Request) -> list[dict]:

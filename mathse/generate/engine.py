@@ -60,6 +60,9 @@ class TooLong(ValueError):
     """A prompt that leaves no room for a reply."""
 
 
+THEIR_OWN = OSError, TooLong  # faults of rows: an image that cannot be read, a long text
+
+
 @dataclass(eq=False)
 class Group:
     """Requests with the same images and the same text up to them: their prompts begin alike."""
@@ -126,9 +129,17 @@ class Engine(Generator):
         decode, lists = self.in_rows, batched(requests, self.args.batch_size)
         if self.why_not:
             decode, lists = self.one_by_one, ([[request]] for request in requests)
+        held = []  # samples that failed since one was decoded: the model may be at fault
         try:
             for sample in decode(itertools.chain.from_iterable(map(self.encode, lists))):
-                yield from self.replies(sample)
+                if sample.error and not isinstance(sample.error, THEIR_OWN):
+                    held.append(sample)
+                    continue
+                for one in (sample,) if sample.error else (*held, sample):
+                    yield from self.replies(one)
+                held = held if sample.error else []
+            for one in held:
+                yield from self.replies(one)
         except RuntimeError as error:
             end_if_device_failed(error)
             raise
@@ -249,7 +260,7 @@ class Engine(Generator):
 
     def failed(self, group: Group, error: Exception) -> Iterator[Sample]:
         """The samples of a group that cannot be decoded. An image, or a long text, is its own fault."""
-        if not isinstance(error, (OSError, TooLong)):
+        if not isinstance(error, THEIR_OWN):
             self.blame("prompt", error)
         for request in group.requests:
             yield from (Sample(request, number, group, error=error) for number in request.seeds)

@@ -180,12 +180,13 @@ def blank_is_of(folder: Path) -> bool:
     """Whether the evaluation without images is that of the model, test sets and conditions of eval/."""
     places = folder / "eval", folder / "blank"
     recipes = (read_recipe(place / "predictions.jsonl.recipe.json") or {} for place in places)
-    contents = [
-        [source["content"] for sources in recipe.get("inputs", {}).values() for source in sources]
-        for recipe in recipes
-    ]
+    inputs = [recipe.get("inputs", {}) for recipe in recipes]
+    (model, tests), (blank_model, blank_tests) = (
+        [{source["content"] for source in each.get(name, [])} for name in ("model", "test")]
+        for each in inputs
+    )
     conditions = (read_json(place / "metrics.json").get("conditions", {}) for place in places)
-    return contents[0] == contents[1] and not differing(*conditions)
+    return model == blank_model and blank_tests <= tests and not differing(*conditions)
 
 
 def write_ledger(run: Path, folders: list[Path], settings: dict[str, str], answers: dict[Path, dict]) -> dict:
