@@ -142,7 +142,9 @@ class Endpoint(Generator):
                 elif not self.stop.is_set():  # the requests were at fault
                     yield from failed
                     failed, in_a_row = [], set()
-        if failed and not (self.stop.is_set() or self.is_alive(failed[-1].row)):
+        # nobody knows whether a 403 refuses the row or the key
+        in_doubt = failed and not (answered and all("HTTP 403" not in reply.reason for reply in failed))
+        if in_doubt and not (self.stop.is_set() or self.is_alive(failed[-1].row)):
             problem = self.given_up(Outcome("refused", failed), len(in_a_row))
         if problem and not answered:
             fail(f"--model: {self.spec}: none was answered, {problem}")
