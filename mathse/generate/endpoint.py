@@ -135,16 +135,14 @@ class Endpoint(Generator):
             yield from outcome.replies if is_paid else ()
             failed += [] if is_paid else outcome.replies
             in_a_row |= {row_key(reply.row) for reply in outcome.replies}
-            many = outcome.kind == "key" or len(in_a_row) >= HOPELESS
-            if many and not problem:
+            in_doubt = outcome.kind == "key" or "HTTP 403" in outcome.replies[0].reason  # the key, or the row
+            if (in_doubt or len(in_a_row) >= HOPELESS) and not problem:
                 if outcome.kind in ("key", "gone") or not self.is_alive(outcome.replies[0].row):
                     problem = self.given_up(outcome, len(in_a_row))  # and what is in flight is taken
                 elif not self.stop.is_set():  # the requests were at fault
                     yield from failed
                     failed, in_a_row = [], set()
-        # nobody knows whether a 403 refuses the row or the key
-        in_doubt = failed and not (answered and all("HTTP 403" not in reply.reason for reply in failed))
-        if in_doubt and not (self.stop.is_set() or self.is_alive(failed[-1].row)):
+        if failed and not (answered or self.stop.is_set() or self.is_alive(failed[-1].row)):
             problem = self.given_up(Outcome("refused", failed), len(in_a_row))
         if problem and not answered:
             fail(f"--model: {self.spec}: none was answered, {problem}")
