@@ -141,9 +141,8 @@ def check_model(args: argparse.Namespace, spec: str, trained: bool = False, flag
         if (PROJECT / spec).is_dir():
             refuse(f"no such folder from here; write {PROJECT / spec}")
         if folder.exists() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", spec):
-            kinds = "a model folder, a hub id (owner/name) or http://host:port/v1#model-name"
-            kinds = "a model folder or a hub id (owner/name)" if trained else kinds
-            refuse(f"no such folder; give {kinds}")
+            address = "" if trained else " or http://host:port/v1#model-name"
+            refuse(f"no such folder; give a model folder, a hub id (owner/name){address}")
         return
     if not (folder / "config.json").is_file():
         refuse("no config.json in it; is it a model folder?")

@@ -62,6 +62,7 @@ class Recipe:
         self.force, self.retry_errors = args.force, getattr(args, "retry_errors", False)
         given = {name: getattr(args, name) for name in inputs if getattr(args, name)}
         given = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+        given = {name: [*map(str, specs)] for name, specs in given.items()}
         for name, specs in given.items():
             self.refuse_inside(name, specs)
         decide = vars(args).keys() - WITHOUT_EFFECT - {*inputs} - {*without}
@@ -69,7 +70,10 @@ class Recipe:
         self.content = {
             "stage": name_of(script),
             "flags": {name: str(flag) if isinstance(flag, Path) else flag for name, flag in flags.items()},
-            "inputs": {name: [of_content(str(spec)) for spec in specs] for name, specs in given.items()},
+            "inputs": {
+                name: [{"name": spec, "content": fingerprint(spec)} for spec in specs]
+                for name, specs in given.items()
+            },
             "constants": {name: digest(text) for name, text in (constants or {}).items()},
         }
         code = f"the code of {name_of(script)} or common.py"
@@ -109,10 +113,9 @@ class Recipe:
         is_folder = self.path.parent == self.output
         if self.output.exists() and not (is_folder and is_empty_folder(self.output)):
             if made and not self.differences(made):
-                is_joined = (
-                    goes_on and not (self.part / EARLIER).exists()
-                )  # killed while its part was removed
-                return not (is_joined or (self.retry_errors and failed_rows(self.output)))
+                if goes_on and not (self.part / EARLIER).exists():  # killed while its part was removed
+                    return False
+                return not (self.retry_errors and failed_rows(self.output))
             if not goes_on and made:
                 self.refuse(self.output, made)
             elif not goes_on:
@@ -267,10 +270,6 @@ def plain_code(tree: ast.AST) -> str:
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
             node.body = node.body[1:]
     return ast.dump(tree)
-
-
-def of_content(spec: str) -> dict:
-    return {"name": spec, "content": fingerprint(spec)}
 
 
 def place_of(spec: str) -> Path | None:

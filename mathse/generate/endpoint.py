@@ -47,6 +47,7 @@ CHARACTERS_A_TOKEN = 4  # where a server does not count
 AWAY_STATUS = {429, 503, 529}  # later, says the server: no fault of the request
 RETRY_STATUS = {408, 409, 425, 500, 502, 504}
 KEY_STATUS = {401, 402}  # the key or the account, not the request, is refused
+DOUBTED_STATUS = 403  # the key is, or the request
 PARAMETER_STATUS = {400, 422}
 # An account without money, by an error's code or type, and in words. (Words such as "check your plan and
 # billing details" also stand in refusals of too many requests a minute.)
@@ -87,9 +88,9 @@ class Job:
 @dataclass
 class Outcome:
     """What came of a job. Its `kind`: answer; row (its own image cannot be read); refused (or no text came);
-    key (the key is refused); away (no server was met); again (a try failed); adapted (asked without a
-    parameter from now on); down (all tries failed); gone (the time is over); split (too much for one
-    request); stopped (by a limit).
+    key (the key is refused); doubted (the key is, or the row); away (no server was met); again (a try
+    failed); adapted (asked without a parameter from now on); down (all tries failed); gone (the time is
+    over); split (too much for one request); stopped (by a limit).
     """
 
     kind: str
@@ -135,8 +136,7 @@ class Endpoint(Generator):
             yield from outcome.replies if is_paid else ()
             failed += [] if is_paid else outcome.replies
             in_a_row |= {row_key(reply.row) for reply in outcome.replies}
-            in_doubt = outcome.kind == "key" or "HTTP 403" in outcome.replies[0].reason  # the key, or the row
-            if (in_doubt or len(in_a_row) >= HOPELESS) and not problem:
+            if not problem and (outcome.kind in ("key", "doubted") or len(in_a_row) >= HOPELESS):
                 if outcome.kind in ("key", "gone") or not self.is_alive(outcome.replies[0].row):
                     problem = self.given_up(outcome, len(in_a_row))  # and what is in flight is taken
                 elif not self.stop.is_set():  # the requests were at fault
@@ -558,9 +558,11 @@ class ServerError:
     parameter: object
 
     def kind(self) -> str:
-        """What it means for the request: key, away, again or refused, as in Outcome."""
+        """What it means for the request: key, doubted, away, again or refused, as in Outcome."""
         if self.status in KEY_STATUS or NO_MONEY_CODE.search(self.code) or NO_MONEY_WORDS.search(self.words):
             return "key"
+        if self.status == DOUBTED_STATUS:
+            return "doubted"
         again = "again" if self.status in RETRY_STATUS else "refused"
         return "away" if self.status in AWAY_STATUS else again
 

@@ -135,11 +135,11 @@ class Engine(Generator):
                 if sample.error and not isinstance(sample.error, THEIR_OWN):
                     held.append(sample)
                     continue
-                for one in (sample,) if sample.error else (*held, sample):
-                    yield from self.replies(one)
-                held = held if sample.error else []
-            for one in held:
-                yield from self.replies(one)
+                if not sample.error:
+                    yield from itertools.chain.from_iterable(map(self.replies, held))
+                    held.clear()
+                yield from self.replies(sample)
+            yield from itertools.chain.from_iterable(map(self.replies, held))
         except RuntimeError as error:
             end_if_device_failed(error)
             raise
