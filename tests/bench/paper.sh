@@ -31,12 +31,12 @@ arms() {  # arms SEED
 
   # The ORM once or every round, with and without PAIRS: what is the same is not made again
   share "$name" "$name-plain" "problems.jsonl* base round_0 orm/samples.jsonl* orm/annotated.jsonl*"
-  loop "$name-plain" PAIRS=0 ORM_UPDATE=once
+  loop "$name-plain" PAIRS=0
   share "$name-plain" "$name-every" "problems.jsonl* base round_0 orm round_1"
   loop "$name-every" PAIRS=0 ORM_UPDATE=every
-  share "$name" "$name-pairs" "problems.jsonl* base round_0 orm round_1"
-  loop "$name-pairs" PAIRS=1 ORM_UPDATE=once
-  for end in -plain -every -pairs ""; do  # their ORMs on paths of test problems, of each round's student
+  share "$name" "$name-both" "problems.jsonl* base round_0 orm round_1"
+  loop "$name-both" ORM_UPDATE=every
+  for end in -plain -every -both ""; do  # their ORMs on paths of test problems, of each round's student
     for i in 1 2 3; do
       orm=$run$end/orm_$((i - 1))/model; [[ -e $orm ]] || orm=$run$end/orm/model
       call 01_sample.py --input toy/test.jsonl --output "$run$end/pace/paths_$i.jsonl" --samples 2 --temperature 1.0 \
@@ -47,7 +47,7 @@ arms() {  # arms SEED
 
   # Table 3: the same reflections, which must please the ORM too (the run's own only need a right answer)
   call 02_verify.py --input "$run/final/reflected.jsonl" --output "$arms/both/verified.jsonl" --accept both \
-    --model "$run/orm_2/model" "${VERIFY[@]}"
+    --model "$run/orm/model" "${VERIFY[@]}"
   finetune both --input "$run"/round_[0-3]/verified.jsonl "$arms/both/verified.jsonl" --init previous \
     --previous "$run/round_3/model"
   evaluate "$arms/both"
@@ -64,13 +64,12 @@ arms() {  # arms SEED
     --model "$teacher"
   finetune orm_binary --orm --binary --input "$run/round_0/verified.jsonl" "$run/orm/annotated.jsonl" "${ORM[@]}"
   judge "$run/pace/paths_1.jsonl" "$arms/orm_binary.jsonl" "$arms/orm_binary/model"
-  judge "$run/pace/paths_1.jsonl" "$arms/orm_refreshed.jsonl" "$run/orm_2/model"
 
   # Without reference answers but for D0's, whose solutions M0 learns: the ORM and the paths' agreement accept
   paper hide "$run"
   share "$name" "$name-hidden" base  # the same evaluation
   loop "$name-hidden" DATA="$run/hidden.jsonl" TEACHER=solutions DISTILL=all ORM="$run/orm/model" \
-    ORM_UPDATE=once REFLECT=none ACCEPT=orm VERIFY_FLAGS="--agree 0.5"
+    REFLECT=none ACCEPT=orm VERIFY_FLAGS="--agree 0.5"
 }
 
 run() { loop "paper-$1"; }
