@@ -115,6 +115,12 @@ def thought_end(reply: str) -> int | None:
     return marks[-1].end() if marks else 0
 
 
+def opened_thought(head: str) -> str:
+    """The mark with which a generation prompt opens a thought, inside which replies begin; "" if none."""
+    marks = [mark for mark in THINKING.finditer(head) if mark.end() == len(head.rstrip())]
+    return marks[-1][0] if marks and not any(marks[-1].groups()) else ""
+
+
 def last_object(reply: str, name: str) -> Stated:
     """The last object behind the thinking that has a field `name`, with those to which it is an alternative;
     of a reply without objects its lines (**Status:** WRONG). An object inside another one is not the reply's.

@@ -385,6 +385,20 @@ def test_what_ends_a_reply(turn, eos, own, ends, tiny_model, problems, tmp_path,
     assert found.count("\n") == 1 and "name the eos_token" in found
 
 
+def test_a_thought_that_the_template_opens_and_that_is_cut_off_is_no_verdict(
+    stage, tiny_model, problems, tmp_path, monkeypatch
+):
+    spec = shutil.copytree(tiny_model("qwen2_vl"), tmp_path / "model")
+    template = spec / "chat_template.jinja"
+    template.write_text(template.read_text().replace("%}<reply>{%", "%}<reply><think>\n{%"))
+    generate = open_engine(spec)
+    monkeypatch.setattr(generate.processor.tokenizer, "decode", lambda *_, **__: '{"status": "CORRECT"}')
+    for reply in generate(requests(problems)):
+        verdict = stage("02_verify").parse_verdict(reply.text)["verdict"]
+        assert verdict == {"length": "undecided", "stop": "correct"}[reply.finish]
+    assert any(reply.finish == "length" for reply in generate(requests(problems)))
+
+
 # ---------------------------------------------------------------- faults of rows
 
 

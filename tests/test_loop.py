@@ -147,6 +147,7 @@ def test_force_makes_anew_what_depends_on_a_setting_and_another_call_only_skips(
     all this reads stays byte for byte as it was.
     """
     folder, settings = ROOT / "runs/test-force", SMALL | {"RUN": "test-force", "REFLECT_ACCEPT": "both"}
+    settings |= {"ORM_UPDATE": "every"}
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(FOLDER, folder)
     try:

@@ -49,7 +49,7 @@ from mathse.chat import (
 from mathse.images import open_image
 from mathse.launch import end_with_parent
 from mathse.records import IMAGE, fail
-from mathse.replies import THINKING
+from mathse.replies import opened_thought
 from mathse.train.plan import TrainingRows
 
 PACKED = "packed"  # in transformers' table of attentions; it has no mask function there, so no mask is made
@@ -183,8 +183,7 @@ def reply_tokens(processor, rows: list[dict]) -> list[list[int]]:
         chat = chat_parts(row["messages"][:-1])
         reply = row["messages"][-1]["content"].strip()
         head = render(processor, chat, add_generation_prompt=True)
-        opened = [mark[0] for mark in THINKING.finditer(head) if mark.end() == len(head.rstrip())]
-        reply = without(reply.removesuffix(end).rstrip(), *opened)
+        reply = without(reply.removesuffix(end).rstrip(), opened_thought(head))
         before, behind = around(processor, chat, head, reply, end)
         texts.append(before + as_text(processor, without(reply, before.strip())) + behind + end)
     return token_ids(processor, texts)
