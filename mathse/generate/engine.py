@@ -587,13 +587,11 @@ def make_warpers(temperature: float, top_k: int, top_p: float) -> list[transform
 
 def draw(logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Tokens (R, 1) of the distributions softmax(logits), logits (R, V), at the points (R, 1) in [0, 1)."""
-    probabilities = logits.softmax(-1)
-    total = probabilities.cumsum(-1)
-    tokens = torch.searchsorted(total, points * total[:, -1:], right=True)
-    numbers = torch.arange(logits.shape[1], device=logits.device)
+    total = logits.softmax(-1).cumsum(-1)
+    whole = total[:, -1:].contiguous()
+    tokens = torch.searchsorted(total, points * whole, right=True)
     # the product may be rounded up to the sum itself, behind the last token that can be drawn
-    last = torch.where(probabilities > 0, numbers, 0).amax(-1, keepdim=True)
-    return torch.minimum(tokens, last)
+    return torch.minimum(tokens, torch.searchsorted(total, whole))
 
 
 # ---------------------------------------------------------------- groups of requests, prompts
