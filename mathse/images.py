@@ -196,8 +196,13 @@ def save_image(value: object, folder: Path, find: Callable[[str], str] = os.path
 
 
 def blank_image(path: str, folder: Path) -> str:
-    """A white image of the same size, saved once; return its path."""
-    blank = read(path, lambda image: turned(Image.new("1", image.size, 1), orientation_of(image)))
+    """A white image of the same size, saved once; return its path. One that cannot be read stays: its reply
+    will say why.
+    """
+    try:
+        blank = read(path, lambda image: turned(Image.new("1", image.size, 1), orientation_of(image)))
+    except OSError:
+        return path
     return write_once(folder / f"blank_{blank.width}x{blank.height}.png", png(blank))
 
 

@@ -9,6 +9,7 @@ from server import Server, completion, text_of
 from test_rows import turned
 
 from mathse import answers
+from mathse.images import blank_image
 from mathse.report import statistics
 
 # ---------------------------------------------------------------- statistics
@@ -183,6 +184,8 @@ def test_blank_image_and_against(evaluated, run):
         assert len(shown) == 1 and image.size == (20, 40) and image.convert("L").getextrema() == (255, 255)
     assert (folder / "blank" / row["images"][0]).resolve() == (folder / "x.png").resolve()
     assert "own_images" not in row
+    gone = str(folder / "gone.png")  # since the inputs were checked: its reply will say so
+    assert blank_image(gone, folder) == gone
 
 
 def test_against_an_evaluation_under_other_conditions(evaluated, run):
