@@ -14,7 +14,7 @@ SAMPLE_FLAGS="--max-tokens 128 --batch-size 256 ${SAMPLE_FLAGS:-}"
 VERIFY_FLAGS="--batch-size 256 ${VERIFY_FLAGS:-}"
 EVALUATE_FLAGS="--max-tokens 128 --batch-size 256 ${EVALUATE_FLAGS:-}"
 ANNOTATE_FLAGS="--check-correct ${ANNOTATE_FLAGS:-}"
-FINETUNE_FLAGS="--epochs 2 --lr 1e-3 --batch-size 16 --micro-batch 16 --per-problem 1 ${FINETUNE_FLAGS:-}"
+FINETUNE_FLAGS="--epochs 3 --lr 1e-3 --batch-size 16 --micro-batch 16 --per-problem 1 ${FINETUNE_FLAGS:-}"
 DISTILL_FLAGS="--epochs 10 ${DISTILL_FLAGS:-}"  # M0's rows are few
 # the base can check sums and descriptions: a high learning rate would make it forget that
 ORM_FLAGS="--lr 2e-4 --epochs 2 --per-problem 2 --wrong-ratio 1.7 ${ORM_FLAGS:-}"
