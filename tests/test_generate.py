@@ -391,12 +391,15 @@ def test_a_thought_that_the_template_opens_and_that_is_cut_off_is_no_verdict(
     spec = shutil.copytree(tiny_model("qwen2_vl"), tmp_path / "model")
     template = spec / "chat_template.jinja"
     template.write_text(template.read_text().replace("%}<reply>{%", "%}<reply><think>\n{%"))
-    generate = open_engine(spec)
-    monkeypatch.setattr(generate.processor.tokenizer, "decode", lambda *_, **__: '{"status": "CORRECT"}')
-    for reply in generate(requests(problems)):
-        verdict = stage("02_verify").parse_verdict(reply.text)["verdict"]
-        assert verdict == {"length": "undecided", "stop": "correct"}[reply.finish]
-    assert any(reply.finish == "length" for reply in generate(requests(problems)))
+    generate, found, said = open_engine(spec), set(), '{"status": "CORRECT"}'
+    asked = requests([*problems, problem("gone", "?") | {"images": ["gone.png"]}])
+    for text in (said, f"{said}<|im_end|>\nuser"):  # an end mark as text: the thought is not cut off
+        tokenizer = generate.processor.tokenizer
+        monkeypatch.setattr(tokenizer, "decode", lambda tokens, text=text, **_: text if tokens else "")
+        for reply in generate(asked):
+            assert not reply.text if reply.finish == "error" else said in reply.text
+            found.add((reply.finish, stage("02_verify").parse_verdict(reply.text)["verdict"]))
+    assert found == {("length", "undecided"), ("stop", "correct"), ("error", "undecided")}
 
 
 # ---------------------------------------------------------------- faults of rows

@@ -151,8 +151,9 @@ class Engine(Generator):
         end = next((place for place, token in enumerate(sample.tokens) if token in self.eos_ids), None)
         finish, count = ("length", len(sample.tokens)) if end is None else ("stop", end + 1)
         text = self.processor.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
-        text, finish = ended(text if end is not None else self.opened + text, finish)
+        text, finish = ended(text, finish)
         reason = one_line(sample.error) if sample.error else None
+        text = self.opened + text if finish == "length" and not reason else text
         said = text, "error" if reason else finish, count, len(sample.prompt), reason
         for request, number in ((sample.request, sample.number), *sample.twins):
             yield Reply(request.row, number, *said, seed=request.seeds[number])
@@ -587,11 +588,13 @@ def make_warpers(temperature: float, top_k: int, top_p: float) -> list[transform
 
 def draw(logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Tokens (R, 1) of the distributions softmax(logits), logits (R, V), at the points (R, 1) in [0, 1)."""
-    total = logits.softmax(-1).cumsum(-1)
-    whole = total[:, -1:].contiguous()
-    tokens = torch.searchsorted(total, points * whole, right=True)
+    probabilities = logits.softmax(-1)
+    total = probabilities.cumsum(-1)
+    tokens = torch.searchsorted(total, points * total[:, -1:], right=True)
+    numbers = torch.arange(logits.shape[1], device=logits.device)
     # the product may be rounded up to the sum itself, behind the last token that can be drawn
-    return torch.minimum(tokens, torch.searchsorted(total, whole))
+    last = torch.where(probabilities > 0, numbers, 0).amax(-1, keepdim=True)
+    return torch.minimum(tokens, last)
 
 
 # ---------------------------------------------------------------- groups of requests, prompts
