@@ -1,4 +1,4 @@
-# Sourced by run_rounds.sh and tests/run.sh. Sets PYTHON: the one given, that of an active environment that has
+# Sourced by run_rounds.sh and tests/run.sh. Sets PYTHON: the one given, that of an active environment with
 # the packages, or that of .venv, which is made from requirements.txt.
 has_packages() {  # those of the first part of requirements.txt
   python3 -c 'import re
