@@ -28,7 +28,8 @@ PAPER |= {"round_3": "62.35 / 55.15 / 64.45 (240k)", "final": "64.70 / 57.00 / 6
 ORMS = [("-plain/pace/round_1", "step and analysis", "94.2 / 100 / 97.10")]
 ORMS += [("/arms/orm_binary", "the status alone (`--binary`)", "85.4 / 99.9 / 92.65")]
 ORMS += [("/pace/round_1", "step and analysis, `PAIRS=1`", "")]
-ARMS = {"-plain": "once", "": "once, `PAIRS=1`", "-every": "every round", "-every-pairs": "every round, `PAIRS=1`"}
+ARMS = {"-plain": "once", "": "once, `PAIRS=1`"}
+ARMS |= {"-every": "every round", "-every-pairs": "every round, `PAIRS=1`"}
 
 
 def rows_of(*paths: str) -> list[dict]:
