@@ -134,8 +134,6 @@ def run_folder(tmp_path_factory):
             write_training(folder / stage, number)
             write(folder / stage / "verified.jsonl", [verified(*row) for row in VERIFIED[stage]])
     write_errors(folder / "round_1/eval")
-    shutil.copytree(folder / "round_0/eval", folder / "final/blank")
-    write(folder / "final/blank/metrics.json", {"conditions": {"max_tokens": 64, "blank_image": True}})
     # of another call: REFLECT=final does not ask for it
     write(folder / "round_1/reflected_verified.jsonl", [verified(PROBLEMS[3], "correct", "correct")])
     for output, made in RECIPES.items():
@@ -161,18 +159,13 @@ def test_metrics_of_a_run(reported):
     assert stages["round_0"]["changes"]["set"]["changes"] == dict(zip(statistics.CHANGES, (1, 1, 1, 2)))
     assert (found["overall"]["set"]["change"], found["overall"]["set"]["p"]) == (0.4, 0.625)
     assert stages["final"]["not_comparable"] == ["max_tokens", "rule"]
-    assert stages["final"]["blank"]["set"]["before"] == 0.6
     pairs = {"correct/correct": 1, "wrong/wrong": 2, "wrong/correct": 1, "correct/wrong": 1}
     assert stages["round_1"]["audit"] == {
         "responses": 6, "judged": 6, "tokens": 10, "status": {"wrong": 5, "correct": 1},
         "finish": {"stop": 6}, "answer/orm": pairs | {"wrong/undecided": 1},
     }  # fmt: skip
     assert stages["round_0"]["audit"]["answer/orm"] == {"correct/None": 1}
-    subjects = {EVIL: {"problems": 2, "round_0": 1, "final": 1}, "3": {"problems": 1, "round_1": 1}}
-    assert found["pool"] == {
-        "problems": 4, "first_solved": {"round_0": 1, "round_1": 1, "final": 1},
-        "by_subject": subjects | {"['a list']": {"problems": 1}},
-    }  # fmt: skip
+    assert found["pool"] == {"problems": 4, "first_solved": {"round_0": 1, "round_1": 1, "final": 1}}
     assert found["versions"] == {"torch": "2"} and found["git_commit"] == "abc"
 
 
@@ -184,28 +177,17 @@ def test_reflections_of_every_round_count_where_they_are_asked_for(run_folder, t
     assert found["pool"]["first_solved"] == {"round_0": 1, "round_1": 2}
 
 
-@pytest.mark.parametrize("file", ["eval/predictions.jsonl.recipe.json", "blank/metrics.json"])
-def test_blank_images_of_another_model_or_conditions_are_left_out(run_folder, tmp_path, file):
-    folder = shutil.copytree(run_folder / "final", tmp_path / "final")
-    assert metrics.blank_is_of(folder)
-    text = (folder / file).read_text()
-    (folder / file).write_text(text.replace('"content": "x"', '"content": "y"').replace("64", "65"))
-    assert not metrics.blank_is_of(folder)
-
-
 def test_seconds_tokens_and_cost_are_those_of_the_recipes(reported):
     found, stages = reported.metrics, reported.stages
     assert stages["base"]["steps"] == {"evaluating": 60.4}
     round_1 = {"sampling": 18, "verifying": 12, "annotating": 1, "evaluating": 60.4}
     assert stages["round_1"]["steps"] == round_1
     assert found["orm"]["steps"] == {"fine-tuning": 9, "annotating": 3}
-    # final/blank was copied with its recipe
-    assert stages["final"]["steps"] == {"verifying": 2, "evaluating": 2 * 60.4}
-    assert found["seconds"] == pytest.approx(5 * 60.4 + 1 + 10 + 30 + 2 + 12)
+    assert found["seconds"] == pytest.approx(4 * 60.4 + 1 + 10 + 30 + 2 + 12)
     # solutions, annotations, error types
     assert found["tokens"]["endpoint"] == {"prompt": 1000 + 2000 + 7, "new": 100 + 300 + 1}
-    # predictions, also those of the blank images, and the ORM's replies
-    assert found["tokens"]["local"] == {"prompt": 5 * 150 + 7 * 60, "new": 5 * 35 + 7 * 20}
+    # predictions and the ORM's replies
+    assert found["tokens"]["local"] == {"prompt": 4 * 150 + 7 * 60, "new": 4 * 35 + 7 * 20}
     assert found["cost"] == pytest.approx((3007 * 2 + 401 * 10) / 1e6, abs=1e-4)
 
 
@@ -228,16 +210,6 @@ def test_cost_counts_failed_requests_too(monkeypatch, tmp_path):
     assert metrics.cost_of(tokens, tmp_path) == pytest.approx(0.008)
     tokens["prompt"] = 91_000  # a model that was asked by hand
     assert metrics.cost_of(tokens, tmp_path) == pytest.approx(0.184)
-
-
-def test_ledger(reported):
-    *tests, first, second, third, fourth = read_rows(reported.folder / "ledger.jsonl")
-    checks = {"base": "correct", "round_0": "wrong", "round_1": "wrong", "final": "wrong"}
-    known = {"benchmark": "set", "id": f"t1 {EVIL}", "subject": f"s1{EVIL}", "checks": checks}
-    assert len(tests) == 5 and tests[1] == known
-    assert first == {"id": "p0", "subject": EVIL, "first_solved": "round_0"}
-    assert second == {"id": "p1", "subject": 3, "first_solved": "round_1"}
-    assert (third["first_solved"], fourth["first_solved"], fourth["subject"]) == ("final", None, ["a list"])
 
 
 def test_error_types_are_those_of_the_predictions_that_stand(reported, tmp_path):
@@ -344,13 +316,11 @@ def table_rows(page):
 
 
 def test_page_tells_the_figures(reported):
-    assert "with blank images: 60.0 % of 5 problems" in " ".join(reported.page.split())
     rows = table_rows(reported.page)
     assert ["round 1", "4", "0.500", "0.0e+00", "1.00", "4 321"] in rows and "4\u202f321" in reported.page
     assert ["+ round 1", "correct", "1", "1", "0", "50.0 [9.4, 90.5]"] in rows
     assert ["", "wrong", "1", "2", "1", "50.0 [15.0, 85.0]"] in rows
     assert rows[3][:2] == ["+ round 1", "60.0 [23.1, 88.2] by its own rule 80.0 [37.6, 96.4]"]
-    assert ["3", "1", "1", "100.0"] in rows  # a subject, its problems, those that are solved
 
 
 def test_page_holds_no_foreign_markup(reported):

@@ -1,11 +1,9 @@
 """A run folder -> metrics.json, the table over its stages, and report.html: one page that needs no network.
 
-Reads:  RUN/config.json, problems.jsonl, spent.tsv, and of each stage verified.jsonl, train.jsonl, eval/,
-        blank/ (of one that was evaluated with --blank-image too), the log of its fine-tuning, recipes
-Writes: RUN/metrics.json   stages (train_rows, seconds, steps, tokens, benchmarks, changes, blank, audit),
-                           overall, pool, tokens, cost
-        RUN/ledger.jsonl   a row a problem: benchmark, id, subject, checks by stage (test problems); id,
-                           subject, first_solved (training problems)
+Reads:  RUN/config.json, problems.jsonl, spent.tsv, and of each stage verified.jsonl, train.jsonl, eval/, the
+        log of its fine-tuning, recipes
+Writes: RUN/metrics.json   stages (train_rows, seconds, steps, tokens, benchmarks, changes, audit), overall,
+                           pool, tokens, cost
         RUN/report.html    the same with figures, and a gallery of responses
 
     python -m mathse.report runs/default
@@ -23,7 +21,7 @@ from mathse.report.statistics import percent, points
 
 
 def report(run: Path) -> dict:
-    """Write the run's metrics, ledger and page; returns the metrics."""
+    """Write the run's metrics and page; returns the metrics."""
     settings = read_json(run / "config.json").get("settings", {})  # none of a folder that was made by hand
     folders = folders_of(run, settings)
     from mathse.report.page import write_page  # matplotlib, which looks for a home when it is imported

@@ -1,4 +1,4 @@
-"""A run folder -> metrics.json and ledger.jsonl. Of large files only the columns that count are read."""
+"""A run folder -> its metrics. Of large files only the columns that count are read."""
 
 import json
 from collections import Counter, defaultdict
@@ -10,9 +10,8 @@ from pandas import concat
 
 from mathse.cli import price
 from mathse.generate.endpoint import read_spent
-from mathse.jsonl import line_of, replace
 from mathse.recipe import content_of, read_recipe
-from mathse.records import ERROR_TYPES, MAX_LINE, fail, is_endpoint, written_rows
+from mathse.records import ERROR_TYPES, MAX_LINE, fail, is_endpoint
 from mathse.report.statistics import CHECK, compare_all, differing, predictions
 
 MOST_ROUNDS = 999  # that are looked for where no settings tell
@@ -132,11 +131,11 @@ def error_types(folder: Path) -> dict[str, dict]:
 
 
 def collect(run: Path, folders: list[Path], settings: dict[str, str]) -> dict:
-    """The metrics of a run; ledger.jsonl is written. No stage evaluated ends the command."""
+    """The metrics of a run. No stage evaluated ends the command."""
     evaluated = [folder for folder in folders if (folder / "eval" / "metrics.json").is_file()]
     if not evaluated:
         fail(f"{run}: no stage has been evaluated in it yet")
-    answers = [predictions(folder / "eval", *CHECK, "subject") for folder in evaluated]
+    answers = [predictions(folder / "eval", *CHECK) for folder in evaluated]
     taken = what_it_took(run, folders)
     stages = [
         stage_of(folder, settings, before, after) | taken[folder.name]
@@ -152,7 +151,7 @@ def collect(run: Path, folders: list[Path], settings: dict[str, str]) -> dict:
         "stages": stages,
         "tests": list(dict.fromkeys(name for stage in stages for name in stage["benchmarks"])),
         "overall": compare_all(answers[0], answers[-1]),
-        "pool": write_ledger(run, folders, settings, dict(zip(evaluated, answers))),
+        "pool": solved_first(run, folders, settings),
         "seconds": round(sum(sum(each["steps"].values()) for each in taken.values()), 1),
         "orm": taken["orm"],
         "tokens": tokens,
@@ -171,49 +170,19 @@ def stage_of(folder: Path, settings: dict[str, str], before: dict, after: dict) 
         "conditions": evaluation.get("conditions", {}),
         "benchmarks": {name: one | types.get(name, {}) for name, one in evaluation["benchmarks"].items()},
         "changes": compare_all(before, after),
-        "blank": compare_all(predictions(folder / "blank", *CHECK), after) if blank_is_of(folder) else {},
         "audit": audit_of(verified_files([folder], settings)),
     }
 
 
-def blank_is_of(folder: Path) -> bool:
-    """Whether the evaluation without images is that of the model, test sets and conditions of eval/."""
-    places = folder / "eval", folder / "blank"
-    recipes = (read_recipe(place / "predictions.jsonl.recipe.json") or {} for place in places)
-    inputs = [recipe.get("inputs", {}) for recipe in recipes]
-    (model, tests), (blank_model, blank_tests) = (
-        [{source["content"] for source in each.get(name, [])} for name in ("model", "test")]
-        for each in inputs
-    )
-    conditions = (read_json(place / "metrics.json").get("conditions", {}) for place in places)
-    return model == blank_model and blank_tests <= tests and not differing(*conditions)
-
-
-def write_ledger(run: Path, folders: list[Path], settings: dict[str, str], answers: dict[Path, dict]) -> dict:
-    """ledger.jsonl: a row a test problem, with the checks of its first sample by stage, or training problem.
-
-    Returns of the latter {problems, first_solved: {stage: n}, by_subject: {subject: {"problems", stage: n}}}.
-    """
-    tests, solved, subjects, part = {}, {}, defaultdict(Counter), run / "ledger.jsonl.part"
-    for folder, benchmarks in answers.items():
-        for name, rows in benchmarks.items():
-            for row in (row for row in rows if row["sample"] == 0):
-                known = {"benchmark": name, "id": row["id"], "subject": row["subject"], "checks": {}}
-                tests.setdefault((name, row["id"]), known)["checks"][folder.name] = row["answer_check"]
+def solved_first(run: Path, folders: list[Path], settings: dict[str, str]) -> dict:
+    """{problems: training problems; first_solved: {stage: those whose first accepted response it gave}}"""
+    solved, problems = {}, read_columns(run / "problems.jsonl", "id").id
     for path in reversed(verified_files(folders, settings)):
         checked = read_columns(path, "id", "status")  # the first stage has the last word
         solved |= dict.fromkeys(checked.id[checked.status == "correct"], path.parent.name)
-    with part.open("wb") as file:
-        file.writelines(map(line_of, tests.values()))
-        for row in written_rows(run / "problems.jsonl"):
-            stage, subject = solved.get(row["id"]), row.get("subject")
-            subjects[str(subject)].update(["problems", stage] if stage else ["problems"])
-            file.write(line_of({"id": row["id"], "subject": subject, "first_solved": stage}))
-    replace(part, run / "ledger.jsonl")
-    totals = sum(subjects.values(), Counter())
-    stages = {folder.name: totals[folder.name] for folder in folders if (folder / VERIFIED[0]).is_file()}
-    by_subject = {subject: subjects[subject] for subject in sorted(subjects)}
-    return {"problems": totals["problems"], "first_solved": stages, "by_subject": by_subject}
+    counts = Counter(problems.map(solved))
+    stages = {folder.name: counts[folder.name] for folder in folders if (folder / VERIFIED[0]).is_file()}
+    return {"problems": len(problems), "first_solved": stages}
 
 
 def cost_of(tokens: dict[str, int], run: Path) -> float | None:
