@@ -20,6 +20,7 @@ LONGEST = 600  # seconds that a command may take
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell begins what stands in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = [str(ROOT), str(ROOT / "toy"), str(ROOT / "tests")]
+FIRST = ("test_kills.py", "test_training.py", "test_processes.py", "test_settings.py")  # the longest
 # files whose tests share a slow set-up: each stays with one process
 TOGETHER = {"test_evaluate.py", "test_report.py", "test_decontaminate.py"}
 
@@ -35,6 +36,10 @@ def pytest_xdist_make_scheduler(config, log):
             return file if Path(file).name in TOGETHER else nodeid
 
     return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")

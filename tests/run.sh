@@ -5,6 +5,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source mathse/environment.sh
 export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
 [[ toy/train.jsonl -nt common.py ]] || "$PYTHON" toy/problems.py > /dev/null  # by its CLOSING
-# three at a time, since tests wait, too; the longest first
-exec "$PYTHON" -m pytest -q --durations=5 -n 3 --no-loadscope-reorder \
-  tests/test_kills.py tests/test_settings.py tests/test_training.py tests "$@"
+# three at a time, since tests wait, too
+exec "$PYTHON" -m pytest -q --durations=5 -n 3 --no-loadscope-reorder tests "$@"

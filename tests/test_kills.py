@@ -123,7 +123,7 @@ def test_a_run_that_is_killed_in_its_steps_ends_as_one_that_is_not(small_run):
         with forking_python() as budget["PYTHON"]:  # another process: sets have another order there
             while kills.total() < max(4, KILLS):
                 shutil.rmtree(folder, ignore_errors=True)
-                kills += kill_every_step("test-kill", budget, steps, rng, 7 if KILLS else 1)
+                kills += kill_every_step("test-kill", budget, steps, rng, 7 if KILLS else 0)
                 assert differences("test-kill", "test-loop") == []
                 files = [
                     path for path in folder.rglob("*") if path.is_file()
