@@ -6,9 +6,9 @@ if [[ $DATA == toy/train.jsonl ]]; then
 elif [[ -z ${TEACHER:-} ]]; then  # own problems: their solutions are D0, and nobody explains
   : "${DISTILL:=0.3}" "${ORM:=none}" "${ACCEPT:=answer}" "${REFLECT:=none}"
 fi
-: "${ROUNDS:=3}" "${SAMPLES:=3}" "${DISTILL:=0.08}"
+: "${SAMPLES:=3}" "${DISTILL:=0.08}"
 : "${INIT:=previous}"          # the toy has no time to start each round anew
-: "${PAIRS:=1}"                # seed 0: 9 points more after round 1, 13 after round 3 (docs/PAPER.md)
+: "${PAIRS:=1}"                # seed 0: 9 points more after round 1, 14 after round 2 (docs/PAPER.md)
 : "${REFLECT_ACCEPT:=${ACCEPT:-answer}}"  # asking the ORM too loses accuracy: docs/PAPER.md
 SAMPLE_FLAGS="--max-tokens 128 --batch-size 256 ${SAMPLE_FLAGS:-}"
 VERIFY_FLAGS="--batch-size 256 ${VERIFY_FLAGS:-}"

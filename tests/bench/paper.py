@@ -19,11 +19,11 @@ from mathse.records import ERROR_TYPES, row_key, written_rows
 from mathse.report.metrics import label
 from mathse.report.statistics import CHANGES, bootstrap
 
-STAGES = ["base", "round_0", "round_1", "round_2", "round_3", "final"]
-ROUNDS = STAGES[2:5]
+ROUNDS = ["round_1", "round_2"]
+STAGES = ["base", "round_0", *ROUNDS, "final"]
 # Table 1, MathVL-test: CogVLM2, Qwen2-VL-7B, InternVL2.5-8B; and rows
-PAPER = {"base": "30.85 / 40.60 / 33.20", "round_0": "55.35 / 48.80 / 58.45 (100k)", "round_2": "(170k)"}
-PAPER |= {"round_3": "62.35 / 55.15 / 64.45 (240k)", "final": "64.70 / 57.00 / 65.13 (280k)"}
+PAPER = {"base": "30.85 / 40.60 / 33.20", "round_0": "55.35 / 48.80 / 58.45 (100k)", "round_1": "(170k)"}
+PAPER |= {"round_2": "62.35 / 55.15 / 64.45 (240k)", "final": "64.70 / 57.00 / 65.13 (280k)"}
 # Table 5, ORM-2K: file of verdicts, what the ORM learnt, accepts / rejects / overall
 ORMS = [("-plain/pace/round_1", "step and analysis", "94.2 / 100 / 97.10")]
 ORMS += [("/arms/orm_binary", "the status alone (`--binary`)", "85.4 / 99.9 / 92.65")]
@@ -169,18 +169,18 @@ def hidden_share(runs: list[str]) -> str:
 
 def page(output: str, *runs: str) -> None:
     """Fill paper.md."""
-    evolved, taught = change(runs, "/round_0", "/round_3"), change(runs, "/arms/teacher", "/round_3")
+    evolved, taught = change(runs, "/round_0", "/round_2"), change(runs, "/arms/teacher", "/round_2")
     before = dict(zip(STAGES[1:], (f"/{stage}" for stage in STAGES)))
     stages = [(label(stage), f"/{stage}", before.get(stage), PAPER.get(stage, "")) for stage in STAGES]
     orms = list(orm_rows(runs))
     reflected = rows_of(*(f"{run}/arms/both/verified.jsonl" for run in runs))
     accepted = [row["orm_check"] == "correct" for row in reflected if row["answer_check"] == "correct"]
-    reflections = [("no reflection", "/round_3", "", "62.35")]
-    reflections += [("ORM's feedback, accepted by the answer", "/final", "/round_3", "")]
-    reflections += [("ORM's feedback, accepted by answer and ORM", "/arms/both", "/round_3", "64.70")]
+    reflections = [("no reflection", "/round_2", "", "62.35")]
+    reflections += [("ORM's feedback, accepted by the answer", "/final", "/round_2", "")]
+    reflections += [("ORM's feedback, accepted by answer and ORM", "/arms/both", "/round_2", "64.70")]
     same = [("all from the teacher", "/arms/teacher", "", "58.00")]
-    same += [("self-evolving", "/round_3", "/arms/teacher", "62.35")]
-    hidden = [(label(stage), f"-hidden/{stage}", f"/{stage}", "") for stage in STAGES[1:5]]
+    same += [("self-evolving", "/round_2", "/arms/teacher", "62.35")]
+    hidden = [(label(stage), f"-hidden/{stage}", f"/{stage}", "") for stage in STAGES[1:4]]
     template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     text = template.format(
         seeds=" ".join(run.rpartition("-")[2] for run in runs),
@@ -208,7 +208,7 @@ def page(output: str, *runs: str) -> None:
 def passes(run: str) -> None:
     """Print the epochs over the last round's rows that are as many passes as all trainings took together."""
     taken = 0.0
-    for stage in STAGES[1:5]:
+    for stage in STAGES[1:4]:
         rows = len(rows_of(f"{run}/{stage}/train.jsonl"))
         taken += rows * json.loads(Path(f"{run}/{stage}/model/recipe.json").read_text())["flags"]["epochs"]
     print(round(taken / rows, 2))

@@ -44,7 +44,7 @@ arms() {  # arms SEED
   share "$name" "$name-every-pairs" "problems.jsonl* base round_0 orm round_1"
   loop "$name-every-pairs" ORM_UPDATE=every
   for end in -plain -every -every-pairs ""; do  # their ORMs on paths of test problems, by round
-    for i in 1 2 3; do
+    for i in 1 2; do
       orm=$run$end/orm_$((i - 1))/model; [[ -e $orm ]] || orm=$run$end/orm/model
       call 01_sample.py --input toy/test.jsonl --output "$run$end/pace/paths_$i.jsonl" --samples 2 \
         --temperature 1.0 --model "$run$end/round_$((i - 1))/model" --origin test "${limit[@]}" "${SAMPLE[@]}"
@@ -55,8 +55,8 @@ arms() {  # arms SEED
   # Table 3: the same reflections, which must please the ORM too (the run's own only need a right answer)
   call 02_verify.py --input "$run/final/reflected.jsonl" --output "$arms/both/verified.jsonl" --accept both \
     --model "$run/orm/model" "${VERIFY[@]}"
-  finetune both --input "$run"/round_[0-3]/verified.jsonl "$arms/both/verified.jsonl" --init previous \
-    --previous "$run/round_3/model"
+  finetune both --input "$run"/round_[0-2]/verified.jsonl "$arms/both/verified.jsonl" --init previous \
+    --previous "$run/round_2/model"
   evaluate "$arms/both"
 
   # Table 4: as many rows as after the last round, all from the teacher, and as many passes over them
@@ -64,7 +64,7 @@ arms() {  # arms SEED
     --origin teacher
   call 02_verify.py --input "$arms/teacher/samples.jsonl" --output "$arms/teacher/verified.jsonl" \
     --accept answer
-  finetune teacher --input "$arms/teacher/verified.jsonl" --limit "$(wc -l < "$run/round_3/train.jsonl")" \
+  finetune teacher --input "$arms/teacher/verified.jsonl" --limit "$(wc -l < "$run/round_2/train.jsonl")" \
     --epochs "$(paper passes "$run")"
   evaluate "$arms/teacher"
 
