@@ -144,9 +144,17 @@ def parse_verdict(reply: str) -> dict:
     return {"verdict": verdict, "error_step": step, "error_analysis": analysis, "error_type": kind}
 
 
+def verdict_of(reply: Reply) -> dict:
+    """parse_verdict() of a reply. One that was cut off counts if its object stands first: behind other words
+    it may be a draft in a thought, which not every server marks as one.
+    """
+    counts = reply.finish != "length" or re.match(r"\s*(```\w*\s*)?\{", reply.text)
+    return parse_verdict(reply.text if counts else "")
+
+
 def judged(row: dict, replies: list[Reply]) -> dict:
     """The row with the ORM's verdict, the majority of its replies; a tie and no verdict are undecided."""
-    verdicts = [parse_verdict(reply.text) for reply in replies]
+    verdicts = [*map(verdict_of, replies)]
     counts = Counter(verdict["verdict"] for verdict in verdicts if verdict["verdict"] != "undecided")
     leading = [name for name, count in counts.items() if count == max(counts.values())]
     orm_check = leading[0] if len(leading) == 1 else "undecided"
@@ -167,7 +175,7 @@ def told(replies: list[Reply]) -> dict:
 def annotated(row: dict, replies: list[Reply]) -> dict:
     """The row with the teacher's verdict, undecided if it cannot be used. Unasked, the answer check holds."""
     check = row["answer_check"]
-    verdict = parse_verdict(replies[0].text if replies else "")
+    verdict = verdict_of(replies[0]) if replies else parse_verdict("")
     explanation = f"{verdict['error_step'] or ''} {verdict['error_analysis'] or ''}"
     reason = None
     if check not in ("correct", "wrong"):

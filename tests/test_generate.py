@@ -385,23 +385,6 @@ def test_what_ends_a_reply(turn, eos, own, ends, tiny_model, problems, tmp_path,
     assert found.count("\n") == 1 and "name the eos_token" in found
 
 
-def test_a_thought_that_the_template_opens_and_that_is_cut_off_is_no_verdict(
-    stage, tiny_model, problems, tmp_path, monkeypatch
-):
-    spec = shutil.copytree(tiny_model("qwen2_vl"), tmp_path / "model")
-    template = spec / "chat_template.jinja"
-    template.write_text(template.read_text().replace("%}<reply>{%", "%}<reply><think>\n{%"))
-    generate, found, said = open_engine(spec), set(), '{"status": "CORRECT"}'
-    asked = requests([*problems, problem("gone", "?") | {"images": ["gone.png"]}])
-    for text in (said, f"{said}<|im_end|>\nuser"):  # an end mark as text: the thought is not cut off
-        tokenizer = generate.processor.tokenizer
-        monkeypatch.setattr(tokenizer, "decode", lambda tokens, text=text, **_: text if tokens else "")
-        for reply in generate(asked):
-            assert not reply.text if reply.finish == "error" else said in reply.text
-            found.add((reply.finish, stage("02_verify").parse_verdict(reply.text)["verdict"]))
-    assert found == {("length", "undecided"), ("stop", "correct"), ("error", "undecided")}
-
-
 # ---------------------------------------------------------------- faults of rows
 
 

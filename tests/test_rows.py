@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mathse import images, records, replies
+from mathse.generate import Reply
 
 GOOD = '{"status": "WRONG", "error_step": "Step 2: 3 + 4 = 8", "error_analysis": "3 + 4 is not 8."}'
 STEP = "Step 2: 3 + 4 = 8"
@@ -142,6 +143,22 @@ def test_parse_verdict_has_the_analysis_and_the_type(stage):
     assert parse('{"status": "CORRECT", "error_type": "vision"}')["error_type"] is None
     reply = r'{"status": "WRONG", "error_analysis": ["$\tan\theta = \frac{1}{2}$", "it\'s"]}'
     assert parse(reply)["error_analysis"] == r"$\tan\theta = \frac{1}{2}$, it's"
+
+
+WHOLE = [  # a reply, how it finished, its verdict
+    (RIGHT, "length", C),
+    (f"```json\n{GOOD[:-5]}", "length", W),
+    (f"Perhaps {RIGHT}, but", "length", U),  # in a thought, it may be, which the template has opened
+    (f"Perhaps {RIGHT}, but", "stop", C),
+    (f"Status: CORRECT\n{RIGHT}", "length", U),
+]
+
+
+@pytest.mark.parametrize("text, finish, verdict", WHOLE)
+def test_a_cut_off_reply_counts_if_its_object_stands_first(stage, text, finish, verdict):
+    reply, row = Reply({}, 0, text, finish), {"answer_check": "correct"}
+    assert stage("02_verify").judged(row, [reply])["orm_check"] == verdict
+    assert stage("02_verify").annotated(row, [reply])["teacher_check"] == verdict
 
 
 HOSTILE = [

@@ -39,12 +39,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mathse.attention import set_text_attention
-from mathse.chat import chat_parts, encode_groups, render, reply_ends, row_errors
+from mathse.chat import encode_groups, reply_ends, row_errors
 from mathse.generate.types import Generator, Reply, Request, probe
 from mathse.images import open_image
 from mathse.launch import KEPT, end_if_device_failed, one_line, processes
 from mathse.records import IMAGE, fail
-from mathse.replies import ended, opened_thought
+from mathse.replies import ended
 
 ATTENTION = "rows"  # in transformers' table of attentions
 BLOCK = 64  # tokens by which the memory of rows and slots grows
@@ -109,8 +109,6 @@ class Engine(Generator):
         self.eos_ids = {*reply_ends(processor, model.generation_config)}
         if not self.eos_ids:
             fail("--model: no token ends its replies; name the eos_token in tokenizer_config.json")
-        head = render(processor, chat_parts(probe("?", False).messages), add_generation_prompt=True)
-        self.opened = opened_thought(head)  # of a reply that is cut off: a thought is no verdict
         # the folder's own habits (Qwen2-VL: top-k 1, a repetition penalty) would silently override the flags
         habits = {"eos_token_id": sorted(self.eos_ids), "pad_token_id": processor.tokenizer.pad_token_id}
         model.generation_config = transformers.GenerationConfig(**habits)
@@ -153,7 +151,6 @@ class Engine(Generator):
         text = self.processor.tokenizer.decode(sample.tokens[:end], skip_special_tokens=True).strip()
         text, finish = ended(text, finish)
         reason = one_line(sample.error) if sample.error else None
-        text = self.opened + text if finish == "length" and not reason else text
         said = text, "error" if reason else finish, count, len(sample.prompt), reason
         for request, number in ((sample.request, sample.number), *sample.twins):
             yield Reply(request.row, number, *said, seed=request.seeds[number])
