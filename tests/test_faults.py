@@ -155,9 +155,9 @@ def test_a_key_that_is_refused_near_the_end_is_no_fault_of_rows(sample, tmp_path
 
 def test_a_refusal_that_was_paid_for_is_final(sample, tmp_path):
     paid = completion("", "content_filter") | {"usage": {"prompt_tokens": 900, "completion_tokens": 0}}
-    server = Server(refusing(lambda number: number == 0, (200, paid, {})))
-    flags = "--spent", tmp_path / "spent.tsv", "--concurrency", 1
-    assert sample(server, *flags, "--max-requests", 1).returncode == 3
+    server = Server(refusing(lambda number: number == 0, (200, paid, {})), seconds=0.0)
+    flags = "--spent", tmp_path / "spent.tsv"
+    assert sample(server, *flags, "--concurrency", 1, "--max-requests", 1).returncode == 3
     assert sample(server, *flags).returncode == 0 and server.count == 60
     assert [row["finish"] for row in read_rows(tmp_path / "out.jsonl")] == ["error"] + ["stop"] * 59
 

@@ -169,7 +169,7 @@ def test_a_stage_that_is_killed_leaves_no_rank(number, toy_world, tmp_path):
 @pytest.mark.parametrize("launcher", [False, True])
 def test_a_rank_that_is_killed_ends_the_stage_and_the_rerun_goes_on(launcher, toy_world, tmp_path, run):
     """A rank of the stage, or a process of a launcher: the rows so far are kept."""
-    flags = ["--input", toy_world / "train.jsonl", "--samples", 4, "--temperature", 1, *LOCAL]
+    flags = ["--input", toy_world / "train.jsonl", "--limit", 15, "--samples", 4, "--temperature", 1, *LOCAL]
     assert run("01_sample.py", *flags, "--output", tmp_path / "one.jsonl", "--processes", 1).returncode == 0
     output, part = tmp_path / "two.jsonl", tmp_path / "two.jsonl.part" / "rank_1.jsonl"
     words = [*(TORCHRUN if launcher else [sys.executable]), "01_sample.py", *flags, "--output", output]

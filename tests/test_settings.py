@@ -77,7 +77,8 @@ def test_a_wrong_value_is_refused(run, setting):
 
 @pytest.mark.parametrize("name, value, said", WRONG)
 def test_a_wrong_setting_is_refused_before_anything_runs(run, own_data, toy_data, name, value, said):
-    settings = {"RUN": "test-bad", "ROUNDS": "1"} | BESIDE.get(name, {}) | {name: value.format(own=own_data)}
+    settings = {"RUN": "test-bad", "ROUNDS": "1", "LIMIT": "8"} | BESIDE.get(name, {})
+    settings[name] = value.format(own=own_data)
     done = run("run_rounds.sh", **settings)
     assert one_line(done, f"error: {said.format(own=own_data)}") and not done.stdout, done.stderr
     assert not (ROOT / "runs" / "test-bad").exists()
