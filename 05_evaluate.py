@@ -14,7 +14,6 @@ Why answers are wrong, a teacher tells: 02_verify.py --annotate --input OUTPUT/p
     python 05_evaluate.py --output runs/default/final/eval --against runs/default/round_0/eval
 """
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ from mathse.jsonl import expected_length, write_json
 from mathse.launch import processes, stage_end
 from mathse.problems import RULES, SPLITS, open_source, parse_fields
 from mathse.recipe import digest, fingerprint
-from mathse.records import derive_seed, fail, row_key
+from mathse.records import derive_seed, fail, read_json, row_key
 from mathse.report.comparison import print_change, print_scores
 from mathse.report.statistics import (
     by_problem,
@@ -159,7 +158,7 @@ def write_metrics(args: Namespace) -> None:
     """metrics.json from the predictions; nothing if it is made from the same, by the same recipe."""
     target, made = args.output / "metrics.json", (PREDICTIONS, f"{PREDICTIONS}.recipe.json")
     made_from = [fingerprint(str(args.output / name)) for name in made]
-    if target.is_file() and json.loads(target.read_text(encoding="utf-8")).get("made_from") == made_from:
+    if read_json(target).get("made_from") == made_from:
         return
     figures = {}
     for name, rows in predictions(args.output).items():

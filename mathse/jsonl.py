@@ -7,7 +7,6 @@ order in which rows arrived. A rerun drops a torn last line and skips the keys t
 
 import contextlib
 import fcntl
-import heapq
 import itertools
 import json
 import os
@@ -36,10 +35,10 @@ def keys_of_rank(lengths: dict[str, int]) -> list[str]:
     for key in lengths:
         problems[key.rpartition(", ")[0].rpartition(", ")[0]].append(key)
     sizes = {name: sum(lengths[key] for key in keys) for name, keys in problems.items()}
-    loads, mine = [(0, number) for number in range(ranks)], []
+    loads, mine = [0] * ranks, []
     for name in sorted(problems, key=lambda name: (-sizes[name], name)):
-        load, number = heapq.heappop(loads)
-        heapq.heappush(loads, (load + sizes[name], number))
+        number = loads.index(min(loads))
+        loads[number] += sizes[name]
         if number == rank:
             mine += problems[name]
     return mine
@@ -191,8 +190,7 @@ def read_lines(places: Iterable[tuple[bool, Path, int]]) -> Iterator[bytes]:
 def tokens_of(row: dict) -> tuple[int, int]:
     """(tokens read, tokens written) by the model that made a row: of a verified row the judge."""
     if "judge_reply" in row:
-        read, written = row.get("judge_tokens") or (0, 0)
-        return read, written
+        return tuple(row.get("judge_tokens") or (0, 0))
     return row.get("prompt_tokens") or 0, row.get("tokens") or 0
 
 

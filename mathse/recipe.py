@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mathse.jsonl import EARLIER, failed_rows, hold, remove, replace, write_json
 from mathse.launch import meet, processes, stage_end
-from mathse.records import fail, is_endpoint
+from mathse.records import fail, is_endpoint, read_json
 
 # Flags that do not change the output of any stage.
 WITHOUT_EFFECT = {
@@ -108,11 +108,11 @@ class Recipe:
         """is_done() without a word. An output of another recipe ends the command, unless --force is given, or
         was when OUT.part was begun.
         """
-        begun, made = read_recipe(self.part / "recipe.json"), read_recipe(self.path)
-        goes_on = begun is not None and not self.differences(begun)
+        begun, made = read_json(self.part / "recipe.json"), read_json(self.path)
+        goes_on = not self.differences(begun)
         is_folder = self.path.parent == self.output
         if self.output.exists() and not (is_folder and is_empty_folder(self.output)):
-            if made and not self.differences(made):
+            if not self.differences(made):
                 if goes_on and not (self.part / EARLIER).exists():  # killed while its part was removed
                     return False
                 return not (self.retry_errors and failed_rows(self.output))
@@ -165,15 +165,15 @@ class Recipe:
     def prepare(self) -> None:
         self.part.mkdir(parents=True, exist_ok=True)
         self.lock = hold(self.part)
-        begun, standing = read_recipe(self.part / "recipe.json"), read_recipe(self.path)
-        retry = self.output.is_file() and standing is not None and not self.differences(standing)
-        if begun is None or self.differences(begun):
+        begun, standing = read_json(self.part / "recipe.json"), read_json(self.path)
+        retry = self.output.is_file() and not self.differences(standing)
+        if self.differences(begun):
             remove(*(path for path in self.part.iterdir() if path.name != "lock"))
-            begun = None
+            begun = {}
             if retry:  # the recipe, which is written last, says that it is there
                 shutil.copyfile(self.output, self.part / "copied")
                 replace(self.part / "copied", self.part / EARLIER)
-        before = begun or (standing if retry else None) or {}
+        before = begun or (standing if retry else {})
         command = shlex.join(["python", *name_of(sys.argv[0]).split(), *sys.argv[1:]])
         why = "  # again, for rows that failed" if retry else "  # anew" if self.output.exists() else ""
         print(f"+ {command}{why}", flush=True)
@@ -225,14 +225,6 @@ def name_of(script: str) -> str:
     """A stage as one calls it: 01_sample.py, or -m mathse.problems."""
     path = Path(script)
     return f"-m mathse.{path.parent.name}" if path.name == "__main__.py" else path.name
-
-
-def read_recipe(path: Path) -> dict | None:
-    """A recipe, or None if there is none or it is torn."""
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else None
-    return None
 
 
 # ---------------------------------------------------------------- content

@@ -207,9 +207,7 @@ def image_finder(path: Path) -> Callable[[str], str]:
     """Finds the images that a file names, by their way from its folder; of a file that was moved away from
     them, by their way from where its recipe says that it was made.
     """
-    folder, made = path.parent.absolute(), None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        made = json.loads(Path(f"{path}.recipe.json").read_text(encoding="utf-8"))["folder"]
+    folder, made = path.parent.absolute(), read_json(Path(f"{path}.recipe.json")).get("folder")
     if made is None or os.path.realpath(folder) == made:
         return lambda image: str(folder / image)
 
@@ -218,6 +216,14 @@ def image_finder(path: Path) -> Callable[[str], str]:
         return there if not here.exists() and os.path.exists(there) else str(here)
 
     return find
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file that a stage wrote; {} if there is none, or it is torn."""
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
+            return content
+    return {}
 
 
 def written_rows(path: Path) -> Iterator[dict]:

@@ -10,7 +10,7 @@ import pytest
 from conftest import begin, kill, lines_of, one_line, read_rows, write_rows
 from server import HANG, Server, choices, completion, faulty, good, text_of
 
-from mathse.recipe import read_recipe
+from mathse.records import read_json
 
 KEY = "sk-this-is-a-secret-0123456789"
 
@@ -193,7 +193,7 @@ def test_rows_of_another_file_are_told_apart_by_their_problems(script, run, tmp_
     assert done.returncode == 0 and server.count == 3, done.stderr
     made = [(row["id"], row["sample"]) for row in read_rows(tmp_path / "o.jsonl")]
     assert made == [(str(k), 0) for k in range(3)]
-    assert read_recipe(tmp_path / "o.jsonl.recipe.json")["tokens"] == [21, 9]
+    assert read_json(tmp_path / "o.jsonl.recipe.json")["tokens"] == [21, 9]
 
 
 def test_a_list_of_answers_is_all_of_them(run, tmp_path):

@@ -15,8 +15,8 @@ from pathlib import Path
 from mathse.cli import Parser
 from mathse.jsonl import write_json
 from mathse.launch import stage_end
-from mathse.records import fail
-from mathse.report.metrics import collect, folders_of, label, read_json
+from mathse.records import fail, read_json
+from mathse.report.metrics import collect, folders_of, label
 from mathse.report.statistics import percent, points
 
 

@@ -1,10 +1,9 @@
 """What 05_evaluate.py prints: scores, and with --against the change from another evaluation."""
 
-import json
 from pathlib import Path
 
 from mathse.jsonl import write_json
-from mathse.records import fail
+from mathse.records import fail, read_json
 from mathse.report.statistics import CHECK, compare_all, differing, percent, points, predictions
 
 
@@ -40,7 +39,7 @@ def scores(result: dict) -> list[str]:
 
 def print_change(folder: Path, against: Path, seed: int) -> None:
     """The change from the evaluation in `against`, printed and kept in the metrics.json of `folder`."""
-    metrics, other = (json.loads((place / "metrics.json").read_text("utf-8")) for place in (folder, against))
+    metrics, other = (read_json(place / "metrics.json") for place in (folder, against))
     before, after = predictions(against, *CHECK), predictions(folder, *CHECK)
     differ = {"not_comparable": differing(other["conditions"], metrics["conditions"])}
     changes = {name: change | differ for name, change in compare_all(before, after, seed).items()}

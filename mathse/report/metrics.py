@@ -1,6 +1,5 @@
 """A run folder -> its metrics. Of large files only the columns that count are read."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +9,8 @@ from pandas import concat
 
 from mathse.cli import price
 from mathse.generate.endpoint import read_spent
-from mathse.recipe import content_of, read_recipe
-from mathse.records import ERROR_TYPES, MAX_LINE, fail, is_endpoint
+from mathse.recipe import content_of
+from mathse.records import ERROR_TYPES, MAX_LINE, fail, is_endpoint, read_json
 from mathse.report.statistics import CHECK, compare_all, differing, predictions
 
 MOST_ROUNDS = 999  # that are looked for where no settings tell
@@ -25,10 +24,6 @@ TEXTS = {"id", "status", "answer_check", "orm_check", "finish", "benchmark", "er
 
 
 # ---------------------------------------------------------------- what lies in a run folder
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def folders_of(run: Path, settings: dict[str, str]) -> list[Path]:
@@ -66,7 +61,7 @@ def what_it_took(run: Path, folders: Iterable[Path]) -> dict[str, dict]:
     places = [run, *folders, *(place for folder in folders for place in folder.iterdir())]
     complete = [place for place in places if place.suffix != ".part"]
     for path in sorted(path for place in complete for path in place.glob("*recipe.json")):
-        recipe, name = read_recipe(path) or {}, path.relative_to(run).parts[0]
+        recipe, name = read_json(path), path.relative_to(run).parts[0]
         spent = taken["run" if path.parent == run else "orm" if name.startswith("orm") else name]
         script = recipe.get("stage", "")
         step = "annotating" if recipe.get("flags", {}).get("annotate") else STEPS.get(script, script)
@@ -114,7 +109,7 @@ def audit_of(paths: list[Path]) -> dict:
 
 def error_types(folder: Path) -> dict[str, dict]:
     """{benchmark: {"error_types": {type: wrong answers}}}; {} if no teacher was asked about what stands."""
-    recipe, standing = read_recipe(folder / "errors.jsonl.recipe.json") or {}, folder / "predictions.jsonl"
+    recipe, standing = read_json(folder / "errors.jsonl.recipe.json"), folder / "predictions.jsonl"
     asked = [source["content"] for source in recipe.get("inputs", {}).get("input", [])]
     if not standing.is_file() or asked != [content_of(standing)]:
         return {}
@@ -146,7 +141,7 @@ def collect(run: Path, folders: list[Path], settings: dict[str, str]) -> dict:
         stage["not_comparable"] = differing(stages[0]["conditions"], stage["conditions"])
     used = [each["tokens"] for each in taken.values()]
     tokens = {who: sum((each[who] for each in used), Counter()) for who in ("local", "endpoint")}
-    recipe = read_recipe(evaluated[-1] / "eval" / "predictions.jsonl.recipe.json") or {}
+    recipe = read_json(evaluated[-1] / "eval" / "predictions.jsonl.recipe.json")
     return {
         "stages": stages,
         "tests": list(dict.fromkeys(name for stage in stages for name in stage["benchmarks"])),
