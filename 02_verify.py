@@ -278,7 +278,7 @@ def main() -> None:
         rows=lambda generate, missing: work(args, read_input(args, False, missing), generate),
         calls=1 if args.annotate else args.orm_samples if args.model else 0,
         responses=1,
-        settle=None if args.annotate else lambda responses: decided(responses, args),
+        settle=iter if args.annotate else lambda responses: decided(responses, args),
         schema=None if args.annotate else REPLY_SCHEMA,
         summary=verdict_lines,
     )

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mathse.images import MAX_PIXELS
-from mathse.records import fail, is_endpoint, shown, tell
+from mathse.records import fail, is_endpoint, read_json, shown, tell
 
 # For the dry run: what a prompt holds beside its image, and the length of a reply, in tokens. Assumed, not
 # measured.
@@ -146,12 +145,8 @@ def check_model(args: argparse.Namespace, spec: str, trained: bool = False, flag
         return
     if not (folder / "config.json").is_file():
         refuse("no config.json in it; is it a model folder?")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        refuse(f"config.json: not JSON ({error}); download it again")
-    if not isinstance(config, dict):
-        refuse("config.json: not a JSON object; download it again")
+    if not (config := read_json(folder / "config.json")):
+        refuse("config.json: not a JSON object, or an empty one; download it again")
     if not reads_images(config):
         name = (config.get("architectures") or ["model"])[0]
         refuse(f"a {name} that reads no images, by its config.json; give an image-text-to-text model")

@@ -100,7 +100,7 @@ class Output:
         """The rows written so far by all ranks, image paths relative to the output."""
         yield from (json.loads(line) for line in read_lines(self.index().values()))
 
-    def finish(self, keys: Iterable[str], settle: Callable | None = None) -> None:
+    def finish(self, keys: Iterable[str], settle: Callable = iter) -> None:
         """Join the rows with these keys, in this order.
 
         `settle`: the rows of a problem, which follow each other -> these rows with what they decide together.
@@ -122,7 +122,8 @@ class Output:
             joined, tokens = self.folder / "joined", [0, 0]
             with joined.open("wb") as file:
                 rows = (json.loads(line) for line in read_lines([index[key] for key in keys]))
-                for row in settled(rows, settle) if settle else rows:
+                groups = itertools.groupby(rows, key=lambda row: (row["id"], row.get("benchmark")))
+                for row in itertools.chain.from_iterable(settle(list(group)) for _, group in groups):
                     file.write(line_of(row))
                     tokens = [total + new for total, new in zip(tokens, tokens_of(row))]
             self.recipe.complete(joined, rows=len(keys), tokens=tokens)
@@ -137,11 +138,6 @@ def is_open(place: tuple[bool, Path, int]) -> bool:
 
 def line_of(row: dict) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-def settled(rows: Iterable[dict], settle: Callable) -> Iterator[dict]:
-    for _, group in itertools.groupby(rows, key=lambda row: (row["id"], row.get("benchmark"))):
-        yield from settle(list(group))
 
 
 def hold(folder: Path):

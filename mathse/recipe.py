@@ -110,8 +110,8 @@ class Recipe:
         """
         begun, made = read_json(self.part / "recipe.json"), read_json(self.path)
         goes_on = not self.differences(begun)
-        is_folder = self.path.parent == self.output
-        if self.output.exists() and not (is_folder and is_empty_folder(self.output)):
+        is_folder = self.path.parent == self.output and self.output.is_dir()
+        if self.output.exists() and not (is_folder and not any(self.output.iterdir())):
             if not self.differences(made):
                 if goes_on and not (self.part / EARLIER).exists():  # killed while its part was removed
                     return False
@@ -215,10 +215,6 @@ def input_changes(name: str, before: list[dict], now: list[dict]) -> list[str]:
             other = f"{name} was {old['name']}, is {new['name']}"
             changed.append(f"{name} {new['name']} has another content" if same else other)
     return changed
-
-
-def is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def name_of(script: str) -> str:

@@ -130,19 +130,14 @@ def finite(text: str) -> float:
     return value
 
 
-def gap(text: str) -> None:
-    return None if text == "NaN" else finite(text)
+STRICT = json.JSONDecoder(parse_float=finite, parse_constant=finite)
 
 
-DECODER = json.JSONDecoder(parse_float=finite, parse_constant=finite)
-WITH_GAPS = json.JSONDecoder(parse_float=finite, parse_constant=gap)
-
-
-def json_lines(path: Path, gaps: bool = False) -> Iterator[tuple[str, object]]:
-    """(file:line, value) of every line that is not blank. A BOM and CRLF are fine, Infinity is not, and NaN
-    only with `gaps`, as null. The first line that is no JSON ends the command.
+def json_lines(path: Path, strict: bool = True) -> Iterator[tuple[str, object]]:
+    """(file:line, value) of every line that is not blank. A BOM and CRLF are fine; NaN and Infinity are
+    if it is not `strict`. The first line that is no JSON ends the command.
     """
-    decoder = WITH_GAPS if gaps else DECODER
+    decoder = STRICT if strict else json.JSONDecoder()
     if not path.is_file():
         is_there = path.exists() and "not a plain file; it is read twice, so no folder and no pipe"
         fail(f"{path}: {is_there or 'no such file'}")
@@ -219,8 +214,8 @@ def image_finder(path: Path) -> Callable[[str], str]:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file that a stage wrote; {} if there is none, or it is torn."""
-    with contextlib.suppress(OSError, ValueError):
+    """The object in a JSON file; {} if there is none, or the file cannot be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         if isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
             return content
     return {}

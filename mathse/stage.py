@@ -59,7 +59,7 @@ def run_stage(
     without: Iterable[str] = (),
     unused: Iterable[str] = (),
     schema: dict | None = None,
-    settle: Callable[[list[dict]], Iterable[dict]] | None = None,
+    settle: Callable[[list[dict]], Iterable[dict]] = iter,
     summary: Callable[[Iterable[dict]], Iterable[str]] = counted,
 ) -> None:
     """Write the rows that a stage makes to args.output, or `output`.

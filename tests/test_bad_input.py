@@ -286,7 +286,7 @@ VISION = {"model_type": "vision-encoder-decoder", "encoder": {}, "decoder": {}}
 REMOTE = READING | {"auto_map": {"AutoModel": "c.M"}}
 MODELS = {  # name: (files of the model folder, words of the message, None where it is fine)
     "nothing in it": ({}, "no config.json in it; is it a model folder?"),
-    "config is no JSON": ({"config.json": "{"}, "config.json: not JSON"),
+    "config is no JSON": ({"config.json": "{"}, "config.json: not a JSON object"),
     "config is a list": ({"config.json": "[]"}, "config.json: not a JSON object"),
     "a model of text alone": ({"config.json": READING, "model.safetensors": ""}, TEXT_ALONE),
     "no weights": ({"config.json": SEEING}, "no *.safetensors weights in it; is the download complete?"),

@@ -28,13 +28,12 @@ from mathse.jsonl import Output, line_of, remove, replace
 from mathse.launch import stage_end
 from mathse.problems.columns import parse_fields
 from mathse.problems.decontaminate import HeldOut, ImageHash, hash_images
-from mathse.problems.sources import files_of, open_source
+from mathse.problems.sources import Rows, files_of, open_source
 from mathse.recipe import Recipe
 from mathse.records import fail, row_key
 
 LISTING = "contamination.jsonl"
 MATHVL = 341_346  # problems of the paper's data: what a dry run counts for a source that is no file
-Source = tuple[str, Iterator[tuple[str, dict]]]  # name, its problems with their places
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_problems(spec: str, args: argparse.Namespace, folder: Path) -> Source:
+def open_problems(spec: str, args: argparse.Namespace, folder: Path) -> tuple[str, Rows]:
     """A source up to --limit, its images saved in `folder`. It is read when the rows are asked for."""
     name, rows = open_source(spec, folder, parse_fields(args.fields), args.limit)
     return name, watch_references(rows, spec)

@@ -61,8 +61,7 @@ def parse_fields(text: str) -> Fields:
 
 def read_columns(field: str, fields: Fields) -> list[str]:
     """The columns that a field is read from."""
-    names = [column for column in fields.get(field, [field]) if not column.startswith("-")]
-    return [INDEX.sub(r"\1", column) for column in names] if field == "answer" else names
+    return [INDEX.sub(r"\1", name) for name in fields.get(field, [field]) if not name.startswith("-")]
 
 
 def look_up(row: dict, column: str) -> object:
@@ -77,10 +76,6 @@ def look_up(row: dict, column: str) -> object:
     except (LookupError, TypeError, ValueError):
         return ABSENT
     return value
-
-
-def has_column(row: dict, column: str) -> bool:
-    return look_up(row, column) is not ABSENT
 
 
 def names_in(row: dict) -> Iterator[str]:
@@ -141,7 +136,7 @@ def check_columns(row: dict, fields: Fields, needed: tuple[str, ...], where: str
     The line holds --fields that read it, and --fields that leave it out.
     """
     wanted = {name: field for field in needed for name in read_columns(field, fields)}
-    missing = {name: field for name, field in wanted.items() if not has_column(row, name)}
+    missing = {name: field for name, field in wanted.items() if look_up(row, name) is ABSENT}
     fields = {field: columns for field, columns in fields.items() if field not in missing.values()}
     lost = passed_over(row, fields)
     for name in missing:

@@ -21,9 +21,10 @@ from tempfile import TemporaryDirectory
 from mathse.images import image_problem, save_image
 from mathse.problems.benchmarks import BENCHMARKS
 from mathse.problems.columns import (
+    ABSENT,
     FIELDS,
     Fields,
-    has_column,
+    look_up,
     passed_over,
     plain,
     read_columns,
@@ -111,7 +112,7 @@ def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Fi
     number = pictures = 0
     for number, (where, row) in enumerate(rows, 1):
         row = plain(row)
-        unread = {name for name in unread if not has_column(row, name)}
+        unread = {name for name in unread if look_up(row, name) is ABSENT}
         if chosen != fields and (telling - unread or (number == 1 and "question" not in row)):
             if number > 1:
                 fail(f"{where}: has columns of --fields, and the rows before it have none; write null there")
@@ -160,7 +161,7 @@ def file_rows(path: Path) -> Rows:
     """The rows of a file, by its ending; one of another ending is read as JSON lines."""
     readers = {".parquet": arrow_rows, ".arrow": arrow_rows, ".csv": csv_rows, ".tsv": csv_rows}
     readers |= {".json": json_rows}
-    for where, row in readers.get(path.suffix.lower(), partial(json_lines, gaps=True))(path):
+    for where, row in readers.get(path.suffix.lower(), partial(json_lines, strict=False))(path):
         if not isinstance(row, dict):
             form = '{"id": ..., "question": ..., ...}'
             fail(f"{where}: a {type(row).__name__} instead of a row; write {form}")
@@ -174,7 +175,7 @@ def json_rows(path: Path) -> Rows:
     except (ValueError, RecursionError) as error:
         if "Extra data" not in str(error):
             fail(f"{path}: not JSON ({error}); fetch the file again")
-        yield from json_lines(path, gaps=True)
+        yield from json_lines(path, strict=False)
         return
     if isinstance(content, dict) and "question" not in content:  # no row
         lists = ((name, value) for name, value in content.items() if isinstance(value, list))
