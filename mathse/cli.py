@@ -192,12 +192,12 @@ def input_rows(args: argparse.Namespace) -> int:
     """About how many rows a stage reads, up to --limit: the lines of its files and, for those that earlier
     stages have yet to make, what --dry-run says. A test set that is no such file counts as TEST_ROWS.
     """
-    sources = getattr(args, "input", None) or args.test
+    tests = getattr(args, "test", [])
+    sources = tests or args.input
     files = [path for path in map(Path, sources) if path.is_file() and path.suffix.lower() in TEXTS]
     rows = sum(line.count(b"\n") for path in files for line in path.open("rb"))
-    missing = len(sources) - len(files)
-    rows += args.dry_run if hasattr(args, "input") else missing * TEST_ROWS
-    return min(rows, args.limit * (1 if hasattr(args, "input") else len(sources))) if args.limit else rows
+    rows += TEST_ROWS * (len(tests) - len(files)) if tests else args.dry_run
+    return min(rows, args.limit * max(1, len(tests))) if args.limit else rows
 
 
 def print_plan(args: argparse.Namespace, rows: int, calls: int, responses: int) -> None:

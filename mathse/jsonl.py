@@ -71,8 +71,7 @@ class Output:
             path = self.folder / f"rank_{processes()[0]}.jsonl"
             drop_torn_line(path)
             self.file = path.open("ab", buffering=0)
-        row = relative_images(row, self.path.parent)
-        left = memoryview(line_of(row))
+        left = memoryview(line_of(relative_images(row, self.path.parent)))
         before = os.fstat(self.file.fileno()).st_size
         try:
             while left:

@@ -21,13 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tqdm import tqdm
-
 from mathse.cli import Parser, add_output_flags, watch_references, whole
 from mathse.jsonl import Output, line_of, remove, replace
 from mathse.launch import stage_end
 from mathse.problems.columns import parse_fields
-from mathse.problems.decontaminate import HeldOut, ImageHash, hash_images
+from mathse.problems.decontaminate import HeldOut, hash_images
 from mathse.problems.sources import Rows, files_of, open_source
 from mathse.recipe import Recipe
 from mathse.records import fail, row_key
@@ -57,11 +55,6 @@ def open_problems(spec: str, args: argparse.Namespace, folder: Path) -> tuple[st
     return name, watch_references(rows, spec)
 
 
-def hashed(rows: Iterator, what: str) -> Iterator[tuple[dict, list[ImageHash]]]:
-    """Problems with the hashes of their images, beside a progress bar."""
-    return hash_images(tqdm(rows, desc=what, unit="row", disable=None))
-
-
 def write_problems(rows: Iterator, held_out: HeldOut, output: Output) -> dict[str, str]:
     """Write every problem that earlier calls did not, after the listing of a contaminated one.
 
@@ -75,7 +68,7 @@ def write_problems(rows: Iterator, held_out: HeldOut, output: Output) -> dict[st
             if row_key(row) not in output.done:
                 yield where, row
 
-    for row, hashes in hashed(missing(), "problems"):
+    for row, hashes in hash_images(missing(), "problems"):
         if matches := held_out.matches(row, hashes):
             also = [f"{match['test_set']}: {match['test_id']}" for match in matches[1:]]
             # `benchmark` tells the listing from the problem, also by its key
@@ -98,7 +91,7 @@ def main() -> None:
         return
     output, listing_path = Output(recipe), args.output.parent / LISTING
     try:
-        tested = ((name, *found) for name, rows in tests for found in hashed(rows, name))
+        tested = ((name, *found) for name, rows in tests for found in hash_images(rows, name))
         ids = write_problems(problems, HeldOut(tested), output)
         listings = [row for row in output.rows() if row.pop("benchmark", None) == LISTING]
         contaminated = {row["id"] for row in listings} if args.contaminated == "drop" else set()

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
+from tqdm import tqdm
 
 from mathse.images import open_image
 from mathse.records import fail
@@ -54,12 +55,13 @@ def hash_image(path: str) -> ImageHash | None:
     return ImageHash(path, digest, np.asarray(grey.resize((HASH_SIDE, HASH_SIDE), Image.BICUBIC)).ravel())
 
 
-def hash_images(rows: Iterable[tuple[str, dict]]) -> Iterator[tuple[dict, list[ImageHash]]]:
-    """Problems with their places -> problems with the hashes of their images (not of blank ones), in order.
+def hash_images(rows: Iterable[tuple[str, dict]], what: str) -> Iterator[tuple[dict, list[ImageHash]]]:
+    """Problems with their places -> problems with the hashes of their images (not of blank ones), in order,
+    beside a progress bar.
 
     Threads decode: Pillow releases the GIL. An image that cannot be decoded ends the command.
     """
-    rows = iter(rows)
+    rows = iter(tqdm(rows, desc=what, unit="row", disable=None))
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(rows, CHUNK)):
             jobs = [[pool.submit(hash_image, image) for image in row["images"]] for _, row in chunk]

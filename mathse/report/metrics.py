@@ -83,9 +83,8 @@ def read_columns(path: Path, *names: str):
     schema = pyarrow.schema([(name, "string" if name in TEXTS else "double") for name in names])
     if not path.is_file() or not path.stat().st_size:
         return schema.empty_table().to_pandas()
-    reading = pyarrow.json.ReadOptions(
-        use_threads=False, block_size=MAX_LINE
-    )  # threads would hold more blocks in memory
+    # threads would hold more blocks in memory
+    reading = pyarrow.json.ReadOptions(use_threads=False, block_size=MAX_LINE)
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     try:
         return pyarrow.json.read_json(str(path), reading, options).to_pandas()
