@@ -150,12 +150,9 @@ def data_url(path: str, max_pixels: int) -> str:
     def is_sent(image: Image.Image) -> bool:
         image.load()
         is_small = not max_pixels or image.width * image.height <= max_pixels
-        is_plain = (
-            image.mode in ("RGB", "L")
-            and not image.has_transparency_data
-            and orientation_of(image) in (None, 1)
-        )
-        return is_plain and is_small and image.format in ("PNG", "JPEG") and bool(image.filename)
+        is_plain = image.mode in ("RGB", "L") and not image.has_transparency_data
+        is_file = image.format in ("PNG", "JPEG") and bool(image.filename)
+        return is_small and is_plain and is_file and orientation_of(image) in (None, 1)
 
     data = Path(path).read_bytes() if read(path, is_sent) else png(open_image(path, max_pixels))
     kind = "png" if data.startswith(PNG) else "jpeg"

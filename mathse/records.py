@@ -255,16 +255,14 @@ def check_row(
     for field, value in row.items():
         meant = meant_field(field, row)
         if meant and is_passed_over(value, row.get(meant), meant):
-            remedy = (
-                f"call it {meant!r}" if field not in OPTION_NAMES else "write 'options', a list of A, B ..."
-            )
+            remedy = "write 'options', a list of A, B ..." if field in OPTION_NAMES else f"call it {meant!r}"
             remedy = remedy if row.get(meant) in NOTHING else f"{meant!r} must hold all, alone"
             refuse(field, f"not a field of a problem; {remedy}")
     for field in required:
         if field not in row:
             refuse(field, f"missing; this stage needs {', '.join(required)}")
-    if has_half_pair([*row.values()]):
-        field = next(field for field, value in row.items() if has_half_pair(value))
+    if has_half_pair(row):
+        field = next(field for field, value in row.items() if has_half_pair([field, value]))
         refuse(field, "holds half a surrogate pair, which is no character; write the text anew in UTF-8")
     try:
         convert(row, Row)

@@ -84,6 +84,7 @@ BAD_LINES = {
     "id twice behind a blank line": (line() + "\n\n" + line(), "3: id:", *TWICE),
     "sample twice": ("\n".join(sample(sample=k) for k in (0, 1, 1)), "3: id:", "sample 1 stands already in"),
     "half a character": (line(extra={"a": ["\udc00"]}), "1: extra:", *HALF),
+    "half a character in a name": (line(**{"\udc00": 1}), "1: \\udc00:", *HALF),
     "half a character of another type": (line(options="\ud800"), "1: options:", *HALF),
     "a mark for two images": (line(question="<image>?", images=["x.png"] * 2), "1: question:", "1 <image>"),
     "a mark without an image": (line(question="See <image>.", images=[]), "1: question:", "1 <image>"),

@@ -146,9 +146,8 @@ def check_columns(row: dict, fields: Fields, needed: tuple[str, ...], where: str
         there = f"there is a column {columns[0]!r}" if len(columns) == 1 else f"there are columns {columns}"
         kept = kept_columns(row, fields, field)
         without = command({field: [*kept, *(f"-{column}" for column in columns if kept)]})
-        remedy = (
-            f"set --fields, for example {command(proposed(row, fields, lost))}, or {without} to do without"
-        )
+        read = command(proposed(row, fields, lost))
+        remedy = f"set --fields, for example {read}, or {without} to do without"
         fail(f"{where}: {field}: not mapped, but {there}; {remedy}")
 
 

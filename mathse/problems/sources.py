@@ -111,7 +111,10 @@ def table_problems(rows: Rows, spec: str, fields: Fields, folder: Path, find: Fi
     unread, chosen = columns, {field: [] for field in fields if not fields[field]}
     number = pictures = 0
     for number, (where, row) in enumerate(rows, 1):
-        row = plain(row)
+        try:
+            row = plain(row)
+        except ValueError as error:
+            fail(f"{where}: {error}; write null there")
         unread = {name for name in unread if look_up(row, name) is ABSENT}
         if chosen != fields and (telling - unread or (number == 1 and "question" not in row)):
             if number > 1:
@@ -181,9 +184,8 @@ def json_rows(path: Path) -> Rows:
         lists = ((name, value) for name, value in content.items() if isinstance(value, list))
         names = [name for name, value in lists if isinstance(next(iter(value), None), dict)]
         if len(names) > 1:
-            fail(
-                f"{path}: holds several lists of rows ({', '.join(names)}); write each into a file of its own"
-            )
+            told = f"holds several lists of rows ({', '.join(names)})"
+            fail(f"{path}: {told}; write each into a file of its own")
         if names:
             content = content[names[0]]
         elif all(isinstance(value, dict) for value in content.values()):
