@@ -80,7 +80,7 @@ def score(rows: list[dict], splits: dict[str, str]) -> dict:
         "unparsed": mean(row["rule"] == "none" for row in rows),
         "truncated": mean(row["finish"] == "length" for row in rows),
         "errors": sum(row["finish"] == "error" for row in rows),
-        "official": share_of(groups, "official") if rows[0].get("official") is not None else None,
+        "official": share_of(groups, "official") if rows[0].get("benchmark") in RULES else None,
         "splits": {name: split_by(groups, field) for name, field in splits.items()},
     }
     if (samples := max(map(len, groups))) > 1:

@@ -455,6 +455,7 @@ ROWS = [  # kind of file, rows, --fields -> the answers read, or words of the re
     ("jsonl", [ROW], "question=question answer=glod", "glod: none of 1 rows has such a column; mend"),
     ("parquet", [ROW], "question=question answer=glod", "glod: no such column; it has question, images, ans"),
     ("hf", [ELSEWHERE], "", "is no part of the data set"),
+    ("hf", [ROW | {"images": f"zip://a.png::{ROOT / 'README.md'}"}], "", "images: File is not a zip file"),
 ]
 
 

@@ -55,16 +55,15 @@ def open_problems(spec: str, args: argparse.Namespace, folder: Path) -> tuple[st
     return name, watch_references(rows, spec)
 
 
-def write_problems(rows: Iterator, held_out: HeldOut, output: Output) -> dict[str, str]:
-    """Write every problem that earlier calls did not, after the listing of a contaminated one.
-
-    Returns {key: id} of all problems, in order.
+def write_problems(rows: Iterator, held_out: HeldOut, output: Output) -> list[str]:
+    """Write every problem that earlier calls did not, after the listing of a contaminated one. Returns the
+    ids of all problems, in order.
     """
-    ids = {}
+    ids = []
 
     def missing() -> Iterator[tuple[str, dict]]:
         for where, row in rows:
-            ids[row_key(row)] = row["id"]
+            ids.append(row["id"])
             if row_key(row) not in output.done:
                 yield where, row
 
@@ -95,7 +94,7 @@ def main() -> None:
         ids = write_problems(problems, HeldOut(tested), output)
         listings = [row for row in output.rows() if row.pop("benchmark", None) == LISTING]
         contaminated = {row["id"] for row in listings} if args.contaminated == "drop" else set()
-        kept = [key for key, name in ids.items() if name not in contaminated]
+        kept = [row_key({"id": name}) for name in ids if name not in contaminated]
         if not kept:
             remedy = "train on others, or keep them by --contaminated warn"
             fail(f"{args.input}: all its {len(ids)} problems are in the test sets; {remedy}")

@@ -36,6 +36,7 @@ GUESSES = {  # how a column may be called: to propose it where ours is missing
     "answer": r".*(answer|truth|label|target|correct).*|.*\.1\.(content|value)",
 }
 Fields = dict[str, list[str]]  # our field -> its columns, in order; "-x" is left out on purpose
+Find = Callable[[str], str]  # the path of an image as a source names it -> as we open it
 ABSENT = object()  # no such column
 INDEX = re.compile(r"options\[(.+?)(-1)?\]")  # a column of answers that count the options from 0 (-1: from 1)
 LETTER = re.compile(r"(?:^|(?<=[\s;,]))[(（]?([A-J])[).:．）、]\s*")  # in front of an option: A. or (A)
@@ -276,16 +277,14 @@ def to_problem(row: dict, fields: Fields, needed: tuple[str, ...], where: str) -
     return problem
 
 
-def with_images(
-    problem: dict, where: str, folder: Path, find: Callable[[str], str], without: bool = False
-) -> dict:
+def with_images(problem: dict, where: str, folder: Path, find: Find, without: bool = False) -> dict:
     """The record with the paths of its images, which are saved in `folder` or found by find(path), with IMAGE
     where they stand, and with an id made of all that if it has none. `without`: without images on purpose.
     """
     written = [*images_of(problem["images"])]
     try:
         images = [save_image(image, folder, find) for image in written]
-    except (ValueError, OSError) as error:
+    except Exception as error:  # an archive raises anything
         if getattr(error, "errno", None) in DISK_ERRORS:
             raise
         fail(f"{where}: images: {error}; mend the row, or name the right column in --fields")

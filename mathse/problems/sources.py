@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import count, islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from mathse.problems.columns import (
     ABSENT,
     FIELDS,
     Fields,
+    Find,
     look_up,
     passed_over,
     plain,
@@ -41,7 +42,6 @@ GAPS = ("", "nan", "NaN", "NaT", "<NA>")  # cells of a csv file: so pandas write
 WRONG_FORM = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 LARGEST = 1 << 28  # bytes of a member of an archive
 Rows = Iterator[tuple[str, dict]]  # (where it stands, as file:line; the row)
-Find = Callable[[str], str]  # the path of an image as a source names it -> as we open it
 
 
 def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[str, Rows]:
