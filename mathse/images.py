@@ -29,7 +29,7 @@ TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # b
 Source = str | Path | bytes
 
 
-def image_problem(path: Path) -> str | None:
+def image_problem(path: str | Path) -> str | None:
     """What is wrong with an image, judged by its header, or None."""
     try:
         return read(path, lambda image: None)

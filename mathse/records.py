@@ -183,7 +183,7 @@ def read_rows(
             form = '{"id": ..., "question": ..., ...}'
             fail(f"{where}: a {type(row).__name__} instead of a JSON object; write {form}")
         if check:
-            check_row(row, where, required, lambda image: find_problem(Path(find_image(image))))
+            check_row(row, where, required, lambda image: find_problem(find_image(image)))
             first = lines.setdefault(hash(row_key(row)), where.rpartition(":")[2])
             if not where.endswith(f":{first}"):
                 twice = f"{shown(row['id'])}, sample {row.get('sample', '-')} stands already in line {first}"
@@ -241,12 +241,9 @@ def relative(path: str | Path, folder: str | Path) -> str:
 # ---------------------------------------------------------------- checking
 
 
-def check_row(
-    row: dict, where: str, required: Iterable[str], find_problem: Callable[[str], str | None]
-) -> None:
-    """End the command if a row breaks the record table (docs/RECORDS.md).
-
-    Of images `find_problem` reads the header.
+def check_row(row: dict, where: str, required: Iterable[str], find_problem: Callable) -> None:
+    """End the command if a row breaks the record table (docs/RECORDS.md). find_problem(path) says what is
+    wrong with an image by its header, or None.
     """
 
     def refuse(field: str, problem: str) -> NoReturn:

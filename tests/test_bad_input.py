@@ -206,7 +206,7 @@ def test_an_image_of_many_rows_is_opened_once(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "image_problem", lambda path: opened.append(path))
     rows = [sample(id=name, images=[f"{name}.png"], sample=k) for name in "ab" for k in range(4)]
     assert len(read(tmp_path, "\n".join(rows))) == 8
-    assert opened == [tmp_path / "a.png", tmp_path / "b.png"]
+    assert opened == [str(tmp_path / name) for name in ("a.png", "b.png")]
 
 
 # ---------------------------------------------------------------- legal files

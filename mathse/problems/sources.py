@@ -75,7 +75,7 @@ def open_source(spec: str, folder: Path, fields: Fields, limit: int) -> tuple[st
 
 def checked(rows: Rows, spec: str) -> Rows:
     """The problems, each checked, and once if it stands there twice; the first fault ends the command."""
-    seen, find_problem = {}, lru_cache(KNOWN_IMAGES)(lambda image: image_problem(Path(image)))
+    seen, find_problem = {}, lru_cache(KNOWN_IMAGES)(image_problem)
     for number in count(1):
         try:
             where, row = next(rows, (spec, None))
