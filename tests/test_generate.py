@@ -18,6 +18,7 @@ from mathse.chat import chat_parts, encode_prompts, user_message
 from mathse.generate import Request, engine
 from mathse.generate.engine import Engine
 from mathse.images import open_image
+from mathse.launch import stage_end
 from mathse.records import derive_seed
 
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "llava", "llava_onevision"]
@@ -493,7 +494,7 @@ def test_what_is_no_rows_fault_ends_the_stage(place, fault, tiny_model, monkeypa
     capsys.readouterr()
     of = {"of": lambda *passed: not any(passed[-1])} if place == "the rest of prompts" else {}
     monkeypatch.setattr(owner, name, fails_from(2, error, getattr(owner, name), **of))
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="1"), stage_end():
         replies.extend(generate(asked(80)))
     printed = capsys.readouterr().err
     assert words in printed and printed.count("\n") == 1

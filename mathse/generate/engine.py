@@ -1,6 +1,6 @@
 """Many replies from one local model: a problem's prompt is read once, rows that finish are filled again.
 
-    requests -> batched -> encode -> admit -> start -> step, step, ... -> replies
+    requests -> batched -> admit -> start -> step, step, ... -> replies
 
 Requests of one problem are a group: samples of it (01, 03, 05), candidates that are to be judged (02). What
 all prompts of a group begin with, images included, goes through the model once; its keys and values are kept
@@ -57,7 +57,7 @@ HOPELESS = 20  # prompts that fail one after the other: then the rows are not at
 
 
 class TooLong(ValueError):
-    """A prompt that leaves no room for a reply."""
+    """A prompt that leaves no room for a reply, or several that are too much for one pass."""
 
 
 THEIR_OWN = OSError, TooLong  # faults of rows: an image that cannot be read, a long text
@@ -126,23 +126,17 @@ class Engine(Generator):
             print("engine:", alone if self.why_not else f"{args.batch_size} rows", flush=True)
 
     def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
-        decode, lists = self.in_rows, batched(requests, self.args.batch_size)
+        samples = self.in_rows(batched(requests, self.args.batch_size))
         if self.why_not:
-            decode, lists = self.one_by_one, ([[request]] for request in requests)
+            alone = ([[request]] for request in requests)
+            samples = itertools.chain.from_iterable(self.tried(self.generate, alone))
         held = []  # samples that failed since one was decoded: the model may be at fault
-        try:
-            for sample in decode(itertools.chain.from_iterable(map(self.encode, lists))):
-                if sample.error and not isinstance(sample.error, THEIR_OWN):
-                    held.append(sample)
-                    continue
-                if not sample.error:
-                    yield from itertools.chain.from_iterable(map(self.replies, held))
-                    held.clear()
-                yield from self.replies(sample)
-            yield from itertools.chain.from_iterable(map(self.replies, held))
-        except RuntimeError as error:
-            end_if_device_failed(error)
-            raise
+        for sample in samples:
+            held.append(sample)
+            if not sample.error:
+                yield from itertools.chain.from_iterable(map(self.replies, held))
+                held.clear()
+        yield from itertools.chain.from_iterable(map(self.replies, held))
 
     def replies(self, sample: Sample) -> Iterator[Reply]:
         """The reply of a finished sample, and that of each twin."""
@@ -157,18 +151,23 @@ class Engine(Generator):
 
     # ------------------------------------------------------------ requests -> tokens
 
-    def encode(self, lists: list[list[Request]]) -> list[tuple[list[Group], dict, Exception | None]]:
-        """Groups of requests as batches: (groups, inputs of the model, None), or an error for one group. What
-        fails together, or is too much for one pass, is encoded apart.
+    @torch.inference_mode()
+    def tried(self, function: Callable, batches: Iterable[list[list[Request]]]) -> Iterator[list[Sample]]:
+        """The samples of groups, by function(groups). What fails together is tried apart; what fails alone is
+        the error of its samples.
         """
-        groups = [Group(requests) for requests in lists]
-        inputs, error = attempt(self.tokenize, groups)
-        if error and len(groups) == 1:
-            return [(groups, {}, error)]
-        padded = len(groups) * max(group.shared for group in groups)
-        if error or (padded > PASS_TOKENS and len(groups) > 1):
-            return [batch for requests in lists for batch in self.encode([requests])]
-        return [(groups, inputs, None)]
+        for lists in batches:
+            groups = [Group(requests) for requests in lists]
+            samples, error = attempt(function, groups)
+            if not error:
+                self.faults["prompt"] = 0
+                yield samples
+            elif len(lists) > 1:
+                yield from self.tried(function, ([requests] for requests in lists))
+            else:
+                self.blame("prompt", error)
+                each = ((request, number) for request in lists[0] for number in request.seeds)
+                yield [Sample(*made, groups[0], error=error) for made in each]
 
     def tokenize(self, groups: list[Group]) -> dict:
         """Fill in the tokens of groups. Returns inputs (B, T) for the first prompt of each, left-padded."""
@@ -209,17 +208,17 @@ class Engine(Generator):
     # ------------------------------------------------------------ the loop
 
     @torch.inference_mode()
-    def in_rows(self, batches: Iterator) -> Iterator[Sample]:
+    def in_rows(self, batches: Iterator[list[list[Request]]]) -> Iterator[Sample]:
         """Samples as they finish. New ones take free rows once these are a share of all: prompts are read
         better many at a time.
         """
-        self.batches = batches
+        admitted = self.tried(self.admit, batches)
         self.live.clear()
         self.waiting.clear()
         while True:
             free = self.args.batch_size - len(self.live)
             if free >= max(1, self.args.batch_size // REFILL) or not self.live:
-                yield from self.fill()
+                yield from self.fill(admitted)
                 fresh = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
                 if not fresh and not self.live:
                     return
@@ -227,27 +226,21 @@ class Engine(Generator):
             if self.live:
                 yield from self.step()
 
-    def fill(self) -> Iterator[Sample]:
+    def fill(self, admitted: Iterator[list[Sample]]) -> Iterator[Sample]:
         """Read prompts until enough samples wait for the free rows. Yields samples that have failed."""
         while len(self.live) + len(self.waiting) < self.args.batch_size:
-            groups, inputs, error = next(self.batches, (None, None, None))
-            if groups is None:
+            samples = next(admitted, None)
+            if samples is None:
                 return
-            if not error:
-                samples, error = attempt(self.admit, groups, inputs)
-            if not error:
-                self.faults["prompt"] = 0
-                self.waiting.extend(sample for sample in samples if not sample.error)
-                yield from (sample for sample in samples if sample.error)
-            elif len(groups) == 1:
-                yield from self.failed(groups[0], error)
-            else:
-                apart = (batch for group in groups for batch in self.encode([group.requests]))
-                self.batches = itertools.chain(apart, self.batches)
+            self.waiting.extend(sample for sample in samples if not sample.error)
+            yield from (sample for sample in samples if sample.error)
 
-    def admit(self, groups: list[Group], inputs: dict) -> list[Sample]:
+    def admit(self, groups: list[Group]) -> list[Sample]:
         """Read what the prompts of each group share. Returns the samples."""
+        inputs = self.tokenize(groups)
         lengths = [group.shared for group in groups]
+        if len(groups) > 1 and len(groups) * max(lengths) > PASS_TOKENS:
+            raise TooLong(f"{len(groups)} prompts of up to {max(lengths)} tokens in one pass")
         cache, behind, _ = self.read(cut(inputs, lengths))
         used = {sample.group.slot for sample in (*self.live, *self.waiting)}
         for place, group in enumerate(groups):
@@ -258,16 +251,11 @@ class Engine(Generator):
         self.work.update(prompts=len(groups), prompt_tokens=sum(lengths))
         return [sample for group in groups for sample in self.samples(group)]
 
-    def failed(self, group: Group, error: Exception) -> Iterator[Sample]:
-        """The samples of a group that cannot be decoded. An image, or a long text, is its own fault."""
-        if not isinstance(error, THEIR_OWN):
-            self.blame("prompt", error)
-        for request in group.requests:
-            yield from (Sample(request, number, group, error=error) for number in request.seeds)
-
     def blame(self, what: str, error: Exception) -> None:
-        """End the stage if prompts fail one after the other, but for those that have failed before."""
-        self.faults[what] += 1
+        """End the stage if prompts fail one after the other, but for those that have failed before. An image,
+        or a long text, is its own fault.
+        """
+        self.faults[what] += not isinstance(error, THEIR_OWN)
         if self.faults[what] == HOPELESS and not self.args.retry_errors:
             fail(f"the model failed on {HOPELESS} prompts in a row, the last: {one_line(error)}; {KEPT}", 1)
 
@@ -384,21 +372,10 @@ class Engine(Generator):
         limit = max(least, ROUNDING * relative(again[:1], whole))
         return "" if off < limit else f"in rows its logits are off by {off:.1e}, more than {limit:.1e}"
 
-    @torch.inference_mode()
-    def one_by_one(self, batches: Iterator) -> Iterator[Sample]:
-        """Samples by generate(), those of a request together."""
-        for (group,), inputs, error in batches:
-            if not error:
-                samples, error = attempt(self.generate, inputs, group)
-            if error:
-                yield from self.failed(group, error)
-            else:
-                self.faults.clear()
-                yield from samples
-
-    def generate(self, inputs: dict, group: Group) -> list[Sample]:
-        """The samples of one prompt (1, T), --batch-size at a time. Our numbers choose their tokens."""
-        samples, begin = self.samples(group), inputs["input_ids"].shape[1]
+    def generate(self, groups: list[Group]) -> list[Sample]:
+        """The samples of one prompt, --batch-size at a time. Our numbers choose their tokens."""
+        inputs, samples = self.tokenize(groups), self.samples(*groups)
+        begin = inputs["input_ids"].shape[1]
         settings = {"max_new_tokens": samples[0].limit, "do_sample": bool(self.warpers)}
         for start in range(0, len(samples), self.args.batch_size):
             part = samples[start : start + self.args.batch_size]
