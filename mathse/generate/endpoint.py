@@ -125,7 +125,7 @@ class Endpoint(Generator):
         answered, problem = False, ""
         failed: list[Reply] = []  # since the last answer; held back, because the server may be at fault
         in_a_row = set()  # the requests that failed since then
-        for outcome in self.outcomes(self.jobs(requests)):
+        for outcome in self.outcomes(Job(request, [*request.seeds]) for request in requests):
             if outcome.kind in ("answer", "row"):
                 if outcome.kind == "answer":
                     yield from [] if problem else failed
@@ -152,13 +152,6 @@ class Endpoint(Generator):
             more = " with more" if self.args.spent else ""
             limit = f"{self.budget.reached()}; call again{more} to go on"
             print(f"stopped: {f'--model: {self.spec}: {problem}' if problem else limit}", file=sys.stderr)
-
-    def jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
-        """Without a temperature the samples of one request would be the same text."""
-        for request in requests:
-            job = Job(request, list(request.seeds))
-            together = self.args.temperature > 0 and "n" not in self.parameters.refused
-            yield from [job] if together else job.singly()
 
     def outcomes(self, todo: Iterator[Job]) -> Iterator[Outcome]:
         """The outcomes of jobs as they come, --concurrency of them in flight."""
@@ -222,8 +215,6 @@ class Endpoint(Generator):
         deadline = time.monotonic() + DEADLINE * self.args.timeout
         while True:
             fields = self.parameters.of(job)
-            if len(job.samples) > 1 and "n" not in fields:
-                return Outcome("split", left=job.singly())
             if self.stop.is_set() or not self.budget.take():
                 return Outcome("stopped")
             outcome = self.try_once(job, fields | {"messages": messages}, deadline)
@@ -418,7 +409,7 @@ class Parameters:
             self.always["response_format"] = {"type": "json_schema", "json_schema": named}
         if is_vllm:  # what is not said it takes from the model's folder: Qwen2-VL's says top_k 1
             self.always |= {"top_k": args.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
-        self.refused = frozenset()
+        self.refused = frozenset() if args.temperature else frozenset("n")  # else they are one text
         self.lock = threading.Lock()
 
     def of(self, job: Job) -> dict:
