@@ -148,8 +148,8 @@ def check_model(args: argparse.Namespace, spec: str, trained: bool = False, flag
     if not (config := read_json(folder / "config.json")):
         refuse("config.json: not a JSON object, or an empty one; download it again")
     if not reads_images(config):
-        name = (config.get("architectures") or ["model"])[0]
-        refuse(f"a {name} that reads no images, by its config.json; give an image-text-to-text model")
+        kind = shown(config.get("model_type"))
+        refuse(f"a {kind} model reads no images, by its config.json; give an image-text-to-text model")
     if not any(folder.glob("*.safetensors")):
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
         convert = f"pickled ones ({', '.join(pickles[:1])}) are never loaded: convert them"

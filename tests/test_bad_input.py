@@ -281,7 +281,7 @@ def test_legal_input_goes_through_a_model(folder, run):
 
 SEEING = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "vision_config": {}}
 READING = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
-TEXT_ALONE = "a Qwen2ForCausalLM that reads no images, by its config.json; give an image-text-to-text model"
+TEXT_ALONE = "a 'qwen2' model reads no images, by its config.json; give an image-text-to-text model"
 PICKLED = "no *.safetensors weights in it; pickled ones (pytorch_model.bin) are never loaded: convert them"
 VISION = {"model_type": "vision-encoder-decoder", "encoder": {}, "decoder": {}}
 REMOTE = READING | {"auto_map": {"AutoModel": "c.M"}}
@@ -290,6 +290,7 @@ MODELS = {  # name: (files of the model folder, words of the message, None where
     "config is no JSON": ({"config.json": "{"}, "config.json: not a JSON object"),
     "config is a list": ({"config.json": "[]"}, "config.json: not a JSON object"),
     "a model of text alone": ({"config.json": READING, "model.safetensors": ""}, TEXT_ALONE),
+    "a model of no kind": ({"config.json": {"architectures": 3}}, "a None model reads no images"),
     "no weights": ({"config.json": SEEING}, "no *.safetensors weights in it; is the download complete?"),
     "pickled weights": ({"config.json": SEEING, "pytorch_model.bin": "x"}, PICKLED),
     "two files": ({"config.json": SEEING, "a.safetensors": "", "b.safetensors": ""}, None),

@@ -292,10 +292,12 @@ def test_a_moved_run_reports_the_same(reported, tmp_path, monkeypatch, call, cap
 def test_a_run_in_which_all_is_zero(tmp_path):
     write_evaluation(tmp_path / "round_0", "uuuuu", seconds=0)
     undecided = {"status": "undecided"}
+    undecided["tokens"] = None  # as of a script's own rows
     rows = [verified(row, "undecided", "undecided") | undecided for row in PROBLEMS[:2]]
     write(tmp_path / "round_0/verified.jsonl", rows)
     (stage,) = report(tmp_path)["stages"]
     assert stage["audit"]["answer/orm"] == {"undecided/undecided": 2} and stage["seconds"] == 0
+    assert stage["audit"]["tokens"] is None and "NaN" not in (tmp_path / "metrics.json").read_text()
     rows = table_rows((tmp_path / "report.html").read_text())
     assert ["+ distilled", "undecided", "0", "0", "2", ""] in rows
 

@@ -102,8 +102,8 @@ def audit_of(paths: list[Path]) -> dict:
         return {}
     rows["answer/orm"] = rows.answer_check.fillna("None") + "/" + rows.orm_check.fillna("None")
     counts = {name: rows[name].value_counts().to_dict() for name in ("status", "finish", "answer/orm")}
-    judged = int(rows.orm_check.count())
-    return {"responses": len(rows), "judged": judged, "tokens": rows.tokens.median()} | counts
+    tokens = None if rows.tokens.isna().all() else rows.tokens.median()
+    return {"responses": len(rows), "judged": int(rows.orm_check.count()), "tokens": tokens} | counts
 
 
 def error_types(folder: Path) -> dict[str, dict]:
